@@ -1,0 +1,2 @@
+//! The `tidepool` command.
+fn main() {}

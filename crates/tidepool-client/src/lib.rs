@@ -1,0 +1,1 @@
+//! The lookup client: split, fan out, fall back, merge

@@ -1,0 +1,1 @@
+//! Cluster map, placement and the control state machine, as pure functions

@@ -1,0 +1,1 @@
+//! The dense engine: an ONNX model, checked against its contract and run

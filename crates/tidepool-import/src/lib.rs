@@ -1,0 +1,1 @@
+//! Foreign files in and out of tables: CSV and NPY

@@ -1,0 +1,1 @@
+//! Quantizers and gather-and-pool over embedding rows, scalar and SIMD

@@ -1,0 +1,1 @@
+//! The embedding node: maps partitions, answers lookups

@@ -1,0 +1,1 @@
+//! The ranker: fetch pooled vectors, run the dense model, rank

@@ -1,0 +1,1 @@
+//! What every process needs: config, logs, metrics, health, drain, a CPU pool

@@ -1,0 +1,1 @@
+//! The artifact store: where table versions and releases lie

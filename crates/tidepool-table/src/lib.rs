@@ -1,0 +1,1 @@
+//! Partition files and layouts: build, verify, map, id to row

@@ -1,0 +1,1 @@
+//! Pretrain and fine-tune tables and a dense model, and write a release

@@ -1,0 +1,96 @@
+//! The one error code of the wire. The code, never the text, says whether to try again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What went wrong with a request, as every role says it to every other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is malformed; sending it again cannot help.
+    InvalidRequest,
+    /// The named thing (table, release, model, node) does not exist.
+    NotFound,
+    /// This process does not serve that partition or release now; the caller's cluster map may be old.
+    NotServed,
+    /// A bounded queue is full.
+    Overloaded,
+    /// The deadline passed before the work was done.
+    DeadlineExceeded,
+    /// The peer could not be reached, or is shutting down.
+    Unavailable,
+    /// It conflicts with what is there (a name is taken, a release is not ready).
+    Conflict,
+    /// Stored bytes are not what was written.
+    Corrupt,
+    /// A defect of ours.
+    Internal,
+}
+
+impl ErrorCode {
+    /// Every code.
+    pub const ALL: [Self; 9] = [
+        Self::InvalidRequest,
+        Self::NotFound,
+        Self::NotServed,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+        Self::Unavailable,
+        Self::Conflict,
+        Self::Corrupt,
+        Self::Internal,
+    ];
+
+    /// Whether another replica may answer the same request.
+    #[must_use]
+    pub const fn retry_elsewhere(self) -> bool {
+        matches!(
+            self,
+            Self::NotServed | Self::Overloaded | Self::Unavailable | Self::Corrupt | Self::Internal
+        )
+    }
+
+    /// The word for metrics labels, JSON and the `tidepool-code` header.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::NotFound => "not_found",
+            Self::NotServed => "not_served",
+            Self::Overloaded => "overloaded",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Unavailable => "unavailable",
+            Self::Conflict => "conflict",
+            Self::Corrupt => "corrupt",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The code whose word this is.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == word)
+    }
+
+    /// The HTTP status that goes with it.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidRequest => 400,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::NotServed => 421,
+            Self::Overloaded => 429,
+            Self::Corrupt | Self::Internal => 500,
+            Self::Unavailable => 503,
+            Self::DeadlineExceeded => 504,
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

@@ -1,0 +1,30 @@
+//! The words of Tidepool as types: ids and `mix64`, row formats, keying, pooling, table and release
+//! manifests, the model contract (`model.toml`) and the wire's error codes.
+//!
+//! **Invariant:** nothing here does I/O, waits, or allocates behind the reader's back. Every other crate
+//! may depend on this one; it depends on none of them.
+//!
+//! Read first: [`TableSchema`], [`ReleaseManifest`], [`ErrorCode`].
+
+mod error;
+mod ids;
+mod keying;
+mod manifest;
+mod mix;
+mod model;
+mod name;
+mod pooling;
+pub mod ports;
+mod row;
+
+pub use error::ErrorCode;
+pub use ids::{Epoch, NodeId, PartitionCount, PartitionIndex, TableVersion};
+pub use keying::{Keying, Location};
+pub use manifest::{
+    ManifestError, PartitionEntry, QuantizationReport, ReleaseManifest, TableManifest, TableSchema,
+};
+pub use mix::{mix64, unmix64};
+pub use model::{InputSource, InputSpec, ModelError, ModelSpec, OutputSpec, Side};
+pub use name::{Name, NameError};
+pub use pooling::Pooling;
+pub use row::{DimError, MAX_DIM, RowFormat};

@@ -1,0 +1,253 @@
+//! Manifests: what a table version and a release say of themselves, as JSON beside their files.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    ids::{PartitionCount, PartitionIndex, TableVersion},
+    keying::Keying,
+    name::Name,
+    row::{DimError, RowFormat},
+};
+
+/// What a reader must know of a table version to look ids up in it. It travels in the cluster map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSchema {
+    /// Table and version.
+    pub table_version: TableVersion,
+    /// Elements of a row.
+    pub dim: u32,
+    /// How rows are stored.
+    pub format: RowFormat,
+    /// Which ids there may be.
+    pub keying: Keying,
+    /// The layout: into how many partitions the version is cut.
+    pub partitions: PartitionCount,
+    /// Rows in all partitions together.
+    pub rows: u64,
+    /// The vector that stands for a missing id, and for a bag with nothing found: `dim` elements, or
+    /// empty for zeros.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub default_row: Vec<f32>,
+}
+
+impl TableSchema {
+    /// Bytes of one stored row, without fingerprint: what travels for one gathered id.
+    #[must_use]
+    pub const fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.dim)
+    }
+
+    /// Checks what types alone cannot: the dimension, and the default row's length and values.
+    ///
+    /// # Errors
+    /// [`ManifestError`] names the field.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        RowFormat::check_dim(u64::from(self.dim))
+            .map_err(|source| ManifestError::Dim { table: self.table_version.clone(), source })?;
+        let len = self.default_row.len();
+        if len != 0 && len != self.dim as usize {
+            return Err(ManifestError::DefaultRow {
+                table: self.table_version.clone(),
+                problem: format!("it has {len} elements, the table has dimension {}", self.dim),
+            });
+        }
+        if let Some(at) = self.default_row.iter().position(|v| !v.is_finite()) {
+            return Err(ManifestError::DefaultRow {
+                table: self.table_version.clone(),
+                problem: format!("element {at} is not finite"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// One partition file of a layout, as its manifest knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionEntry {
+    /// Which partition.
+    pub partition: PartitionIndex,
+    /// Rows in it.
+    pub rows: u64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// crc32c of the footer, which holds the checksums of everything else.
+    pub footer_crc32c: u32,
+}
+
+/// What quantization cost, measured while the table was built.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizationReport {
+    /// `||stored - original|| / ||original||` over all rows, L2.
+    pub relative_l2: f64,
+    /// The largest relative L2 error of one row, and whose it is.
+    pub worst_row_relative_l2: f64,
+    /// The id of that row.
+    pub worst_row_id: u64,
+}
+
+/// `manifest.json` of a table version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableManifest {
+    /// Of this document: 1.
+    pub schema_version: u32,
+    /// Schema.
+    pub schema: TableSchema,
+    /// The layout's files, in partition order.
+    pub files: Vec<PartitionEntry>,
+    /// What quantization cost; absent when rows were imported as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<QuantizationReport>,
+}
+
+impl TableManifest {
+    /// The only document version there is.
+    pub const SCHEMA_VERSION: u32 = 1;
+
+    /// Checks the schema, and that the files are those of its layout and add up to its rows.
+    ///
+    /// # Errors
+    /// [`ManifestError`] names what does not fit.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        if self.schema_version != Self::SCHEMA_VERSION {
+            return Err(ManifestError::SchemaVersion {
+                found: self.schema_version,
+                known: Self::SCHEMA_VERSION,
+            });
+        }
+        self.schema.validate()?;
+        let table = &self.schema.table_version;
+        let in_order = self.files.iter().map(|f| f.partition).eq(self.schema.partitions.indexes());
+        if !in_order {
+            return Err(ManifestError::Files {
+                table: table.clone(),
+                problem: format!(
+                    "partitions 0..{} are not each listed once, in order",
+                    self.schema.partitions
+                ),
+            });
+        }
+        let sum = self.files.iter().map(|f| u128::from(f.rows)).sum::<u128>();
+        if sum != u128::from(self.schema.rows) {
+            return Err(ManifestError::Files {
+                table: table.clone(),
+                problem: format!("the partitions have {sum} rows, the table has {}", self.schema.rows),
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes of all partition files.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, f| sum.saturating_add(f.file_bytes))
+    }
+}
+
+/// `release.json`: a dense model and the exact table versions that it was trained with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseManifest {
+    /// Of this document: 1.
+    pub schema_version: u32,
+    /// The model.
+    pub model: Name,
+    /// The release of it.
+    pub release: Name,
+    /// The table versions, by table; each table once.
+    pub tables: Vec<TableVersion>,
+    /// Identity of each table version, in the order of `tables`: the hash of its manifest.
+    pub table_manifest_hashes: Vec<String>,
+    /// Hash of `model.toml`.
+    pub model_toml_hash: String,
+    /// Hash of `model.onnx`.
+    pub model_onnx_hash: String,
+}
+
+impl ReleaseManifest {
+    /// The only document version there is.
+    pub const SCHEMA_VERSION: u32 = 1;
+
+    /// The version that this release pins of `table`.
+    #[must_use]
+    pub fn version_of(&self, table: &str) -> Option<&TableVersion> {
+        self.tables.iter().find(|t| t.table.as_str() == table)
+    }
+
+    /// Checks that every table is pinned once and has its hash.
+    ///
+    /// # Errors
+    /// [`ManifestError`] names the table.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        if self.schema_version != Self::SCHEMA_VERSION {
+            return Err(ManifestError::SchemaVersion {
+                found: self.schema_version,
+                known: Self::SCHEMA_VERSION,
+            });
+        }
+        for (at, t) in self.tables.iter().enumerate() {
+            if self.tables[..at].iter().any(|earlier| earlier.table == t.table) {
+                return Err(ManifestError::Files {
+                    table: t.clone(),
+                    problem: "the release pins this table twice".into(),
+                });
+            }
+        }
+        if self.tables.len() != self.table_manifest_hashes.len() {
+            return Err(ManifestError::Hashes {
+                tables: self.tables.len(),
+                hashes: self.table_manifest_hashes.len(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A manifest that contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ManifestError {
+    /// Written by a newer Tidepool, or not ours.
+    #[error("manifest schema version {found}, this build knows {known}")]
+    SchemaVersion {
+        /// In the document.
+        found: u32,
+        /// In this build.
+        known: u32,
+    },
+    /// A dimension that no table has.
+    #[error("table {table}")]
+    Dim {
+        /// Whose.
+        table: TableVersion,
+        /// Why not.
+        source: DimError,
+    },
+    /// A default row that cannot stand for a row.
+    #[error("default row of {table}: {problem}")]
+    DefaultRow {
+        /// Whose.
+        table: TableVersion,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The list of files or tables does not fit the rest.
+    #[error("manifest of {table}: {problem}")]
+    Files {
+        /// Whose.
+        table: TableVersion,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A release without a hash for each table.
+    #[error("the release pins {tables} tables and has {hashes} manifest hashes")]
+    Hashes {
+        /// Tables pinned.
+        tables: usize,
+        /// Hashes given.
+        hashes: usize,
+    },
+}
