@@ -1,0 +1,51 @@
+//! Gather-and-pool and dequantize: one file per instruction set, chosen once as a set of function pointers.
+
+mod scalar;
+
+use tidepool_types::RowFormat;
+
+use crate::isa::Isa;
+
+/// What one instruction set does for one row format. Each function takes the dimension first and checks
+/// the lengths of its slices with [`check`], so each is safe to call with anything.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolFns {
+    /// `(dim, rows, acc)`.
+    pub(crate) accumulate: fn(usize, &[&[u8]], &mut [f32]),
+    /// `(dim, rows, weights, acc)`.
+    pub(crate) accumulate_weighted: fn(usize, &[&[u8]], &[f32], &mut [f32]),
+    /// `(dim, row, out)`.
+    pub(crate) dequantize: fn(usize, &[u8], &mut [f32]),
+}
+
+impl PoolFns {
+    /// The functions of an instruction set; `None` when this CPU lacks it.
+    pub(crate) fn of(format: RowFormat, isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(Self::scalar(format)),
+            Isa::Avx2 => None,
+        }
+    }
+
+    /// The reference.
+    pub(crate) fn scalar(format: RowFormat) -> Self {
+        scalar::fns(format)
+    }
+}
+
+/// Panics unless `out` has `dim` elements and every row at least the bytes that the format needs. All
+/// unsafe code of this folder stands on this check.
+#[inline]
+fn check(format: RowFormat, dim: usize, rows: &[&[u8]], out: &[f32]) {
+    assert_eq!(out.len(), dim, "elements of the vector that rows of dimension {dim} are added to");
+    let row_bytes = u32::try_from(dim).map_or(usize::MAX, |dim| format.row_bytes(dim));
+    for (at, row) in rows.iter().enumerate() {
+        assert!(row.len() >= row_bytes, "row {at} has {} bytes, not {row_bytes}", row.len());
+    }
+}
+
+/// Panics unless there is one weight per row.
+#[inline]
+fn check_weights(rows: &[&[u8]], weights: &[f32]) {
+    assert_eq!(weights.len(), rows.len(), "one weight per row");
+}
