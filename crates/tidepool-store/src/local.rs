@@ -1,0 +1,338 @@
+//! The store in a local directory: paths, verified reads, listings, and the writing of releases.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+use tidepool_types::{
+    ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion,
+};
+
+use crate::{
+    error::StoreError,
+    hash::{content_hash, file_hash},
+    publish::{create_dirs, publish_dir},
+};
+
+/// No manifest and no `model.toml` is larger. The largest layout has 65,536 partitions of about 100 bytes each.
+const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
+
+const TABLE_MANIFEST: &str = "manifest.json";
+const RELEASE_MANIFEST: &str = "release.json";
+const MODEL_TOML: &str = "model.toml";
+const MODEL_ONNX: &str = "model.onnx";
+
+/// An artifact store in a directory of this machine (or of a file system that several share).
+/// Any number of processes may read and write it at once.
+#[derive(Clone, Debug)]
+pub struct ArtifactStore {
+    root: PathBuf,
+}
+
+/// A release whose every hash was checked.
+#[derive(Clone, Debug)]
+pub struct ReleaseFiles {
+    /// `release.json`.
+    pub manifest: ReleaseManifest,
+    /// The [`content_hash`] of `release.json`: the identity of the release.
+    pub manifest_hash: String,
+    /// `model.toml`.
+    pub spec: ModelSpec,
+    /// Where `model.onnx` lies.
+    pub onnx_path: PathBuf,
+}
+
+impl ArtifactStore {
+    /// Opens the store in `root`, which is created when it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when `root` is not a directory and cannot become one.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let root = root.into();
+        create_dirs(&root)?;
+        fs::read_dir(&root).map_err(StoreError::io("read the directory", &root))?;
+        Ok(Self { root })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a table version lies, or would: `<root>/tables/<table>/<version>`.
+    #[must_use]
+    pub fn table_dir(&self, table: &TableVersion) -> PathBuf {
+        self.root.join("tables").join(table.table.as_str()).join(table.version.as_str())
+    }
+
+    /// Where a partition file lies, or would: `.../layout-16/part-00003.tide`.
+    #[must_use]
+    pub fn partition_path(
+        &self,
+        table: &TableVersion,
+        partitions: PartitionCount,
+        partition: PartitionIndex,
+    ) -> PathBuf {
+        self.table_dir(table)
+            .join(format!("layout-{partitions}"))
+            .join(format!("part-{:05}.tide", partition.0))
+    }
+
+    /// The manifest of a table version, and its hash: the version's identity.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such version; [`StoreError`] naming the document when it
+    /// does not parse, contradicts itself, or is that of another version.
+    pub fn table_manifest(&self, table: &TableVersion) -> Result<(TableManifest, String), StoreError> {
+        let path = self.table_dir(table).join(TABLE_MANIFEST);
+        let what = format!("table {table}");
+        let bytes = read_document(&path)?.ok_or_else(|| StoreError::NotFound { what, path: path.clone() })?;
+        let manifest: TableManifest = parse_json(&path, &bytes)?;
+        manifest.validate().map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
+        let found = &manifest.schema.table_version;
+        if found != table {
+            return Err(StoreError::Misplaced {
+                path,
+                expected: table.to_string(),
+                found: found.to_string(),
+            });
+        }
+        Ok((manifest, content_hash(&bytes)))
+    }
+
+    /// The path of one partition file of a version, after a look that it is there in its full length.
+    /// What is in it is for `tidepool-table` to verify.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] or [`StoreError::Size`]; [`StoreError::NotFound`] when the manifest lists no
+    /// such partition.
+    pub fn partition_file(
+        &self,
+        manifest: &TableManifest,
+        partition: PartitionIndex,
+    ) -> Result<PathBuf, StoreError> {
+        let schema = &manifest.schema;
+        let path = self.partition_path(&schema.table_version, schema.partitions, partition);
+        let Some(entry) = manifest.files.iter().find(|f| f.partition == partition) else {
+            let what = format!("partition {partition} of table {}", schema.table_version);
+            return Err(StoreError::NotFound { what, path });
+        };
+        let what = format!("table {}", schema.table_version);
+        match fs::metadata(&path) {
+            Ok(meta) if meta.len() == entry.file_bytes && meta.is_file() => Ok(path),
+            Ok(meta) => Err(StoreError::Size { path, what, expected: entry.file_bytes, found: meta.len() }),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(StoreError::Missing { what, path }),
+            Err(e) => Err(StoreError::io("look at", path)(e)),
+        }
+    }
+
+    /// Where a release lies, or would: `<root>/releases/<model>/<release>`.
+    #[must_use]
+    pub fn release_dir(&self, model: &Name, release: &Name) -> PathBuf {
+        self.root.join("releases").join(model.as_str()).join(release.as_str())
+    }
+
+    /// Reads a release and verifies it: the manifest, the hashes of `model.toml` and `model.onnx`, and that
+    /// the table versions it pins are still those it was made with.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such release or no such table version; otherwise
+    /// [`StoreError`] naming the file that is missing, altered, or that does not belong there.
+    pub fn release(&self, model: &Name, release: &Name) -> Result<ReleaseFiles, StoreError> {
+        let dir = self.release_dir(model, release);
+        let what = release_words(model, release);
+        let path = dir.join(RELEASE_MANIFEST);
+        let bytes = read_document(&path)?
+            .ok_or_else(|| StoreError::NotFound { what: what.clone(), path: path.clone() })?;
+        let manifest: ReleaseManifest = parse_json(&path, &bytes)?;
+        manifest.validate().map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
+        if (&manifest.model, &manifest.release) != (model, release) {
+            let found = release_words(&manifest.model, &manifest.release);
+            return Err(StoreError::Misplaced { path, expected: what, found });
+        }
+
+        let toml_path = dir.join(MODEL_TOML);
+        let toml = read_document(&toml_path)?
+            .ok_or_else(|| StoreError::Missing { what: what.clone(), path: toml_path.clone() })?;
+        check_hash(&toml_path, &what, &manifest.model_toml_hash, content_hash(&toml))?;
+        let toml = String::from_utf8_lossy(&toml);
+        let spec = ModelSpec::from_toml(&toml)
+            .map_err(|source| StoreError::Model { path: toml_path.clone(), source })?;
+        let problems = contract_problems(&spec, model, &manifest.tables);
+        if !problems.is_empty() {
+            let expected = format!("a contract of {what}");
+            return Err(StoreError::Misplaced { path: toml_path, expected, found: problems.join("; ") });
+        }
+
+        let onnx_path = dir.join(MODEL_ONNX);
+        let onnx_hash = file_hash(&onnx_path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => StoreError::Missing { what: what.clone(), path: onnx_path.clone() },
+            _ => StoreError::io("read", &onnx_path)(e),
+        })?;
+        check_hash(&onnx_path, &what, &manifest.model_onnx_hash, onnx_hash)?;
+
+        for (table, expected) in manifest.tables.iter().zip(&manifest.table_manifest_hashes) {
+            let (_, found) = self.table_manifest(table)?;
+            check_hash(&self.table_dir(table).join(TABLE_MANIFEST), &what, expected, found)?;
+        }
+        Ok(ReleaseFiles { manifest, manifest_hash: content_hash(&bytes), spec, onnx_path })
+    }
+
+    /// Writes a release, all of it or nothing: `release.json`, `model.toml` and `model.onnx`. The table
+    /// versions must lie in the store, complete; their hashes and those of the files go into `release.json`.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] when the name is taken, also by a writer at the same time;
+    /// [`StoreError::Refused`] when `model_toml` is no contract, is that of another model, or pools from a table
+    /// that is not in `tables`; what [`table_manifest`](Self::table_manifest) and
+    /// [`partition_file`](Self::partition_file) say of the tables; [`StoreError::Io`].
+    pub fn write_release(
+        &self,
+        model: &Name,
+        release: &Name,
+        tables: &[TableVersion],
+        model_toml: &str,
+        onnx: &[u8],
+    ) -> Result<ReleaseManifest, StoreError> {
+        let what = release_words(model, release);
+        let refused = |problems| StoreError::Refused { what: what.clone(), problems };
+        let problems = match ModelSpec::from_toml(model_toml) {
+            Ok(spec) => contract_problems(&spec, model, tables),
+            Err(e) => vec![e.to_string()],
+        };
+        if !problems.is_empty() {
+            return Err(refused(problems));
+        }
+
+        let mut table_manifest_hashes = Vec::with_capacity(tables.len());
+        for table in tables {
+            let (manifest, hash) = self.table_manifest(table)?;
+            for partition in manifest.schema.partitions.indexes() {
+                self.partition_file(&manifest, partition)?;
+            }
+            table_manifest_hashes.push(hash);
+        }
+        let manifest = ReleaseManifest {
+            schema_version: ReleaseManifest::SCHEMA_VERSION,
+            model: model.clone(),
+            release: release.clone(),
+            tables: tables.to_vec(),
+            table_manifest_hashes,
+            model_toml_hash: content_hash(model_toml.as_bytes()),
+            model_onnx_hash: content_hash(onnx),
+        };
+        manifest.validate().map_err(|e| refused(vec![e.to_string()]))?;
+
+        let dir = self.release_dir(model, release);
+        let mut json = serde_json::to_vec_pretty(&manifest)
+            .map_err(|source| StoreError::Syntax { path: dir.join(RELEASE_MANIFEST), source })?;
+        json.push(b'\n');
+        let files: [(&str, &[u8]); 3] =
+            [(MODEL_TOML, model_toml.as_bytes()), (MODEL_ONNX, onnx), (RELEASE_MANIFEST, &json)];
+        publish_dir(&dir, &what, &files)?;
+        Ok(manifest)
+    }
+
+    /// Every release by name, sorted: model, release. That they are whole is seen when one is read.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] names the directory that could not be read.
+    pub fn list_releases(&self) -> Result<Vec<(Name, Name)>, StoreError> {
+        list_pairs(&self.root.join("releases"))
+    }
+
+    /// Every table version by name, sorted. That they are whole is seen when one is read.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] names the directory that could not be read.
+    pub fn list_tables(&self) -> Result<Vec<TableVersion>, StoreError> {
+        let pairs = list_pairs(&self.root.join("tables"))?;
+        Ok(pairs.into_iter().map(|(table, version)| TableVersion { table, version }).collect())
+    }
+}
+
+fn release_words(model: &Name, release: &Name) -> String {
+    format!("release {model}@{release}")
+}
+
+/// What keeps `spec` from being the contract of a release of `model` that pins `tables`.
+fn contract_problems(spec: &ModelSpec, model: &Name, tables: &[TableVersion]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if spec.model != *model {
+        problems.push(format!("model.toml is the contract of model {}, not of {model}", spec.model));
+    }
+    let unpinned = spec.tables().filter(|name| !tables.iter().any(|t| t.table == **name));
+    problems.extend(
+        unpinned.map(|name| format!("model.toml pools from table {name}, the release pins no version of it")),
+    );
+    problems
+}
+
+/// The whole of a small file, or `None` when there is none.
+fn read_document(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(StoreError::io("open", path)(e)),
+    };
+    let bytes = file.metadata().map_err(StoreError::io("look at", path))?.len();
+    if bytes > MAX_DOCUMENT_BYTES {
+        return Err(StoreError::TooLarge { path: path.to_owned(), bytes, limit: MAX_DOCUMENT_BYTES });
+    }
+    let mut content = Vec::new();
+    // The bound holds even for a file that grows while it is read; what is cut off does not parse.
+    file.take(MAX_DOCUMENT_BYTES).read_to_end(&mut content).map_err(StoreError::io("read", path))?;
+    Ok(Some(content))
+}
+
+fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|source| StoreError::Syntax { path: path.to_owned(), source })
+}
+
+fn check_hash(path: &Path, what: &str, expected: &str, found: String) -> Result<(), StoreError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(StoreError::Hash {
+        path: path.to_owned(),
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    })
+}
+
+/// The directories two levels below `dir` whose names are names, sorted; none when `dir` is not there.
+fn list_pairs(dir: &Path) -> Result<Vec<(Name, Name)>, StoreError> {
+    let mut pairs = Vec::new();
+    for first in list_names(dir)? {
+        let below = list_names(&dir.join(first.as_str()))?;
+        pairs.extend(below.into_iter().map(|second| (first.clone(), second)));
+    }
+    pairs.sort();
+    Ok(pairs)
+}
+
+fn list_names(dir: &Path) -> Result<Vec<Name>, StoreError> {
+    let error = |e| StoreError::io("list", dir)(e);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(error(e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        // What is not a name (a dot in front: being written) cannot be asked for, so it is not listed.
+        let name = entry.file_name().into_string().ok().and_then(|name| Name::new(name).ok());
+        if let Some(name) = name
+            && entry.path().is_dir()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
