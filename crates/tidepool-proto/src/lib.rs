@@ -1,1 +1,24 @@
-//! The wire: generated gRPC and its conversions
+//! The wire: gRPC generated from `proto/`, and its conversions to the types of the other crates.
+//!
+//! **Invariant:** no logic. What comes in is either converted whole or refused with an error that names
+//! the field; a defaulted field never slips through as a value.
+//!
+//! Read first: [`v1`], [`status_of`], [`WireError`].
+
+mod convert;
+pub mod pack;
+mod status;
+
+pub use convert::WireError;
+pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, epoch_of, status_of};
+
+/// Package `tidepool.v1`, generated.
+#[expect(
+    missing_docs,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; proto/tidepool/v1 is its documentation"
+)]
+pub mod v1 {
+    tonic::include_proto!("tidepool.v1");
+}

@@ -1,0 +1,242 @@
+//! The cluster map: which node serves which partition of which layout, and which releases there are.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tidepool_types::{Epoch, ManifestError, Name, NodeId, PartitionIndex, TableSchema, TableVersion};
+
+/// One immutable picture of the cluster, numbered by its epoch. Clients route by it and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterMap {
+    /// Its number; a later map has a larger one.
+    pub epoch: Epoch,
+    /// Every registered node.
+    pub nodes: BTreeMap<NodeId, NodeEntry>,
+    /// Every table version that is served, in the order of table and version.
+    pub layouts: Vec<TableLayout>,
+    /// Every release that was published and not retired, in the order of publication.
+    pub releases: Vec<ReleaseEntry>,
+}
+
+/// A registered node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    /// The replica group it belongs to.
+    pub group: Name,
+    /// `host:port` of its Embedding service.
+    pub grpc_address: String,
+    /// `host:port` of its `/status` and `/metrics`.
+    pub http_address: String,
+    /// False once its session has ended: it is asked last.
+    pub up: bool,
+}
+
+/// A table version and where its partitions are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableLayout {
+    /// What a reader must know of it; `schema.partitions` is the layout.
+    pub schema: TableSchema,
+    /// Where its partitions are.
+    pub placement: Placement,
+}
+
+/// The node of each partition, per replica group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Placement {
+    /// Group to nodes, one per partition, in partition order.
+    pub groups: BTreeMap<Name, Vec<NodeId>>,
+}
+
+/// A release as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseEntry {
+    /// The model.
+    pub model: Name,
+    /// The release of it.
+    pub release: Name,
+    /// The table versions that it pins.
+    pub tables: Vec<TableVersion>,
+    /// How far it is.
+    pub state: ReleaseState,
+}
+
+/// How far a release is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseState {
+    /// Nodes and rankers are loading it.
+    Loading,
+    /// Every replica and every ranker has it: it can be promoted.
+    Ready,
+    /// It answers requests that name no release. At most one per model.
+    Current,
+    /// It was current before; it stays loaded, for rollback.
+    Previous,
+}
+
+/// What one node should hold, whole: what is not listed is let go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// The map that it belongs to.
+    pub epoch: Epoch,
+    /// Partitions per table version.
+    pub tables: Vec<TableAssignment>,
+}
+
+/// The partitions of one table version that a node should hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableAssignment {
+    /// The table version and its layout.
+    pub schema: TableSchema,
+    /// Ascending, each once.
+    pub partitions: Vec<PartitionIndex>,
+}
+
+/// How far a node is with one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionStatus {
+    /// The table version.
+    pub table_version: TableVersion,
+    /// Partitions of the layout.
+    pub partitions: u32,
+    /// Which of them.
+    pub partition: PartitionIndex,
+    /// How far.
+    pub state: PartitionState,
+    /// Bytes of its file; 0 until it is ready.
+    pub file_bytes: u64,
+}
+
+/// How far a node is with a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartitionState {
+    /// Being verified and mapped.
+    Loading,
+    /// Serving.
+    Ready,
+    /// Not to be had, and why.
+    Failed(String),
+}
+
+/// A map that contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MapError {
+    /// A schema that is none.
+    #[error("cluster map epoch {epoch}")]
+    Schema {
+        /// Of the map.
+        epoch: Epoch,
+        /// What is wrong with it.
+        source: ManifestError,
+    },
+    /// A placement that does not list each partition's node.
+    #[error("cluster map epoch {epoch}: group {group} of {table} places {found} partitions of {partitions}")]
+    Placement {
+        /// Of the map.
+        epoch: Epoch,
+        /// Which table.
+        table: TableVersion,
+        /// Which group.
+        group: Name,
+        /// Entries there are.
+        found: usize,
+        /// Entries there should be.
+        partitions: u32,
+    },
+    /// A placement on a node that is not in the map.
+    #[error("cluster map epoch {epoch}: {table} is placed on node {node}, which is not in the map")]
+    UnknownNode {
+        /// Of the map.
+        epoch: Epoch,
+        /// Which table.
+        table: TableVersion,
+        /// Which node.
+        node: NodeId,
+    },
+}
+
+impl ClusterMap {
+    /// The layout of a table version.
+    #[must_use]
+    pub fn layout(&self, table_version: &TableVersion) -> Option<&TableLayout> {
+        self.layouts.iter().find(|l| &l.schema.table_version == table_version)
+    }
+
+    /// A release by name.
+    #[must_use]
+    pub fn release(&self, model: &str, release: &str) -> Option<&ReleaseEntry> {
+        self.releases.iter().find(|r| r.model.as_str() == model && r.release.as_str() == release)
+    }
+
+    /// The release of `model` that answers requests which name none.
+    #[must_use]
+    pub fn current_release(&self, model: &str) -> Option<&ReleaseEntry> {
+        self.releases.iter().find(|r| r.model.as_str() == model && r.state == ReleaseState::Current)
+    }
+
+    /// What `node` should hold by this map.
+    #[must_use]
+    pub fn assignment(&self, node: &NodeId) -> Assignment {
+        let tables = self.layouts.iter().filter_map(|layout| {
+            let partitions: Vec<_> = layout.placement.partitions_of(node).collect();
+            (!partitions.is_empty()).then(|| TableAssignment { schema: layout.schema.clone(), partitions })
+        });
+        Assignment { epoch: self.epoch, tables: tables.collect() }
+    }
+
+    /// Checks that every schema is sound and every partition is placed, on a node of the map.
+    ///
+    /// # Errors
+    /// [`MapError`] names what does not fit.
+    pub fn validate(&self) -> Result<(), MapError> {
+        for layout in &self.layouts {
+            let table = &layout.schema.table_version;
+            layout.schema.validate().map_err(|source| MapError::Schema { epoch: self.epoch, source })?;
+            for (group, nodes) in &layout.placement.groups {
+                let partitions = layout.schema.partitions.get();
+                if nodes.len() != partitions as usize {
+                    return Err(MapError::Placement {
+                        epoch: self.epoch,
+                        table: table.clone(),
+                        group: group.clone(),
+                        found: nodes.len(),
+                        partitions,
+                    });
+                }
+                if let Some(node) = nodes.iter().find(|n| !self.nodes.contains_key(n)) {
+                    return Err(MapError::UnknownNode {
+                        epoch: self.epoch,
+                        table: table.clone(),
+                        node: node.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Placement {
+    /// The node that serves `partition` in `group`.
+    #[must_use]
+    pub fn node(&self, group: &str, partition: PartitionIndex) -> Option<&NodeId> {
+        self.groups.get(group)?.get(partition.0 as usize)
+    }
+
+    /// The partitions that `node` holds, ascending. A node belongs to one group, so each stands once.
+    pub fn partitions_of(&self, node: &NodeId) -> impl Iterator<Item = PartitionIndex> {
+        self.groups.values().flat_map(move |nodes| {
+            (0u32..).zip(nodes).filter(move |(_, n)| *n == node).map(|(p, _)| PartitionIndex(p))
+        })
+    }
+}

@@ -1,0 +1,13 @@
+//! Compiles `proto/` with protox, so that nobody needs a `protoc`.
+
+use std::{error::Error, path::Path};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new("../../proto");
+    let files =
+        ["common", "lookup", "control", "rank"].map(|name| root.join(format!("tidepool/v1/{name}.proto")));
+    println!("cargo:rerun-if-changed={}", root.display());
+    let descriptors = protox::compile(files, [root])?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Error codes to and from gRPC statuses: the one place that knows both.
+
+use tidepool_types::{Epoch, ErrorCode};
+use tonic::{Code, Status, metadata::MetadataValue};
+
+/// Metadata key that holds the error code's word.
+pub const CODE_HEADER: &str = "tidepool-code";
+/// Metadata key that holds the answering node's epoch, with `not_served`.
+pub const EPOCH_HEADER: &str = "tidepool-epoch";
+
+/// The gRPC status of an error.
+#[must_use]
+pub fn status_of(code: ErrorCode, message: impl Into<String>, epoch: Option<Epoch>) -> Status {
+    let grpc = match code {
+        ErrorCode::InvalidRequest => Code::InvalidArgument,
+        ErrorCode::NotFound => Code::NotFound,
+        ErrorCode::NotServed | ErrorCode::Conflict => Code::FailedPrecondition,
+        ErrorCode::Overloaded => Code::ResourceExhausted,
+        ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorCode::Unavailable => Code::Unavailable,
+        ErrorCode::Corrupt => Code::DataLoss,
+        ErrorCode::Internal => Code::Internal,
+    };
+    let mut status = Status::new(grpc, message);
+    status.metadata_mut().insert(CODE_HEADER, MetadataValue::from_static(code.as_str()));
+    if let Some(epoch) = epoch {
+        status.metadata_mut().insert(EPOCH_HEADER, MetadataValue::from(epoch.0));
+    }
+    status
+}
+
+/// The error code of a status: from its metadata, or, when something between us and the peer made the
+/// status (a proxy, the transport), from the gRPC code.
+#[must_use]
+pub fn code_of(status: &Status) -> ErrorCode {
+    let word = status.metadata().get(CODE_HEADER).and_then(|v| v.to_str().ok());
+    if let Some(code) = word.and_then(ErrorCode::from_word) {
+        return code;
+    }
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidRequest,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::FailedPrecondition | Code::AlreadyExists => ErrorCode::Conflict,
+        Code::ResourceExhausted => ErrorCode::Overloaded,
+        Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+        Code::DataLoss => ErrorCode::Corrupt,
+        // The transport says Unknown or Cancelled when the peer goes away in mid-call.
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    }
+}
+
+/// The epoch that came with a `not_served` status.
+#[must_use]
+pub fn epoch_of(status: &Status) -> Option<Epoch> {
+    status.metadata().get(EPOCH_HEADER)?.to_str().ok()?.parse().ok().map(Epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_survives_the_wire() {
+        for code in ErrorCode::ALL {
+            let status = status_of(code, "text", Some(Epoch(7)));
+            assert_eq!(code_of(&status), code);
+            assert_eq!(epoch_of(&status), Some(Epoch(7)));
+        }
+    }
+
+    #[test]
+    fn a_foreign_status_has_a_code_too() {
+        assert_eq!(code_of(&Status::unavailable("refused")), ErrorCode::Unavailable);
+        assert_eq!(code_of(&Status::unknown("broken pipe")), ErrorCode::Unavailable);
+        assert_eq!(epoch_of(&Status::unavailable("refused")), None);
+    }
+}
