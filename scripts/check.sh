@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The checks beyond `cargo test`: format, lints, docs, benches once in test mode, and the suites that need
+# something besides Rust. Each stage prints the minutes it took. Usage: scripts/check.sh [STAGE...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fmt() { cargo fmt --all --check; }
+
+clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
+
+benches() { cargo test --workspace --locked --bench '*'; }
+
+# The main job on real data. It needs pip for MovieLens, and exits with 3 when a promise is not kept.
+demo() {
+  if ! command -v pip >/dev/null; then
+    echo "check.sh: the demo on MovieLens needs pip; installing python3-pip" >&2
+    apt-get update -q && apt-get install -y -q python3-pip
+  fi
+  scripts/fetch-ml100k.sh
+  cargo run --release --locked --quiet -- demo --data movielens --fresh --kill-one --json
+}
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(fmt clippy docs benches demo)
+report=""
+for stage in "${stages[@]}"; do
+  began=$SECONDS
+  echo "check.sh: $stage" >&2
+  "$stage"
+  report+=$(awk -v name="$stage" -v s="$((SECONDS - began))" 'BEGIN { printf "%-10s %5.1f min", name, s / 60 }')$'\n'
+done
+printf '%s' "$report"
