@@ -21,3 +21,5 @@ mod quantize;
 pub use error::QuantizeError;
 pub use isa::Isa;
 pub use kernel::RowKernel;
+#[cfg(test)]
+mod testing;

@@ -1,10 +1,17 @@
 //! Gather-and-pool and dequantize: one file per instruction set, chosen once as a set of function pointers.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod scalar;
+
+#[cfg(test)]
+mod tests;
 
 use tidepool_types::RowFormat;
 
 use crate::isa::Isa;
+
+type AccumulateWeighted = fn(usize, &[&[u8]], &[f32], &mut [f32]);
 
 /// What one instruction set does for one row format. Each function takes the dimension first and checks
 /// the lengths of its slices with [`check`], so each is safe to call with anything.
@@ -13,7 +20,7 @@ pub(crate) struct PoolFns {
     /// `(dim, rows, acc)`.
     pub(crate) accumulate: fn(usize, &[&[u8]], &mut [f32]),
     /// `(dim, rows, weights, acc)`.
-    pub(crate) accumulate_weighted: fn(usize, &[&[u8]], &[f32], &mut [f32]),
+    pub(crate) accumulate_weighted: AccumulateWeighted,
     /// `(dim, row, out)`.
     pub(crate) dequantize: fn(usize, &[u8], &mut [f32]),
 }
@@ -23,6 +30,9 @@ impl PoolFns {
     pub(crate) fn of(format: RowFormat, isa: Isa) -> Option<Self> {
         match isa {
             Isa::Scalar => Some(Self::scalar(format)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::fns(format),
+            #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 => None,
         }
     }
