@@ -13,7 +13,7 @@ fn oracle_value(format: RowFormat, dim: usize, row: &[u8], column: usize) -> f32
     match format {
         RowFormat::Int4 => {
             let byte = row[column / 2];
-            let code = if column % 2 == 0 { byte & 0x0f } else { byte >> 4 };
+            let code = if column.is_multiple_of(2) { byte & 0x0f } else { byte >> 4 };
             let codes = dim / 2 + dim % 2;
             f32::from(code).mul_add(half_at(codes), half_at(codes + 2))
         }
