@@ -1,0 +1,28 @@
+//! For tests: is a gradient the one that finite differences give?
+
+use ndarray::Array2;
+
+/// Compares `gradient` at `start`, element by element, with central differences of `loss`.
+pub(crate) fn assert_gradient(
+    what: &str,
+    start: &Array2<f32>,
+    gradient: &Array2<f32>,
+    mut loss: impl FnMut(&Array2<f32>) -> f64,
+) {
+    assert_eq!(start.dim(), gradient.dim(), "{what}");
+    let largest = gradient.iter().fold(0.0f32, |max, g| max.max(g.abs()));
+    assert!(largest > 1e-4, "{what}: a gradient of zeros shows nothing");
+    for (at, &analytic) in gradient.indexed_iter() {
+        const STEP: f32 = 2e-3;
+        let mut moved = start.clone();
+        moved[at] = start[at] + STEP;
+        let above = loss(&moved);
+        moved[at] = start[at] - STEP;
+        let numeric = (above - loss(&moved)) / f64::from(2.0 * STEP);
+        let error = (numeric - f64::from(analytic)).abs();
+        assert!(
+            error < 2e-3 * f64::from(largest) + 2e-4,
+            "{what} at {at:?}: {analytic} by hand, {numeric} by differences"
+        );
+    }
+}

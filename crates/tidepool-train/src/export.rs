@@ -1,0 +1,81 @@
+//! Writes a trained model into the artifact store: a version of each table, then the release that pins them.
+
+use tidepool_store::ArtifactStore;
+use tidepool_table::{TableBuilder, TableSpec};
+use tidepool_types::{Name, PartitionCount, ReleaseManifest, RowFormat, TableVersion};
+
+use crate::{
+    error::TrainError,
+    model::{TrainedModel, TrainedTable},
+};
+
+/// Under which names, and in which form, a model is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// The model.
+    pub model: Name,
+    /// The release of it.
+    pub release: Name,
+    /// The version that every table gets.
+    pub version: Name,
+    /// How rows are stored.
+    pub format: RowFormat,
+    /// Into how many partitions each table is cut.
+    pub partitions: PartitionCount,
+    /// For the index of hashed tables: the same seed and rows give the same bytes.
+    pub seed: u64,
+}
+
+impl ExportOptions {
+    /// INT4 rows in four partitions.
+    #[must_use]
+    pub fn new(model: Name, release: Name, version: Name) -> Self {
+        let partitions = PartitionCount::new(4).unwrap_or(PartitionCount::ONE);
+        Self { model, release, version, format: RowFormat::Int4, partitions, seed: 1 }
+    }
+}
+
+/// Writes one version of each of the model's tables, then `model.toml`, `model.onnx` and `release.json`.
+///
+/// # Errors
+/// [`TrainError`] when a version or the release exists already, a row cannot be stored, or writing fails. Tables
+/// written before the failure stay: they are whole, and no release names them.
+pub fn export_release(
+    store: &ArtifactStore,
+    model: &TrainedModel,
+    options: &ExportOptions,
+) -> Result<ReleaseManifest, TrainError> {
+    let spec = model.spec(options.model.clone())?;
+    let mut versions = Vec::new();
+    for table in &model.tables {
+        let table_version =
+            TableVersion { table: Name::new(table.name.as_str())?, version: options.version.clone() };
+        write_table(store, table, &table_version, options)
+            .map_err(|source| TrainError::Table { table: table_version.clone(), source })?;
+        versions.push(table_version);
+    }
+    Ok(store.write_release(&options.model, &options.release, &versions, &spec.to_toml(), &model.onnx())?)
+}
+
+fn write_table(
+    store: &ArtifactStore,
+    table: &TrainedTable,
+    table_version: &TableVersion,
+    options: &ExportOptions,
+) -> Result<(), tidepool_table::BuildError> {
+    let mut builder = TableBuilder::new(TableSpec {
+        table_version: table_version.clone(),
+        dim: table.dim as u32,
+        format: options.format,
+        keying: table.keying,
+        partitions: options.partitions,
+        default_row: table.default_row.clone(),
+        full_keys: false,
+        seed: options.seed,
+    })?;
+    for (id, values) in table.entries() {
+        builder.push(id, values)?;
+    }
+    builder.publish(&store.table_dir(table_version), &mut |_, _| {})?;
+    Ok(())
+}
