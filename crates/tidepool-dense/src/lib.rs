@@ -1,1 +1,16 @@
-//! The dense engine: an ONNX model, checked against its contract and run
+//! The dense engine: an ONNX model, checked against its contract and run on the CPU.
+//!
+//! **Invariant:** it must not know tokio, tonic, the network, or where the inputs came from: rows of `f32`
+//! go in, one `f32` per row and output comes out. Types of the library that runs the graph do not leave
+//! this crate, and a defect of that library, or a hostile file, is an error here and never a panic.
+//!
+//! Read first: [`DenseModel`], [`DenseError`], and `ModelSpec` of tidepool-types, the contract.
+
+mod contract;
+mod error;
+mod file;
+mod guard;
+mod model;
+
+pub use error::DenseError;
+pub use model::DenseModel;

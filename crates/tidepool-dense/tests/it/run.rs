@@ -1,0 +1,101 @@
+//! What a loaded model computes.
+
+use std::thread;
+
+use tidepool_dense::DenseError;
+
+use crate::{
+    BIAS, WEIGHTS, load, logistic, logistic_spec,
+    onnx::{Graph, fixed, open},
+    spec,
+};
+
+fn inputs(rows: usize) -> Vec<Vec<f32>> {
+    let user = (0..rows * 2).map(|i| (i % 17) as f32 * 0.25 - 2.0).collect();
+    let age = (0..rows).map(|i| (i % 5) as f32 * 0.1).collect();
+    vec![user, age]
+}
+
+fn margin(user: &[f32], age: f32) -> f32 {
+    user[0] * WEIGHTS[0] + user[1] * WEIGHTS[1] + age * WEIGHTS[2] + BIAS
+}
+
+#[test]
+fn outputs_equal_hand_computed_values_for_any_batch() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    assert_eq!(model.widths(), [2, 1]);
+    for rows in [1, 7, 500] {
+        let inputs = inputs(rows);
+        let outputs = model.run(rows, &inputs).unwrap();
+        assert_eq!((outputs.len(), outputs[0].len(), outputs[1].len()), (2, rows, rows));
+        for (row, (user, age)) in inputs[0].chunks(2).zip(&inputs[1]).enumerate() {
+            let margin = margin(user, *age);
+            let probability = 1.0 / (1.0 + (-margin).exp());
+            assert!((outputs[0][row] - margin).abs() < 1e-5, "row {row} of {rows}");
+            assert!((outputs[1][row] - probability).abs() < 1e-5, "row {row} of {rows}");
+        }
+    }
+}
+
+#[test]
+fn no_rows_give_empty_outputs() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    assert_eq!(model.run(0, &[vec![], vec![]]).unwrap(), [Vec::<f32>::new(), Vec::new()]);
+}
+
+#[test]
+fn wrong_lengths_are_refused_and_the_input_named() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    let Err(DenseError::Input { input, .. }) = model.run(2, &[vec![0.0; 4], vec![0.0; 3]]) else {
+        panic!("accepted")
+    };
+    assert_eq!(input, "\"age\"");
+    assert!(matches!(model.run(2, &[vec![0.0; 4]]), Err(DenseError::Input { .. })));
+    assert!(matches!(model.run(usize::MAX, &[vec![0.0; 4], vec![]]), Err(DenseError::Input { .. })));
+}
+
+#[test]
+fn a_flat_output_and_a_batch_of_another_name_are_fine() {
+    let graph = Graph::new()
+        .input("user", &[open("N"), fixed(2)])
+        .weights("w", &[2], &[3.0, -1.0])
+        .node("MatMul", &["user", "w"], "dot", &[])
+        .output("dot", &[open("N")]);
+    let spec = spec(
+        r#"
+        inputs = [ { name = "user", side = "user", table = "user" } ]
+        outputs = [ { name = "dot" } ]
+        score = "dot"
+        "#,
+    );
+    let model = load(&graph.bytes(), &spec).unwrap();
+    assert_eq!(model.run(2, &[vec![1.0, 2.0, -1.0, 0.5]]).unwrap(), [vec![1.0, -3.5]]);
+}
+
+#[test]
+fn inputs_may_call_the_batch_by_different_names() {
+    let mut graph = logistic();
+    graph.0.input[0] = Graph::new().input("age", &[open("other"), fixed(1)]).0.input.remove(0);
+    let model = load(&graph.bytes(), &logistic_spec()).unwrap();
+    assert_eq!(model.run(3, &inputs(3)).unwrap()[1].len(), 3);
+}
+
+#[test]
+fn what_is_not_finite_is_returned_as_it_is() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    let outputs = model.run(1, &[vec![f32::MAX, -f32::MAX], vec![f32::MAX]]).unwrap();
+    assert!(outputs[0][0].is_infinite());
+    assert!(model.run(1, &[vec![f32::NAN, 0.0], vec![0.0]]).unwrap()[0][0].is_nan());
+}
+
+#[test]
+fn threads_share_one_model() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    let expected = model.run(7, &inputs(7)).unwrap();
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| model.run(7, &inputs(7)).unwrap())).collect();
+        for run in runs {
+            assert_eq!(run.join().unwrap(), expected);
+        }
+    });
+}
