@@ -4,10 +4,10 @@
 #![expect(unsafe_code, reason = "intrinsics that load and store take raw pointers")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_movehdup_ps, _mm_set1_epi8, _mm_srli_epi16, _mm_srli_si128, _mm_unpacklo_epi8, _mm256_add_ps,
-    _mm256_broadcastss_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m128i, __m256, _mm_and_si128, _mm_castsi128_ps, _mm_cvtph_ps, _mm_loadl_epi64, _mm_loadu_si32,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_set1_epi8, _mm_srli_epi16, _mm_srli_si128, _mm_unpacklo_epi8,
+    _mm256_add_ps, _mm256_broadcastss_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
 use tidepool_types::RowFormat;
@@ -76,9 +76,8 @@ impl WideCodec for Int4 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn wide_scale_bias(row: &[u8], dim: usize) -> [__m256; 2] {
-        let at = dim.div_ceil(2);
-        let bytes = i32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
-        let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bytes));
+        // SAFETY: scale and bias are the four bytes after the codes, and the row has them.
+        let both = _mm_cvtph_ps(unsafe { load_4(row, dim.div_ceil(2)) });
         [_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both))]
     }
 
@@ -98,8 +97,9 @@ impl WideCodec for Int8 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn wide_scale_bias(row: &[u8], dim: usize) -> [__m256; 2] {
-        let (scale, bias) = Self::scale_bias(row, dim);
-        [_mm256_set1_ps(scale), _mm256_set1_ps(bias)]
+        // SAFETY: scale and bias are the eight bytes after the codes, and the row has them.
+        let both = _mm_castsi128_ps(unsafe { load_8(row, dim) });
+        [_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both))]
     }
 
     #[inline]
@@ -249,6 +249,18 @@ unsafe fn read_row<C: WideCodec>(row: &[u8], out: &mut [f32]) {
     if column < out.len() {
         scalar::read_row::<C>(column, row, out);
     }
+}
+
+/// # Safety
+/// `row` has 4 bytes from `at` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_4(row: &[u8], at: usize) -> __m128i {
+    debug_assert!(at + 4 <= row.len());
+    // SAFETY: within the row, as the caller promises.
+    let from = unsafe { row.as_ptr().add(at) };
+    // SAFETY: 4 readable bytes; this load needs no alignment.
+    unsafe { _mm_loadu_si32(from) }
 }
 
 /// # Safety
