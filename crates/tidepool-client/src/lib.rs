@@ -1,1 +1,33 @@
-//! The lookup client: split, fan out, fall back, merge
+//! The lookup client: it cuts a request by partition, asks one replica group (few nodes, one call each),
+//! asks elsewhere what failed, and puts the answers together in the order of the request.
+//!
+//! **Invariant:** it never opens a table and never decides where a partition lives: it follows the cluster
+//! map. The parts that compute (`split`, `route`, `asks`, `answer`, `merge`) are pure: no network, no clock.
+//! What a peer sends is checked whole before any of it is used.
+//!
+//! Read first: [`Client`], [`LookupRequest`], [`ClientError`].
+
+mod answer;
+mod asks;
+mod channels;
+mod client;
+mod config;
+mod error;
+mod fanout;
+mod map_watch;
+mod merge;
+mod metrics;
+mod request;
+mod route;
+mod split;
+
+#[cfg(test)]
+mod layouts_tests;
+
+pub use answer::BadAnswer;
+pub use client::Client;
+pub use config::ClientConfig;
+pub use error::{ClientError, NodeError, NodeFailure};
+pub use request::{
+    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, WireBytes, WireForm,
+};

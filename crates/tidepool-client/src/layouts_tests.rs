@@ -1,0 +1,410 @@
+//! Split, route, ask, check and merge against a naive oracle: random requests over random layouts, with
+//! nodes played by a few lines that know nothing of this crate but the messages.
+
+use std::{collections::HashMap, time::Instant};
+
+use proptest::prelude::*;
+use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
+use tidepool_kernels::RowKernel;
+use tidepool_proto::{pack, v1};
+use tidepool_types::{
+    Epoch, Keying, Name, NodeId, PartitionCount, Pooling, RowFormat, TableSchema, TableVersion, mix64,
+};
+
+use crate::{
+    answer, asks,
+    merge::merge,
+    request::{FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
+    route::{Penalties, Router},
+    split::Split,
+};
+
+/// What a table holds, whatever its layout.
+#[derive(Clone, Debug)]
+struct Table {
+    version: TableVersion,
+    dim: u32,
+    format: RowFormat,
+    keying: Keying,
+    rows: u64,
+    default_row: Vec<f32>,
+    stored: HashMap<u64, Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+struct Shape {
+    nodes: usize,
+    groups: usize,
+    partitions: u32,
+}
+
+pub(crate) fn name(text: impl Into<String>) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn id_of(keying: Keying, n: u64) -> u64 {
+    match keying {
+        Keying::Dense => n,
+        Keying::Hashed => mix64(n ^ 0x5eed),
+    }
+}
+
+fn table(at: usize, dim: u32, format: RowFormat, keying: Keying, rows: u64, defaults: bool) -> Table {
+    let kernel = RowKernel::new(format, dim);
+    let stored = (0..rows).map(|n| {
+        let values: Vec<f32> = (0..dim)
+            .map(|d| (mix64(n * 1031 + u64::from(d) + at as u64 * 7) % 2001) as f32 / 1000.0 - 1.0)
+            .collect();
+        let mut row = vec![0; kernel.row_bytes()];
+        kernel.quantize(&values, &mut row).unwrap();
+        (id_of(keying, n), row)
+    });
+    Table {
+        version: TableVersion { table: name(format!("t{at}")), version: name("v1") },
+        dim,
+        format,
+        keying,
+        rows,
+        default_row: if defaults { (0..dim).map(|d| 0.25 + d as f32).collect() } else { Vec::new() },
+        stored: stored.collect(),
+    }
+}
+
+fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
+    let groups: Vec<Name> = (0..shape.groups).map(|g| name(format!("g{g}"))).collect();
+    let id = |g: &Name, n: usize| NodeId(name(format!("{g}-{n}")));
+    let entry = |group: &Name| NodeEntry {
+        group: group.clone(),
+        grpc_address: "-".into(),
+        http_address: "-".into(),
+        up: true,
+    };
+    let nodes = groups.iter().flat_map(|g| (0..shape.nodes).map(move |n| (id(g, n), entry(g))));
+    let layout = |t: &Table| {
+        let schema = TableSchema {
+            table_version: t.version.clone(),
+            dim: t.dim,
+            format: t.format,
+            keying: t.keying,
+            partitions: PartitionCount::new(shape.partitions).unwrap(),
+            rows: t.rows,
+            default_row: t.default_row.clone(),
+        };
+        let place = |(at, g): (usize, &Name)| {
+            // Each group places differently, so that a fallback scatters.
+            let nodes = (0..shape.partitions as usize).map(|p| id(g, (p * (at + 1) + p / 3) % shape.nodes));
+            (g.clone(), nodes.collect())
+        };
+        TableLayout {
+            schema,
+            placement: Placement { groups: groups.iter().enumerate().map(place).collect() },
+        }
+    };
+    let map = ClusterMap {
+        epoch: Epoch(1),
+        nodes: nodes.collect(),
+        layouts: tables.iter().map(layout).collect(),
+        releases: Vec::new(),
+    };
+    map.validate().unwrap();
+    map
+}
+
+/// One feature as a node answers it: from the message alone, one id at a time.
+fn node_answers(
+    tables: &[Table],
+    map: &ClusterMap,
+    node: &NodeId,
+    ask: &v1::FeatureRequest,
+) -> v1::FeatureResponse {
+    let version: TableVersion = ask.table_version.clone().unwrap().try_into().unwrap();
+    let table = tables.iter().find(|t| t.version == version).unwrap();
+    let layout = map.layout(&version).unwrap();
+    let ids: Vec<u64> = pack::unpack(&ask.ids).unwrap().collect();
+    assert!(!ids.is_empty());
+    let group = &map.nodes[node].group;
+    for id in &ids {
+        let partition = table.keying.locate(*id, layout.schema.partitions).partition;
+        assert_eq!(layout.placement.node(group, partition), Some(node), "an id went to the wrong node");
+        assert_eq!(ids.iter().filter(|other| *other == id).count(), 1, "an id was sent twice");
+    }
+    let mut out = v1::FeatureResponse { table_version: ask.table_version.clone(), ..Default::default() };
+    let mut missing = vec![0u8; ids.len().div_ceil(8)];
+    for (at, id) in ids.iter().enumerate() {
+        if !table.stored.contains_key(id) {
+            missing[at / 8] |= 1 << (at % 8);
+            out.missing_ids += 1;
+        }
+    }
+    if out.missing_ids > 0 {
+        out.missing = missing.into();
+    }
+    let kernel = RowKernel::new(table.format, table.dim);
+    if ask.wire_form() == v1::WireForm::Gather {
+        let nothing = vec![0; kernel.row_bytes()];
+        out.rows = ids.iter().flat_map(|id| table.stored.get(id).unwrap_or(&nothing).clone()).collect();
+        return out;
+    }
+    let members: Vec<u32> = pack::unpack(&ask.members).unwrap().collect();
+    let weights: Vec<f32> = pack::unpack(&ask.weights).unwrap().collect();
+    let (mut sums, mut counts, mut weight_sums, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for length in pack::unpack::<u32>(&ask.bag_lengths).unwrap() {
+        assert!(length > 0, "a bag without members here was sent");
+        let (mut sum, mut count, mut weight_sum) = (vec![0.0f32; table.dim as usize], 0u32, 0.0f32);
+        for _ in 0..length {
+            if let Some(row) = table.stored.get(&ids[members[at] as usize]) {
+                let weight = weights.get(at).copied();
+                match weight {
+                    Some(w) => kernel.accumulate_weighted(&[row], &[w], &mut sum),
+                    None => kernel.accumulate(&[row], &mut sum),
+                }
+                count += 1;
+                weight_sum += weight.unwrap_or(0.0);
+            }
+            at += 1;
+        }
+        sums.extend(sum);
+        counts.push(count);
+        weight_sums.push(weight_sum);
+    }
+    assert_eq!(at, members.len());
+    out.sums = pack::pack(&sums);
+    out.counts = pack::pack(&counts);
+    out.weight_sums = if weights.is_empty() { Default::default() } else { pack::pack(&weight_sums) };
+    out
+}
+
+/// The oracle: plain loops over the values, and per element the sum of `|weight x value|` (over the divisor).
+fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) {
+    let dim = table.dim as usize;
+    let kernel = RowKernel::new(table.format, table.dim);
+    let lengths = match (&feature.lengths, feature.pooling) {
+        (Some(lengths), Pooling::Sum | Pooling::Mean) => lengths.clone(),
+        _ => vec![1; feature.ids.len()],
+    };
+    let default = if table.default_row.is_empty() { vec![0.0; dim] } else { table.default_row.clone() };
+    let mut out = FeatureVectors {
+        table_version: table.version.clone(),
+        sequence: 0,
+        dim: table.dim,
+        values: Vec::new(),
+        found: Vec::new(),
+        missing_ids: 0,
+        defaulted_bags: 0,
+    };
+    let (mut scales, mut at) = (Vec::new(), 0);
+    for length in lengths {
+        let (mut acc, mut scale) = (vec![0.0f32; dim], vec![0.0f32; dim]);
+        let (mut found, mut weight_sum) = (0u32, 0.0f32);
+        for _ in 0..length {
+            match table.stored.get(&feature.ids[at]) {
+                None => out.missing_ids += 1,
+                Some(row) => {
+                    let mut values = vec![0.0; dim];
+                    kernel.dequantize(row, &mut values);
+                    for d in 0..dim {
+                        match &feature.weights {
+                            Some(w) => acc[d] = w[at].mul_add(values[d], acc[d]),
+                            None if feature.pooling == Pooling::None => acc[d] = values[d],
+                            None => acc[d] += values[d],
+                        }
+                        scale[d] += (feature.weights.as_ref().map_or(1.0, |w| w[at]) * values[d]).abs();
+                    }
+                    found += 1;
+                    weight_sum += feature.weights.as_ref().map_or(1.0, |w| w[at]);
+                }
+            }
+            at += 1;
+        }
+        if feature.pooling == Pooling::Mean && found > 0 {
+            acc.iter_mut().for_each(|v| *v /= weight_sum);
+            scale.iter_mut().for_each(|v| *v /= weight_sum.abs());
+        }
+        if found == 0 {
+            acc.clone_from(&default);
+            out.defaulted_bags += 1;
+        }
+        out.values.extend(acc);
+        out.found.push(found);
+        scales.extend(scale);
+    }
+    (out, scales)
+}
+
+/// The whole way, with one node of the first route failing when `fails` says which.
+fn look_up(
+    tables: &[Table],
+    request: &LookupRequest,
+    shape: &Shape,
+    options: &LookupOptions,
+    turn: usize,
+    fails: Option<usize>,
+) -> Vec<FeatureVectors> {
+    let map = map_of(tables, shape);
+    let split = Split::new(request, &map, 0xfeed ^ turn as u64).unwrap();
+    let router = Router::new(&map, &split, None, turn, &Penalties::default(), Instant::now());
+    let route = router.first().unwrap();
+    let mut questions = asks::build(&split, &route, options);
+    if let Some(fails) = fails.filter(|_| !questions.is_empty()) {
+        let lost = questions.swap_remove(fails % questions.len());
+        let mut tried: Vec<Vec<Vec<NodeId>>> =
+            split.tables.iter().map(|t| vec![Vec::new(); t.partitions.len()]).collect();
+        for (table, slot) in &lost.pieces {
+            tried[*table][*slot as usize].push(lost.node.clone());
+        }
+        let route = router.elsewhere(&lost.pieces, &tried).unwrap();
+        questions.extend(asks::build(&split, &route, options));
+    }
+    let mut answers = Vec::new();
+    for question in questions {
+        let encoded = question.asks.iter().map(|ask| ask.encode(&split));
+        let features = encoded.map(|ask| node_answers(tables, &map, &question.node, &ask)).collect();
+        let response = v1::LookupResponse { features, epoch: 1, node: question.node.to_string() };
+        answers.extend(answer::check(&split, question.asks, response).unwrap());
+    }
+    merge(&split, &answers)
+}
+
+fn feature(
+    table: &Table,
+    pooling: Pooling,
+    bags: &[Vec<(u64, u8)>],
+    weighted: bool,
+    lengths: bool,
+) -> FeatureLookup {
+    let members = || bags.iter().flatten();
+    let ids: Vec<u64> = members().map(|(n, _)| id_of(table.keying, *n)).collect();
+    // A mean's weights are positive: a divisor near 0 has no bound to be held to.
+    let weight = |w: u8| match pooling {
+        Pooling::Mean => 0.1 + f32::from(w) / 64.0,
+        _ => f32::from(w) / 64.0 - 2.0,
+    };
+    let weights =
+        (weighted && pooling != Pooling::None).then(|| members().map(|(_, w)| weight(*w)).collect());
+    let lengths = lengths.then(|| bags.iter().map(|b| b.len() as u32).collect());
+    FeatureLookup { table_version: table.version.clone(), pooling, ids, lengths, weights }
+}
+
+prop_compose! {
+    fn any_table(at: usize)(
+        dim in prop::sample::select(vec![2u32, 6, 32]),
+        format in prop::sample::select(RowFormat::ALL.to_vec()),
+        keying in prop::sample::select(vec![Keying::Dense, Keying::Hashed]),
+        rows in 0u64..40,
+        defaults: bool,
+    ) -> Table {
+        table(at, dim, format, keying, rows, defaults)
+    }
+}
+
+type FeatureSeed = (bool, Pooling, Vec<Vec<(u64, u8)>>, bool, bool);
+
+fn any_feature() -> impl Strategy<Value = FeatureSeed> {
+    let pooling = prop::sample::select(vec![Pooling::Sum, Pooling::Mean, Pooling::None]);
+    // A few ids beyond the rows, so that some are missing, and many twice.
+    let bags = prop::collection::vec(prop::collection::vec((0u64..45, any::<u8>()), 0..25), 0..8);
+    (any::<bool>(), pooling, bags, any::<bool>(), prop::bool::weighted(0.8))
+}
+
+fn bits(features: &[FeatureVectors]) -> Vec<Vec<u32>> {
+    features.iter().map(|f| f.values.iter().map(|v| v.to_bits()).collect()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_layout_gives_the_same_vectors(
+        tables in (any_table(0), any_table(1)),
+        seeds in prop::collection::vec(any_feature(), 0..5),
+        turn in 0usize..4,
+        fails in prop::option::of(0usize..4),
+    ) {
+        let tables = [tables.0, tables.1];
+        let features: Vec<FeatureLookup> = seeds
+            .iter()
+            .map(|(t, pooling, bags, weighted, lengths)| {
+                feature(&tables[usize::from(*t)], *pooling, bags, *weighted, *lengths)
+            })
+            .collect();
+        let expected: Vec<_> =
+            seeds.iter().zip(&features).map(|(s, f)| oracle(&tables[usize::from(s.0)], f)).collect();
+        let request = LookupRequest { request_id: "r".into(), features };
+        for nodes in [1, 2, 4] {
+            for partitions in [1, 4, 16] {
+                let shape = Shape { nodes, groups: 2, partitions };
+                let ask = |exact, wire_form| {
+                    let options = LookupOptions { exact, wire_form, ..Default::default() };
+                    look_up(&tables, &request, &shape, &options, turn, fails)
+                };
+                let exact = ask(true, None);
+                let want: Vec<_> = expected.iter().map(|(e, _)| e.clone()).collect();
+                prop_assert_eq!(bits(&exact), bits(&want), "{:?}", &shape);
+                prop_assert_eq!(&exact, &want);
+                prop_assert_eq!(&ask(true, Some(WireForm::Pool)), &exact, "exact wins over a forced form");
+                for form in [None, Some(WireForm::Pool), Some(WireForm::Gather)] {
+                    for (got, (want, scales)) in ask(false, form).iter().zip(&expected) {
+                        for ((got, want), scale) in got.values.iter().zip(&want.values).zip(scales) {
+                            prop_assert!((got - want).abs() <= 1e-5 * scale, "{got} {want} {form:?} {shape:?}");
+                        }
+                        let rest = FeatureVectors { values: want.values.clone(), ..got.clone() };
+                        prop_assert_eq!(&rest, want);
+                        prop_assert_eq!(got.values.len(), want.values.len());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_cancel_and_sums_beyond_f32_become_the_default_row() {
+    let tables = [table(0, 2, RowFormat::F32, Keying::Dense, 4, true)];
+    let of = |pooling, weights: Vec<f32>| FeatureLookup {
+        table_version: tables[0].version.clone(),
+        pooling,
+        ids: vec![1, 2],
+        lengths: Some(vec![2]),
+        weights: Some(weights),
+    };
+    let features = vec![of(Pooling::Mean, vec![1.5, -1.5]), of(Pooling::Sum, vec![f32::MAX, f32::MAX])];
+    let mut huge = tables.clone();
+    huge[0].stored = (0..4u64).map(|id| (id, [3.0f32, 4.0].map(f32::to_le_bytes).concat())).collect();
+    let request = LookupRequest { request_id: String::new(), features };
+    for wire_form in [WireForm::Gather, WireForm::Pool] {
+        let options = LookupOptions { wire_form: Some(wire_form), ..Default::default() };
+        for got in look_up(&huge, &request, &Shape { nodes: 2, groups: 1, partitions: 4 }, &options, 0, None)
+        {
+            assert_eq!((got.values.as_slice(), got.defaulted_bags), (&[0.25, 1.25][..], 1), "{wire_form:?}");
+            assert_eq!(
+                (got.found.as_slice(), got.missing_ids),
+                (&[2][..], 0),
+                "both ids were found all the same"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_user_feature_travels_once_and_the_cheaper_form_is_taken() {
+    let tables = [table(0, 32, RowFormat::Int4, Keying::Hashed, 40, false)];
+    let bags = |count: u64, length: u64| -> Vec<Vec<(u64, u8)>> {
+        (0..count).map(|b| (0..length).map(|n| ((b * 7 + n) % 40, 0)).collect()).collect()
+    };
+    let features = vec![
+        feature(&tables[0], Pooling::Sum, &bags(100, 1), false, true),
+        feature(&tables[0], Pooling::None, &bags(100, 1), false, false),
+        feature(&tables[0], Pooling::Sum, &bags(1, 40), false, true),
+    ];
+    let request = LookupRequest { request_id: String::new(), features };
+    let map = map_of(&tables, &Shape { nodes: 1, groups: 1, partitions: 4 });
+    let split = Split::new(&request, &map, 1).unwrap();
+    assert_eq!(split.tables[0].ids.len(), 40, "one list of unique ids for all features");
+    let router = Router::new(&map, &split, None, 0, &Penalties::default(), Instant::now());
+    let questions = asks::build(&split, &router.first().unwrap(), &LookupOptions::default());
+    let [question] = questions.as_slice() else { panic!("{} nodes", questions.len()) };
+    // 40 stored rows of 20 bytes beat 100 sums of 128; one sum of 40 members beats its 40 rows.
+    let sizes: Vec<_> =
+        question.asks.iter().map(|a| (matches!(a, asks::Ask::Pool(_)), a.ids().len())).collect();
+    assert_eq!(sizes, [(false, 40), (true, 40)]);
+}

@@ -1,0 +1,191 @@
+//! Answers become vectors, in the order of the request.
+//!
+//! Gathered rows are added bag by bag in request order with the kernel that nodes use, so an exact lookup
+//! gives the same bits on any layout. Partial sums are added after them, in the order of the questions.
+
+use tidepool_kernels::RowKernel;
+use tidepool_proto::pack;
+use tidepool_types::Pooling;
+
+use crate::{
+    answer::Answered,
+    asks::{Ask, PoolAsk},
+    request::FeatureVectors,
+    split::{FeatureSplit, Split, TableSplit, as_u32},
+};
+
+/// What has been answered about the unique ids of one table.
+struct Rows<'a> {
+    /// Per unique id: its stored row, when it was gathered and is in the table.
+    rows: Vec<Option<&'a [u8]>>,
+    sequence: Option<u64>,
+}
+
+/// The partial sums of one feature at one node.
+struct Partial<'a> {
+    ask: &'a PoolAsk,
+    answer: &'a Answered,
+}
+
+/// Puts the answers together. Each needed partition must be answered exactly once; `answers` in the order
+/// of the questions, whatever the order in which they came.
+pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVectors> {
+    let mut tables: Vec<Rows<'_>> =
+        split.tables.iter().map(|t| Rows { rows: vec![None; t.ids.len()], sequence: None }).collect();
+    let mut partials: Vec<Vec<Partial<'_>>> = split.features.iter().map(|_| Vec::new()).collect();
+    for answer in answers {
+        let table = answer.ask.table(split);
+        let known = &mut tables[table];
+        known.sequence = Some(known.sequence.map_or(answer.sequence, |s| s.min(answer.sequence)));
+        match &answer.ask {
+            Ask::Gather { ids, .. } => {
+                let row_bytes = split.tables[table].layout.schema.row_bytes();
+                for (at, (id, row)) in ids.iter().zip(answer.body.chunks_exact(row_bytes)).enumerate() {
+                    if !answer.is_missing(at) {
+                        known.rows[*id as usize] = Some(row);
+                    }
+                }
+            }
+            Ask::Pool(ask) => partials[ask.feature].push(Partial { ask, answer }),
+        }
+    }
+    let features = split.features.iter().zip(&partials);
+    features
+        .map(|(feature, partials)| {
+            let table = &split.tables[feature.table];
+            let rows = &tables[feature.table];
+            let mut out = match feature.pooling {
+                Pooling::None => unpooled(feature, table, &rows.rows),
+                Pooling::Sum | Pooling::Mean => pooled(feature, table, &rows.rows, partials),
+            };
+            out.sequence = rows.sequence.unwrap_or(0);
+            out
+        })
+        .collect()
+}
+
+fn blank(table: &TableSplit<'_>, vectors: usize) -> FeatureVectors {
+    let schema = &table.layout.schema;
+    FeatureVectors {
+        table_version: schema.table_version.clone(),
+        sequence: 0,
+        dim: schema.dim,
+        values: vec![0.0; vectors * schema.dim as usize],
+        found: vec![0; vectors],
+        missing_ids: 0,
+        defaulted_bags: 0,
+    }
+}
+
+/// Makes `vector` the default row when nothing was found, or when it is not finite.
+fn settle(table: &TableSplit<'_>, vector: &mut [f32], found: u32, defaulted: &mut u32) {
+    if found > 0 && vector.iter().all(|v| v.is_finite()) {
+        return;
+    }
+    *defaulted += 1;
+    match table.layout.schema.default_row.as_slice() {
+        row if row.len() == vector.len() => vector.copy_from_slice(row),
+        _ => vector.fill(0.0),
+    }
+}
+
+fn unpooled(feature: &FeatureSplit<'_>, table: &TableSplit<'_>, rows: &[Option<&[u8]>]) -> FeatureVectors {
+    let schema = &table.layout.schema;
+    let kernel = RowKernel::new(schema.format, schema.dim);
+    let mut out = blank(table, feature.members.len());
+    let vectors = out.values.chunks_exact_mut(schema.dim as usize);
+    for ((id, vector), found) in feature.members.iter().zip(vectors).zip(&mut out.found) {
+        if let Some(row) = rows[*id as usize] {
+            kernel.dequantize(row, vector);
+            *found = 1;
+        }
+        out.missing_ids += 1 - *found;
+        settle(table, vector, *found, &mut out.defaulted_bags);
+    }
+    out
+}
+
+fn pooled(
+    feature: &FeatureSplit<'_>,
+    table: &TableSplit<'_>,
+    rows: &[Option<&[u8]>],
+    partials: &[Partial<'_>],
+) -> FeatureVectors {
+    let schema = &table.layout.schema;
+    let dim = schema.dim as usize;
+    let kernel = RowKernel::new(schema.format, schema.dim);
+    let mut out = blank(table, feature.bags());
+    let mut weight_sums = vec![0.0f32; if feature.weights.is_some() { feature.bags() } else { 0 }];
+    // Ids that other features gather may lie on partitions that this feature has pooled at the node.
+    let pooled_at_node = slots_pooled(table, partials);
+    let (mut found_rows, mut found_weights) = (Vec::new(), Vec::new());
+    for (bag, range) in feature.bag_ranges().enumerate() {
+        found_rows.clear();
+        found_weights.clear();
+        for member in range {
+            let id = feature.members[member] as usize;
+            let elsewhere = pooled_at_node.as_ref().is_some_and(|p| p[table.slot_of[id] as usize]);
+            let Some(row) = rows[id].filter(|_| !elsewhere) else { continue };
+            found_rows.push(row);
+            if let Some(weights) = feature.weights {
+                found_weights.push(weights[member]);
+            }
+        }
+        let vector = &mut out.values[bag * dim..(bag + 1) * dim];
+        if feature.weights.is_some() {
+            kernel.accumulate_weighted(&found_rows, &found_weights, vector);
+            weight_sums[bag] = found_weights.iter().sum();
+        } else {
+            kernel.accumulate(&found_rows, vector);
+        }
+        out.found[bag] = as_u32(found_rows.len());
+    }
+    for partial in partials {
+        partial.add(&mut out, &mut weight_sums);
+    }
+    for (bag, vector) in out.values.chunks_exact_mut(dim).enumerate() {
+        let found = out.found[bag];
+        if feature.pooling == Pooling::Mean && found > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "a bag's mean is f32")]
+            let divisor = weight_sums.get(bag).copied().unwrap_or(found as f32);
+            vector.iter_mut().for_each(|v| *v /= divisor);
+        }
+        settle(table, vector, found, &mut out.defaulted_bags);
+    }
+    out.missing_ids = as_u32(feature.members.len()) - out.found.iter().sum::<u32>();
+    out
+}
+
+/// Which slots of its table a feature had pooled by nodes; None when it had none.
+fn slots_pooled(table: &TableSplit<'_>, partials: &[Partial<'_>]) -> Option<Vec<bool>> {
+    if partials.is_empty() {
+        return None;
+    }
+    let mut slots = vec![false; table.partitions.len()];
+    for id in partials.iter().flat_map(|partial| &partial.ask.ids) {
+        slots[table.slot_of[*id as usize] as usize] = true;
+    }
+    Some(slots)
+}
+
+impl Partial<'_> {
+    /// Adds the sums to their bags.
+    fn add(&self, out: &mut FeatureVectors, weight_sums: &mut [f32]) {
+        let dim = out.dim as usize;
+        let sums = self.answer.body.chunks_exact(dim * 4);
+        // Lengths have been checked: one count and one sum per bag sent.
+        let counts = pack::unpack::<u32>(&self.answer.counts).into_iter().flatten();
+        for ((bag, sum), count) in self.ask.bags.iter().zip(sums).zip(counts) {
+            let bag = *bag as usize;
+            out.found[bag] += count;
+            let vector = &mut out.values[bag * dim..(bag + 1) * dim];
+            for (v, partial) in vector.iter_mut().zip(pack::unpack::<f32>(sum).into_iter().flatten()) {
+                *v += partial;
+            }
+        }
+        let sums = pack::unpack::<f32>(&self.answer.weight_sums).into_iter().flatten();
+        for (bag, sum) in self.ask.bags.iter().zip(sums) {
+            weight_sums[*bag as usize] += sum;
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What is asked of a client, and what it gives back.
+
+use std::time::Duration;
+
+use tidepool_types::{Epoch, Pooling, TableVersion};
+
+/// Every feature that one caller wants looked up together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LookupRequest {
+    /// Echoed in logs and traces of every node.
+    pub request_id: String,
+    /// What is looked up; features of one table share its unique ids.
+    pub features: Vec<FeatureLookup>,
+}
+
+/// One feature: bags of ids of one table version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureLookup {
+    /// Where the ids are looked up: that very version, or an error.
+    pub table_version: TableVersion,
+    /// How the rows of a bag become one vector. [`Pooling::None`]: one vector per id.
+    pub pooling: Pooling,
+    /// The ids of all bags, one bag after the other.
+    pub ids: Vec<u64>,
+    /// Ids per bag, adding up to `ids`. None: one id per bag. With [`Pooling::None`] they are checked and
+    /// otherwise without effect.
+    pub lengths: Option<Vec<u32>>,
+    /// One finite weight per id, with sum or mean pooling. None: ones.
+    pub weights: Option<Vec<f32>>,
+}
+
+/// How one lookup is done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LookupOptions {
+    /// The whole budget, fallbacks included.
+    pub timeout: Duration,
+    /// The answer is the same to the bit on any layout: stored rows travel and are pooled here, in request
+    /// order. Wins over `wire_form`.
+    pub exact: bool,
+    /// Forces a wire form, for tests and benches. None: the cheaper one, per feature and node.
+    pub wire_form: Option<WireForm>,
+}
+
+impl Default for LookupOptions {
+    fn default() -> Self {
+        Self { timeout: Duration::from_millis(500), exact: false, wire_form: None }
+    }
+}
+
+/// How a node answers for a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireForm {
+    /// One stored row per id, pooled by the client.
+    Gather,
+    /// One partial sum per bag, pooled by the node. Unpooled features are gathered all the same.
+    Pool,
+}
+
+/// The answer to a [`LookupRequest`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LookupOutcome {
+    /// One per feature of the request, in its order.
+    pub features: Vec<FeatureVectors>,
+    /// The epoch of the map that it was routed by.
+    pub epoch: Epoch,
+    /// Nodes that were asked.
+    pub nodes_touched: u32,
+    /// Partitions that were asked elsewhere after a failure.
+    pub fallbacks: u32,
+    /// Ids sent and answered, after deduplication.
+    pub rows_requested: u64,
+    /// Bytes that the answered questions and their answers took.
+    pub wire_bytes: WireBytes,
+}
+
+/// Bytes of packed numbers and rows, both ways, by wire form; framing is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireBytes {
+    /// In gather form.
+    pub gather: u64,
+    /// In pool form.
+    pub pool: u64,
+}
+
+/// The vectors of one feature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureVectors {
+    /// What they were made from: what was asked for.
+    pub table_version: TableVersion,
+    /// The smallest number of deltas that any node had applied; 0 when no node had to be asked.
+    pub sequence: u64,
+    /// Elements of a vector.
+    pub dim: u32,
+    /// `[bags, dim]`, row-major; with [`Pooling::None`] `[ids, dim]`. Always finite.
+    pub values: Vec<f32>,
+    /// Ids found, per bag (per id with [`Pooling::None`]); an id that stands twice in a bag counts twice.
+    pub found: Vec<u32>,
+    /// Ids not found, repetitions counted: `found` and this add up to the ids asked for.
+    pub missing_ids: u32,
+    /// Vectors that are the table's default row: of bags with nothing found (empty ones too), of ids not
+    /// found with [`Pooling::None`], and of bags that have no finite result (a weighted mean whose weights
+    /// add up to 0, a sum beyond f32).
+    pub defaulted_bags: u32,
+}
