@@ -1,0 +1,111 @@
+//! Why an event was refused. A refused event changes nothing.
+
+use thiserror::Error;
+use tidepool_types::{ErrorCode, ManifestError, Name, NodeId, TableVersion};
+
+/// Why an event was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StepError {
+    /// Two processes call themselves by one name.
+    #[error("the name {name} is taken: {holder} has a session under it, {asked} asked for one")]
+    NameTaken {
+        /// The node or ranker.
+        name: Name,
+        /// gRPC address of the one with the session.
+        holder: String,
+        /// gRPC address of the one that was refused.
+        asked: String,
+    },
+    /// A newer session of the same process has taken over.
+    #[error("{name} has opened another session since")]
+    Superseded {
+        /// The node or ranker.
+        name: Name,
+    },
+    /// A node that holds partitions for one group reports another.
+    #[error("node {node} holds partitions for group {group}; it cannot report group {asked}")]
+    GroupChanged {
+        /// The node.
+        node: NodeId,
+        /// Where its partitions are.
+        group: Name,
+        /// What it reports.
+        asked: Name,
+    },
+    /// A release manifest that contradicts itself.
+    #[error("release {model}@{release}")]
+    Manifest {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// How.
+        source: Box<ManifestError>,
+    },
+    /// A schema that contradicts itself.
+    #[error("table {table}")]
+    Schema {
+        /// Which table.
+        table: TableVersion,
+        /// How.
+        source: Box<ManifestError>,
+    },
+    /// A pinned table that was not handed in, or is not the one the release was made with.
+    #[error("release {model}@{release} pins table {table}, and that is not the table in the store")]
+    OtherTable {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// The table it pins.
+        table: TableVersion,
+    },
+    /// A name that stands for another content already. Contents never change under a name.
+    #[error("{what} is known with another content; give the new content a name of its own")]
+    AnotherContent {
+        /// "release m@r1", "table user@v1".
+        what: String,
+    },
+    /// A name that nothing has.
+    #[error("there is no {what} in the cluster")]
+    NotFound {
+        /// "release m@r1", "table user@v1".
+        what: String,
+    },
+    /// A release that cannot be promoted yet.
+    #[error("release {model}@{release} cannot be promoted: {}", waiting_for.join("; "))]
+    NotReady {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// What is missing, in words.
+        waiting_for: Vec<String>,
+    },
+    /// A table that releases need.
+    #[error("table {table} is served because of {}", releases.join(", "))]
+    Pinned {
+        /// Which table.
+        table: TableVersion,
+        /// The releases that pin it.
+        releases: Vec<String>,
+    },
+}
+
+impl StepError {
+    /// The wire code that says the same.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::NameTaken { .. }
+            | Self::Superseded { .. }
+            | Self::GroupChanged { .. }
+            | Self::AnotherContent { .. }
+            | Self::NotReady { .. }
+            | Self::Pinned { .. } => ErrorCode::Conflict,
+            Self::Manifest { .. } | Self::Schema { .. } => ErrorCode::InvalidRequest,
+            Self::OtherTable { .. } => ErrorCode::Corrupt,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a table or a release still waits for, and the words for it.
+//!
+//! A release becomes ready when every partition of every table that it pins is ready on its node, in
+//! **every** group it is placed in, and every connected ranker has it. A node that is down is waited for,
+//! also when another group has all its partitions: a release that is promoted with one copy missing has
+//! nowhere to fall back to. Zero connected rankers are none to wait for: a ranker that starts later loads
+//! the release before it calls itself ready.
+
+use std::collections::BTreeMap;
+
+use tidepool_types::{NodeId, PartitionIndex, TableVersion};
+
+use crate::{
+    map::{PartitionState, ReleaseEntry, ReleaseState, TableLayout},
+    state::ClusterState,
+};
+
+/// How many problems of one node and table are spelled out.
+const PROBLEMS_SHOWN: usize = 3;
+
+impl ClusterState {
+    /// What is missing before `entry` can be promoted, in words; empty when it can.
+    ///
+    /// Once a release has been ready it stays promotable while every partition is ready in at least one
+    /// group: a node that is down must not stand in the way of a rollback.
+    #[must_use]
+    pub fn waiting_for(&self, entry: &ReleaseEntry) -> Vec<String> {
+        let layouts = entry.tables.iter().map(|table| (table, self.map().layout(table)));
+        let loading = entry.state == ReleaseState::Loading;
+        let mut words = Vec::new();
+        for (table, layout) in layouts {
+            match layout {
+                None => words.push(format!("table {table} is not in the cluster map")),
+                Some(layout) if loading => words.extend(self.table_gaps(layout)),
+                Some(layout) => words.extend(self.uncovered(layout)),
+            }
+        }
+        if loading {
+            words.extend(self.ranker_gaps(entry));
+            if self.observed.recovering_until.is_some() {
+                words.push("the controller has just started and waits for reports".into());
+            }
+        }
+        words
+    }
+
+    /// What is missing before every partition of a table is ready in every group, in words.
+    #[must_use]
+    pub fn table_waiting_for(&self, table: &TableVersion) -> Vec<String> {
+        match self.map().layout(table) {
+            Some(layout) => self.table_gaps(layout),
+            None => vec![format!("table {table} is not in the cluster map")],
+        }
+    }
+
+    /// How many replicas of partitions the map places, and how many of them are ready.
+    #[must_use]
+    pub fn replicas_placed_and_ready(&self) -> (u64, u64) {
+        let (mut placed, mut ready) = (0, 0);
+        for layout in &self.map().layouts {
+            for (node, partitions) in by_node(layout) {
+                placed += partitions.len() as u64;
+                ready += self.ready_of(layout, node, &partitions) as u64;
+            }
+        }
+        (placed, ready)
+    }
+
+    fn ready_of(&self, layout: &TableLayout, node: &NodeId, partitions: &[PartitionIndex]) -> usize {
+        let ready = self.observed.nodes.get(node).and_then(|n| n.ready(&layout.schema));
+        ready.map_or(0, |ready| partitions.iter().filter(|p| ready.contains(p)).count())
+    }
+
+    fn table_gaps(&self, layout: &TableLayout) -> Vec<String> {
+        let table = &layout.schema.table_version;
+        let mut words = Vec::new();
+        if layout.placement.groups.is_empty() {
+            words.push(format!("{table} is placed on no node yet"));
+        }
+        for (id, entry) in self.map().nodes.iter().filter(|(_, n)| n.up) {
+            if !layout.placement.groups.is_empty() && !layout.placement.groups.contains_key(&entry.group) {
+                words.push(format!("{table} is not placed in group {} of node {id} yet", entry.group));
+            }
+        }
+        for (node, partitions) in by_node(layout) {
+            let (ready, placed) = (self.ready_of(layout, node, &partitions), partitions.len());
+            if ready == placed {
+                continue;
+            }
+            let up = self.map().nodes.get(node).is_some_and(|n| n.up);
+            words.push(match self.observed.nodes.get(node) {
+                Some(seen) => {
+                    let problems = problems(&seen.report.partitions, table);
+                    format!("node {node} has {ready} of {placed} partitions of {table} ready{problems}")
+                }
+                None if up => format!(
+                    "node {node} has not reported since the controller started: {placed} partitions of {table}"
+                ),
+                None => format!("node {node} is down: {placed} partitions of {table}"),
+            });
+        }
+        words
+    }
+
+    /// The partitions of a table that no group has ready, in words.
+    fn uncovered(&self, layout: &TableLayout) -> Option<String> {
+        let mut covered = vec![false; layout.schema.partitions.get() as usize];
+        for (node, partitions) in by_node(layout) {
+            let Some(ready) = self.observed.nodes.get(node).and_then(|n| n.ready(&layout.schema)) else {
+                continue;
+            };
+            for partition in partitions.iter().filter(|p| ready.contains(p)) {
+                covered[partition.0 as usize] = true;
+            }
+        }
+        let missing = covered.iter().filter(|c| !**c).count();
+        let (table, all) = (&layout.schema.table_version, covered.len());
+        (missing > 0).then(|| format!("{missing} of {all} partitions of {table} are ready on no node"))
+    }
+
+    fn ranker_gaps(&self, entry: &ReleaseEntry) -> impl Iterator<Item = String> {
+        let (model, release) = (entry.model.clone(), entry.release.clone());
+        self.observed.rankers.values().filter_map(move |seen| {
+            let report = &seen.report;
+            let loaded = report.releases.iter().find(|r| r.model == model && r.release == release);
+            match loaded {
+                Some(loaded) if loaded.ready => None,
+                Some(loaded) if !loaded.problem.is_empty() => Some(format!(
+                    "ranker {} cannot load {model}@{release}: {}",
+                    report.ranker, loaded.problem
+                )),
+                _ => Some(format!("ranker {} has not loaded {model}@{release} yet", report.ranker)),
+            }
+        })
+    }
+}
+
+/// The partitions of a layout per node.
+fn by_node(layout: &TableLayout) -> BTreeMap<&NodeId, Vec<PartitionIndex>> {
+    let mut partitions = BTreeMap::<_, Vec<_>>::new();
+    for nodes in layout.placement.groups.values() {
+        for (partition, node) in (0u32..).zip(nodes) {
+            partitions.entry(node).or_default().push(PartitionIndex(partition));
+        }
+    }
+    partitions
+}
+
+fn problems(reported: &[crate::map::PartitionStatus], table: &TableVersion) -> String {
+    let failed = reported.iter().filter(|s| &s.table_version == table).filter_map(|s| match &s.state {
+        PartitionState::Failed(problem) => Some(format!("partition {} failed: {problem}", s.partition)),
+        _ => None,
+    });
+    let failed: Vec<_> = failed.collect();
+    match failed.len() {
+        0 => String::new(),
+        n if n <= PROBLEMS_SHOWN => format!(" ({})", failed.join("; ")),
+        n => format!(" ({}; and {} more)", failed[..PROBLEMS_SHOWN].join("; "), n - PROBLEMS_SHOWN),
+    }
+}

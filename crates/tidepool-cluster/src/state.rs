@@ -1,0 +1,253 @@
+//! What the controller knows: what must survive a restart, and what has been observed since.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tidepool_types::{Epoch, Name, NodeId, PartitionIndex, ReleaseManifest, TableSchema, TableVersion};
+
+use crate::map::{ClusterMap, PartitionState, PartitionStatus};
+
+/// The whole state. Cheap to clone: the parts that are large are shared until they change.
+///
+/// Times are durations since a moment that the caller chooses, the same one throughout.
+#[derive(Clone, Debug)]
+pub struct ClusterState {
+    /// What must survive a restart.
+    pub durable: Arc<Durable>,
+    /// How patient to be.
+    pub settings: Settings,
+    pub(crate) observed: Observed,
+}
+
+/// How patient the state machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long after a start nodes and rankers have to open their sessions again. Until then nodes
+    /// count as up as they did before, and no release becomes ready.
+    pub reconnect_grace: Duration,
+    /// How long no node must have joined a group before a table is placed in it: nodes start one by one,
+    /// and the first of them should not get everything.
+    pub group_settle: Duration,
+}
+
+/// What must survive a restart. It is written down before anyone hears of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Durable {
+    /// Of this document: [`Durable::SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The map, with the epoch that was published last.
+    pub map: ClusterMap,
+    /// Table versions that are served on their own account, whether or not a release pins them.
+    pub served: BTreeSet<TableVersion>,
+    /// Which content each table version of the map has.
+    pub tables: Vec<TableIdentity>,
+    /// The manifest of each release of the map.
+    pub manifests: Vec<ReleaseManifest>,
+    /// Bytes that each node of the map may hold, as it said last; 0 for no limit.
+    pub capacities: BTreeMap<NodeId, u64>,
+}
+
+/// Which content stands under the name of a table version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableIdentity {
+    /// The name.
+    pub table_version: TableVersion,
+    /// The hash of its manifest.
+    pub manifest_hash: String,
+}
+
+/// A table version as it lies in the artifact store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableArtifact {
+    /// Its schema.
+    pub schema: TableSchema,
+    /// The hash of its manifest.
+    pub manifest_hash: String,
+}
+
+/// Numbers the sessions of one controller process; a later session has a larger number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// What a node says of itself. Each report is whole: a partition that it does not list is not held.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeReport {
+    /// Who reports.
+    pub node: NodeId,
+    /// Its replica group.
+    pub group: Name,
+    /// `host:port` of its Embedding service.
+    pub grpc_address: String,
+    /// `host:port` of its `/status` and `/metrics`.
+    pub http_address: String,
+    /// Bytes of partition files that it may hold; 0 for no limit.
+    pub capacity_bytes: u64,
+    /// The assignment that it works on.
+    pub epoch: Epoch,
+    /// How far it is.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// What a ranker says of itself. Each report is whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankerReport {
+    /// Who reports.
+    pub ranker: Name,
+    /// `host:port` of its Ranker service.
+    pub grpc_address: String,
+    /// `host:port` of its HTTP endpoints.
+    pub http_address: String,
+    /// The map that it works by.
+    pub epoch: Epoch,
+    /// The releases that it has, or tries to have.
+    pub releases: Vec<RankerRelease>,
+}
+
+/// How far a ranker is with a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankerRelease {
+    /// The model.
+    pub model: Name,
+    /// The release of it.
+    pub release: Name,
+    /// Loaded and warmed.
+    pub ready: bool,
+    /// Why it cannot be loaded; empty while it loads, and when it is ready.
+    pub problem: String,
+}
+
+/// What has been heard since the start.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Observed {
+    pub(crate) nodes: BTreeMap<NodeId, Arc<ObservedNode>>,
+    pub(crate) rankers: BTreeMap<Name, Arc<ObservedRanker>>,
+    /// When a node last came up in each group.
+    pub(crate) joined: BTreeMap<Name, Duration>,
+    /// Until when sessions from before a restart are waited for.
+    pub(crate) recovering_until: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ObservedNode {
+    pub(crate) session: SessionId,
+    pub(crate) report: NodeReport,
+    /// The partitions that are ready, per table version and layout.
+    ready: BTreeMap<(TableVersion, u32), BTreeSet<PartitionIndex>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ObservedRanker {
+    pub(crate) session: SessionId,
+    pub(crate) report: RankerReport,
+}
+
+impl ObservedNode {
+    pub(crate) fn new(session: SessionId, report: NodeReport) -> Self {
+        let mut ready = BTreeMap::<_, BTreeSet<_>>::new();
+        for status in report.partitions.iter().filter(|s| s.state == PartitionState::Ready) {
+            let layout = (status.table_version.clone(), status.partitions);
+            ready.entry(layout).or_default().insert(status.partition);
+        }
+        Self { session, report, ready }
+    }
+
+    pub(crate) fn ready(&self, schema: &TableSchema) -> Option<&BTreeSet<PartitionIndex>> {
+        self.ready.get(&(schema.table_version.clone(), schema.partitions.get()))
+    }
+}
+
+impl Durable {
+    /// The only document version there is.
+    pub const SCHEMA_VERSION: u32 = 1;
+
+    /// The manifest of a release of the map.
+    #[must_use]
+    pub fn manifest(&self, model: &str, release: &str) -> Option<&ReleaseManifest> {
+        self.manifests.iter().find(|m| m.model.as_str() == model && m.release.as_str() == release)
+    }
+
+    /// The manifest hash of a table version of the map.
+    #[must_use]
+    pub fn table_hash(&self, table: &TableVersion) -> Option<&str> {
+        self.tables.iter().find(|t| &t.table_version == table).map(|t| t.manifest_hash.as_str())
+    }
+}
+
+impl Default for Durable {
+    fn default() -> Self {
+        Self {
+            schema_version: Self::SCHEMA_VERSION,
+            map: ClusterMap::default(),
+            served: BTreeSet::new(),
+            tables: Vec::new(),
+            manifests: Vec::new(),
+            capacities: BTreeMap::new(),
+        }
+    }
+}
+
+impl ClusterState {
+    /// A cluster that nobody has joined yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { durable: Arc::default(), settings, observed: Observed::default() }
+    }
+
+    /// The cluster as it was written down, `now` being the start of this process. The map is the same, to
+    /// the epoch: clients must not see every node go down because a controller started.
+    #[must_use]
+    pub fn recover(durable: Durable, settings: Settings, now: Duration) -> Self {
+        let mut state = Self::new(settings);
+        // Who had not settled before the restart has not settled now.
+        state.observed.joined = durable.map.nodes.values().map(|n| (n.group.clone(), now)).collect();
+        state.durable = Arc::new(durable);
+        state.observed.recovering_until = Some(now + settings.reconnect_grace);
+        state
+    }
+
+    /// The map.
+    #[must_use]
+    pub fn map(&self) -> &ClusterMap {
+        &self.durable.map
+    }
+
+    /// The latest report of every node with a session.
+    pub fn node_reports(&self) -> impl Iterator<Item = &NodeReport> {
+        self.observed.nodes.values().map(|n| &n.report)
+    }
+
+    /// The latest report of every ranker with a session.
+    pub fn ranker_reports(&self) -> impl Iterator<Item = &RankerReport> {
+        self.observed.rankers.values().map(|r| &r.report)
+    }
+
+    /// When [`Event::Tick`](crate::Event::Tick) has something to do next, if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let groups = self.unplaced_groups().into_iter().map(|group| self.settled_at(&group));
+        self.observed.recovering_until.into_iter().chain(groups).min()
+    }
+
+    /// From when on tables may be placed in a group.
+    pub(crate) fn settled_at(&self, group: &Name) -> Duration {
+        self.observed
+            .joined
+            .get(group)
+            .map_or(Duration::ZERO, |joined| joined.saturating_add(self.settings.group_settle))
+    }
+
+    /// The groups in which a node is up and a table of the map has no place.
+    fn unplaced_groups(&self) -> BTreeSet<Name> {
+        let map = self.map();
+        let up = map.nodes.values().filter(|n| n.up).map(|n| n.group.clone()).collect::<BTreeSet<_>>();
+        let unplaced =
+            |group: &Name| map.layouts.iter().any(|l| !l.placement.groups.contains_key(group.as_str()));
+        up.into_iter().filter(unplaced).collect()
+    }
+}

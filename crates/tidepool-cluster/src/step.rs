@@ -1,0 +1,401 @@
+//! The control state machine: an event and the time make the next state and what must be done about it.
+//!
+//! A new node gets no partitions of tables that are placed in its group already, and a node that goes
+//! down keeps its own: nothing moves by itself. A group in which a table has no place gets one as soon as
+//! it has settled, over the nodes that are up then.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tidepool_types::{Name, NodeId, ReleaseManifest, TableVersion};
+
+use crate::{
+    error::StepError,
+    map::{ClusterMap, NodeEntry, Placement, ReleaseEntry, ReleaseState, TableLayout},
+    placement::{Member, place},
+    state::{
+        ClusterState, Durable, NodeReport, ObservedNode, ObservedRanker, RankerReport, SessionId,
+        TableArtifact, TableIdentity,
+    },
+};
+
+/// What happens to a cluster.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A node reports; its first report registers it.
+    NodeReported {
+        /// Over which session.
+        session: SessionId,
+        /// What it says.
+        report: NodeReport,
+    },
+    /// A node's session has ended. Ignored when a newer one has taken over.
+    NodeGone {
+        /// Which node.
+        node: NodeId,
+        /// Which session.
+        session: SessionId,
+    },
+    /// A ranker reports; its first report registers it.
+    RankerReported {
+        /// Over which session.
+        session: SessionId,
+        /// What it says.
+        report: RankerReport,
+    },
+    /// A ranker's session has ended. Ignored when a newer one has taken over.
+    RankerGone {
+        /// Which ranker.
+        ranker: Name,
+        /// Which session.
+        session: SessionId,
+    },
+    /// Take a release in: place its tables and wait until it is loaded. Again, with the same content: nothing.
+    PublishRelease {
+        /// Its manifest.
+        manifest: ReleaseManifest,
+        /// The tables that it pins, as they lie in the store.
+        tables: Vec<TableArtifact>,
+    },
+    /// Make a release the current one of its model. The former stays for rollback; the one before goes.
+    PromoteRelease {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+    },
+    /// Serve a table version on its own account.
+    ServeTable {
+        /// The table as it lies in the store.
+        table: TableArtifact,
+    },
+    /// No longer serve it on its own account; it goes unless a release pins it.
+    StopTable {
+        /// Which table.
+        table_version: TableVersion,
+    },
+    /// Time has passed: see [`ClusterState::next_deadline`].
+    Tick,
+}
+
+/// What must be done about an event, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Write the durable part down. Until that is done nobody may hear of the new state.
+    Persist,
+    /// Send the new map out, and to each node its assignment by it.
+    PublishMap,
+}
+
+/// Applies an event. On an error nothing has happened.
+///
+/// # Errors
+/// [`StepError`] says why the event is refused.
+pub fn step(
+    state: &ClusterState,
+    event: Event,
+    now: Duration,
+) -> Result<(ClusterState, Vec<Effect>), StepError> {
+    let mut draft = Draft { state: state.clone(), now, durable_changed: false, map_changed: false };
+    match event {
+        Event::NodeReported { session, report } => draft.node_reported(session, report)?,
+        Event::NodeGone { node, session } => draft.node_gone(&node, session),
+        Event::RankerReported { session, report } => draft.ranker_reported(session, report)?,
+        Event::RankerGone { ranker, session } => {
+            if draft.state.observed.rankers.get(&ranker).is_some_and(|r| r.session == session) {
+                draft.state.observed.rankers.remove(&ranker);
+            }
+        }
+        Event::PublishRelease { manifest, tables } => draft.publish(manifest, tables)?,
+        Event::PromoteRelease { model, release } => draft.promote(&model, &release)?,
+        Event::ServeTable { table } => draft.serve(table)?,
+        Event::StopTable { table_version } => draft.stop(&table_version)?,
+        Event::Tick => {}
+    }
+    draft.end_recovery();
+    draft.place_unplaced();
+    draft.advance_releases();
+    Ok(draft.finish())
+}
+
+struct Draft {
+    state: ClusterState,
+    now: Duration,
+    durable_changed: bool,
+    map_changed: bool,
+}
+
+impl Draft {
+    /// The durable part, to be changed.
+    fn durable(&mut self) -> &mut Durable {
+        self.durable_changed = true;
+        Arc::make_mut(&mut self.state.durable)
+    }
+
+    /// The map, to be changed.
+    fn map(&mut self) -> &mut ClusterMap {
+        self.map_changed = true;
+        &mut self.durable().map
+    }
+
+    fn finish(mut self) -> (ClusterState, Vec<Effect>) {
+        let mut effects = Vec::new();
+        if self.map_changed {
+            self.map().epoch.0 += 1;
+        }
+        if self.durable_changed {
+            effects.push(Effect::Persist);
+        }
+        if self.map_changed {
+            effects.push(Effect::PublishMap);
+        }
+        (self.state, effects)
+    }
+
+    fn node_reported(&mut self, session: SessionId, report: NodeReport) -> Result<(), StepError> {
+        let node = report.node.clone();
+        if let Some(seen) = self.state.observed.nodes.get(&node) {
+            check_session(
+                &node.0,
+                (seen.session, &seen.report.grpc_address),
+                (session, &report.grpc_address),
+            )?;
+        }
+        let known = self.state.map().nodes.get(&node);
+        let holds = |l: &TableLayout| l.placement.partitions_of(&node).next().is_some();
+        if let Some(known) = known
+            && known.group != report.group
+            && self.state.map().layouts.iter().any(holds)
+        {
+            let group = known.group.clone();
+            return Err(StepError::GroupChanged { node, group, asked: report.group });
+        }
+        let entry = NodeEntry {
+            group: report.group.clone(),
+            grpc_address: report.grpc_address.clone(),
+            http_address: report.http_address.clone(),
+            up: true,
+        };
+        let joins = known.is_none_or(|n| !n.up || n.group != entry.group);
+        let changed = known != Some(&entry);
+        if joins {
+            self.state.observed.joined.insert(report.group.clone(), self.now);
+        }
+        if changed {
+            self.map().nodes.insert(node.clone(), entry);
+        }
+        if self.state.durable.capacities.get(&node) != Some(&report.capacity_bytes) {
+            self.durable().capacities.insert(node.clone(), report.capacity_bytes);
+        }
+        self.state.observed.nodes.insert(node, Arc::new(ObservedNode::new(session, report)));
+        Ok(())
+    }
+
+    fn node_gone(&mut self, node: &NodeId, session: SessionId) {
+        if self.state.observed.nodes.get(node).is_some_and(|n| n.session == session) {
+            self.state.observed.nodes.remove(node);
+            self.mark_down(node);
+        }
+    }
+
+    fn mark_down(&mut self, node: &NodeId) {
+        if self.state.map().nodes.get(node).is_some_and(|n| n.up)
+            && let Some(entry) = self.map().nodes.get_mut(node)
+        {
+            entry.up = false;
+        }
+    }
+
+    fn ranker_reported(&mut self, session: SessionId, report: RankerReport) -> Result<(), StepError> {
+        if let Some(seen) = self.state.observed.rankers.get(&report.ranker) {
+            let holder = (seen.session, seen.report.grpc_address.as_str());
+            check_session(&report.ranker, holder, (session, &report.grpc_address))?;
+        }
+        let name = report.ranker.clone();
+        self.state.observed.rankers.insert(name, Arc::new(ObservedRanker { session, report }));
+        Ok(())
+    }
+
+    fn publish(&mut self, manifest: ReleaseManifest, tables: Vec<TableArtifact>) -> Result<(), StepError> {
+        let (model, release) = (manifest.model.clone(), manifest.release.clone());
+        if let Some(known) = self.state.durable.manifest(&model, &release) {
+            let what = format!("release {model}@{release}");
+            return if *known == manifest { Ok(()) } else { Err(StepError::AnotherContent { what }) };
+        }
+        manifest.validate().map_err(|source| StepError::Manifest {
+            model: model.clone(),
+            release: release.clone(),
+            source: Box::new(source),
+        })?;
+        for (table, hash) in manifest.tables.iter().zip(&manifest.table_manifest_hashes) {
+            let is_it = |t: &TableArtifact| t.schema.table_version == *table && t.manifest_hash == *hash;
+            if !tables.iter().any(is_it) {
+                return Err(StepError::OtherTable { model, release, table: table.clone() });
+            }
+        }
+        let pinned = |t: &TableArtifact| manifest.tables.contains(&t.schema.table_version);
+        let tables: Vec<_> = tables.into_iter().filter(pinned).collect();
+        tables.iter().try_for_each(|table| self.check_table(table))?;
+        tables.into_iter().for_each(|table| self.add_table(table));
+        let entry =
+            ReleaseEntry { model, release, tables: manifest.tables.clone(), state: ReleaseState::Loading };
+        self.map().releases.push(entry);
+        self.durable().manifests.push(manifest);
+        Ok(())
+    }
+
+    fn promote(&mut self, model: &Name, release: &Name) -> Result<(), StepError> {
+        let Some(entry) = self.state.map().release(model, release) else {
+            return Err(StepError::NotFound { what: format!("release {model}@{release}") });
+        };
+        if entry.state == ReleaseState::Current {
+            return Ok(());
+        }
+        let waiting_for = self.state.waiting_for(entry);
+        if entry.state == ReleaseState::Loading || !waiting_for.is_empty() {
+            let (model, release) = (model.clone(), release.clone());
+            return Err(StepError::NotReady { model, release, waiting_for });
+        }
+        let releases = &mut self.map().releases;
+        releases.retain(|r| r.model != *model || r.release == *release || r.state != ReleaseState::Previous);
+        for entry in releases.iter_mut().filter(|r| r.model == *model) {
+            if entry.release == *release {
+                entry.state = ReleaseState::Current;
+            } else if entry.state == ReleaseState::Current {
+                entry.state = ReleaseState::Previous;
+            }
+        }
+        self.collect();
+        Ok(())
+    }
+
+    fn serve(&mut self, table: TableArtifact) -> Result<(), StepError> {
+        self.check_table(&table)?;
+        let table_version = table.schema.table_version.clone();
+        self.add_table(table);
+        if !self.state.durable.served.contains(&table_version) {
+            self.durable().served.insert(table_version);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, table: &TableVersion) -> Result<(), StepError> {
+        if self.state.durable.served.contains(table) {
+            self.durable().served.remove(table);
+            self.collect();
+            return Ok(());
+        }
+        let pins = self.state.map().releases.iter().filter(|r| r.tables.contains(table));
+        let releases: Vec<_> = pins.map(|r| format!("release {}@{}", r.model, r.release)).collect();
+        if releases.is_empty() {
+            return Err(StepError::NotFound { what: format!("table {table}") });
+        }
+        Err(StepError::Pinned { table: table.clone(), releases })
+    }
+
+    fn check_table(&self, table: &TableArtifact) -> Result<(), StepError> {
+        let name = &table.schema.table_version;
+        let refused = |source| StepError::Schema { table: name.clone(), source: Box::new(source) };
+        table.schema.validate().map_err(refused)?;
+        let other_schema = self.state.map().layout(name).is_some_and(|l| l.schema != table.schema);
+        let other_hash = self.state.durable.table_hash(name).is_some_and(|h| h != table.manifest_hash);
+        if other_schema || other_hash {
+            return Err(StepError::AnotherContent { what: format!("table {name}") });
+        }
+        Ok(())
+    }
+
+    fn add_table(&mut self, table: TableArtifact) {
+        let name = &table.schema.table_version;
+        if self.state.map().layout(name).is_some() {
+            return;
+        }
+        let identity = TableIdentity { table_version: name.clone(), manifest_hash: table.manifest_hash };
+        let layouts = &mut self.map().layouts;
+        let at = layouts.partition_point(|l| l.schema.table_version < *name);
+        layouts.insert(at, TableLayout { schema: table.schema, placement: Placement::default() });
+        self.durable().tables.push(identity);
+    }
+
+    /// Lets go of what neither a release nor an operator asks for.
+    fn collect(&mut self) {
+        let Durable { map, served, tables, manifests, .. } = self.state.durable.as_ref();
+        let wanted =
+            |t: &TableVersion| served.contains(t) || map.releases.iter().any(|r| r.tables.contains(t));
+        let goes = |l: &TableLayout| !wanted(&l.schema.table_version);
+        let manifests: Vec<_> =
+            manifests.iter().filter(|m| map.release(&m.model, &m.release).is_some()).cloned().collect();
+        let tables: Vec<_> = tables.iter().filter(|t| wanted(&t.table_version)).cloned().collect();
+        if map.layouts.iter().any(goes) {
+            let layouts: Vec<_> = map.layouts.iter().filter(|l| !goes(l)).cloned().collect();
+            self.map().layouts = layouts;
+        }
+        let durable = self.durable();
+        durable.manifests = manifests;
+        durable.tables = tables;
+    }
+
+    /// After the grace of a restart: who has not reported is down.
+    fn end_recovery(&mut self) {
+        if self.state.observed.recovering_until.is_none_or(|until| self.now < until) {
+            return;
+        }
+        self.state.observed.recovering_until = None;
+        let silent = |id: &NodeId| !self.state.observed.nodes.contains_key(id);
+        let down: Vec<_> = self.state.map().nodes.keys().filter(|id| silent(id)).cloned().collect();
+        down.iter().for_each(|node| self.mark_down(node));
+    }
+
+    /// Places every table in every settled group that has a node up and no place for it.
+    fn place_unplaced(&mut self) {
+        let mut settled = BTreeMap::<Name, Vec<Member>>::new();
+        for (node, entry) in self.state.map().nodes.iter().filter(|(_, n)| n.up) {
+            if self.now >= self.state.settled_at(&entry.group) {
+                let capacity_bytes = self.state.durable.capacities.get(node).copied().unwrap_or(0);
+                let member = Member { node: node.clone(), capacity_bytes };
+                settled.entry(entry.group.clone()).or_default().push(member);
+            }
+        }
+        let mut plans = Vec::new();
+        for (at, layout) in self.state.map().layouts.iter().enumerate() {
+            let mut groups = settled.clone();
+            groups.retain(|group, _| !layout.placement.groups.contains_key(group));
+            if !groups.is_empty() {
+                let schema = &layout.schema;
+                let table = &schema.table_version.table;
+                plans.push((at, place(table, schema.partitions, &groups, &layout.placement)));
+            }
+        }
+        for (at, placement) in plans {
+            self.map().layouts[at].placement = placement;
+        }
+    }
+
+    /// Loading releases that wait for nothing become ready.
+    fn advance_releases(&mut self) {
+        let releases = self.state.map().releases.iter().enumerate();
+        let ready = |entry: &ReleaseEntry| {
+            entry.state == ReleaseState::Loading && self.state.waiting_for(entry).is_empty()
+        };
+        let ready: Vec<_> = releases.filter(|(_, r)| ready(r)).map(|(at, _)| at).collect();
+        for at in ready {
+            self.map().releases[at].state = ReleaseState::Ready;
+        }
+    }
+}
+
+/// Whether a session may report under a name: not when a newer one has, and not while another process
+/// has a session. The same process may open a new one before the old one is seen to have ended.
+fn check_session(
+    name: &Name,
+    (held_by, holder): (SessionId, &str),
+    (session, asked): (SessionId, &str),
+) -> Result<(), StepError> {
+    if session < held_by {
+        return Err(StepError::Superseded { name: name.clone() });
+    }
+    if session > held_by && holder != asked {
+        let (holder, asked) = (holder.to_owned(), asked.to_owned());
+        return Err(StepError::NameTaken { name: name.clone(), holder, asked });
+    }
+    Ok(())
+}

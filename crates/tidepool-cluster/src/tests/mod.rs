@@ -1,0 +1,235 @@
+//! Tests of the state machine: single steps, and random runs.
+
+use std::time::Duration;
+
+use tidepool_types::{
+    Epoch, Keying, Name, NodeId, PartitionCount, ReleaseManifest, RowFormat, TableSchema, TableVersion,
+};
+
+use crate::{
+    Assignment, ClusterState, Effect, Event, NodeReport, PartitionState, PartitionStatus, RankerRelease,
+    RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, step,
+};
+
+mod random;
+mod steps;
+
+const SETTINGS: Settings =
+    Settings { reconnect_grace: Duration::from_secs(10), group_settle: Duration::from_secs(1) };
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn node_id(text: &str) -> NodeId {
+    NodeId(name(text))
+}
+
+fn table(table: &str, version: &str) -> TableVersion {
+    TableVersion { table: name(table), version: name(version) }
+}
+
+fn artifact(table_version: &TableVersion, log_partitions: u32) -> TableArtifact {
+    let schema = TableSchema {
+        table_version: table_version.clone(),
+        dim: 4,
+        format: RowFormat::Int4,
+        keying: Keying::Hashed,
+        partitions: PartitionCount::new(1 << log_partitions).unwrap(),
+        rows: 100,
+        default_row: Vec::new(),
+    };
+    TableArtifact { schema, manifest_hash: format!("hash of {table_version}") }
+}
+
+fn manifest(model: &str, release: &str, tables: &[TableVersion]) -> ReleaseManifest {
+    ReleaseManifest {
+        schema_version: 1,
+        model: name(model),
+        release: name(release),
+        tables: tables.to_vec(),
+        table_manifest_hashes: tables.iter().map(|t| format!("hash of {t}")).collect(),
+        model_toml_hash: "toml".into(),
+        model_onnx_hash: "onnx".into(),
+    }
+}
+
+/// The group is the part of the name before the dash.
+fn report(node: &str, assignment: &Assignment, state: impl Fn(u32) -> PartitionState) -> NodeReport {
+    let group = node.split('-').next().unwrap();
+    let status = |t: &crate::TableAssignment| {
+        let schema = t.schema.clone();
+        t.partitions.clone().into_iter().map(move |partition| (schema.clone(), partition))
+    };
+    let partitions = assignment.tables.iter().flat_map(status).map(|(schema, partition)| PartitionStatus {
+        table_version: schema.table_version,
+        partitions: schema.partitions.get(),
+        partition,
+        state: state(partition.0),
+        file_bytes: 0,
+    });
+    NodeReport {
+        node: node_id(node),
+        group: name(group),
+        grpc_address: format!("{node}:7410"),
+        http_address: format!("{node}:7411"),
+        capacity_bytes: 0,
+        epoch: assignment.epoch,
+        partitions: partitions.collect(),
+    }
+}
+
+fn ranker_report(ranker: &str, ready: &[(&str, &str)]) -> RankerReport {
+    let releases = ready.iter().map(|(model, release)| RankerRelease {
+        model: name(model),
+        release: name(release),
+        ready: true,
+        problem: String::new(),
+    });
+    RankerReport {
+        ranker: name(ranker),
+        grpc_address: format!("{ranker}:7420"),
+        http_address: format!("{ranker}:7421"),
+        epoch: Epoch(0),
+        releases: releases.collect(),
+    }
+}
+
+/// A cluster that is driven step by step, and checks what must hold after each of them.
+struct Run {
+    state: ClusterState,
+    now: Duration,
+    sessions: u64,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { state: ClusterState::new(SETTINGS), now: Duration::ZERO, sessions: 0 }
+    }
+
+    fn step(&mut self, event: Event) -> Result<Vec<Effect>, StepError> {
+        let (next, effects) = step(&self.state, event, self.now)?;
+        check_step(&self.state, &next, &effects);
+        self.state = next;
+        Ok(effects)
+    }
+
+    fn session(&mut self) -> SessionId {
+        self.sessions += 1;
+        SessionId(self.sessions)
+    }
+
+    /// A new session of `node`, which holds nothing yet.
+    fn join(&mut self, node: &str) -> SessionId {
+        let session = self.session();
+        let report = report(node, &Assignment::default(), |_| PartitionState::Ready);
+        self.step(Event::NodeReported { session, report }).unwrap();
+        session
+    }
+
+    /// `node` reports all that it should hold as ready.
+    fn ready(&mut self, node: &str, session: SessionId) -> Vec<Effect> {
+        let report = report(node, &self.state.map().assignment(&node_id(node)), |_| PartitionState::Ready);
+        self.step(Event::NodeReported { session, report }).unwrap()
+    }
+
+    fn pass(&mut self, seconds: u64) -> Vec<Effect> {
+        self.now += Duration::from_secs(seconds);
+        self.step(Event::Tick).unwrap()
+    }
+
+    fn publish(
+        &mut self,
+        model: &str,
+        release: &str,
+        tables: &[TableVersion],
+    ) -> Result<Vec<Effect>, StepError> {
+        let artifacts = tables.iter().map(|t| artifact(t, 3)).collect();
+        self.step(Event::PublishRelease { manifest: manifest(model, release, tables), tables: artifacts })
+    }
+
+    fn promote(&mut self, model: &str, release: &str) -> Result<Vec<Effect>, StepError> {
+        self.step(Event::PromoteRelease { model: name(model), release: name(release) })
+    }
+
+    fn release(&self, model: &str, release: &str) -> Option<ReleaseState> {
+        self.state.map().release(model, release).map(|r| r.state)
+    }
+
+    fn waiting_for(&self, model: &str, release: &str) -> Vec<String> {
+        self.state.waiting_for(self.state.map().release(model, release).unwrap())
+    }
+
+    fn restart(&mut self) {
+        let written = serde_json::to_string(&*self.state.durable).unwrap();
+        let durable = serde_json::from_str(&written).unwrap();
+        let before = self.state.map().clone();
+        self.state = ClusterState::recover(durable, SETTINGS, self.now);
+        assert_eq!(*self.state.map(), before, "a restart changed the map");
+    }
+}
+
+/// What must hold from any state to the next.
+fn check_step(before: &ClusterState, after: &ClusterState, effects: &[Effect]) {
+    let (old, new) = (before.map(), after.map());
+    if effects.contains(&Effect::PublishMap) {
+        assert_eq!(new.epoch.0, old.epoch.0 + 1);
+        assert_eq!(effects, [Effect::Persist, Effect::PublishMap], "persisted first");
+    } else {
+        assert_eq!(new, old, "a map that changed is published");
+    }
+    assert_eq!(effects.contains(&Effect::Persist), after.durable != before.durable);
+    new.validate().unwrap();
+    for layout in &new.layouts {
+        let table = &layout.schema.table_version;
+        let pinned = new.releases.iter().any(|r| r.tables.contains(table));
+        assert!(pinned || after.durable.served.contains(table), "{table} is kept for nobody");
+        assert!(after.durable.table_hash(table).is_some());
+        // Nothing that is placed moves.
+        if let Some(old) = old.layout(table) {
+            for (group, nodes) in &old.placement.groups {
+                assert_eq!(layout.placement.groups.get(group), Some(nodes), "{table} moved in {group}");
+            }
+        }
+        for (group, nodes) in &layout.placement.groups {
+            assert!(nodes.iter().all(|n| new.nodes[n].group == *group), "{table} left its group");
+        }
+    }
+    for release in &new.releases {
+        let current = |r: &&crate::ReleaseEntry| r.model == release.model && r.state == ReleaseState::Current;
+        assert!(
+            new.releases.iter().filter(current).count() <= 1,
+            "two current releases of {}",
+            release.model
+        );
+        assert!(release.tables.iter().all(|t| new.layout(t).is_some()));
+        assert!(after.durable.manifest(&release.model, &release.release).is_some());
+        let was = old.release(&release.model, &release.release).map(|r| r.state);
+        if release.state == ReleaseState::Ready && was != Some(ReleaseState::Ready) {
+            check_ready(after, release);
+        }
+    }
+    assert_eq!(after.durable.manifests.len(), new.releases.len());
+    assert_eq!(after.durable.tables.len(), new.layouts.len());
+}
+
+/// Looks at the reports, not at the state machine's own words.
+fn check_ready(state: &ClusterState, release: &crate::ReleaseEntry) {
+    for table in &release.tables {
+        let layout = state.map().layout(table).unwrap();
+        assert!(!layout.placement.groups.is_empty());
+        for (group, nodes) in &layout.placement.groups {
+            for (partition, node) in (0u32..).zip(nodes) {
+                let report = state.node_reports().find(|r| r.node == *node);
+                let is_it = |s: &&PartitionStatus| s.table_version == *table && s.partition.0 == partition;
+                let status = report.and_then(|r| r.partitions.iter().find(is_it));
+                let ready = status.is_some_and(|s| s.state == PartitionState::Ready);
+                assert!(ready, "{table} partition {partition} is not ready in {group}");
+            }
+        }
+    }
+    for ranker in state.ranker_reports() {
+        let has = |r: &RankerRelease| r.ready && r.model == release.model && r.release == release.release;
+        assert!(ranker.releases.iter().any(has), "{} is not ready", ranker.ranker);
+    }
+}
