@@ -1,0 +1,190 @@
+//! The admin server of a process: `/metrics`, `/healthz`, `/readyz`, `/status`, and whatever routes the
+//! role adds.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+    serve::{Listener, ListenerExt},
+};
+use prometheus::{Registry, TextEncoder};
+use serde_json::json;
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpStream, ToSocketAddrs},
+    time,
+};
+
+use crate::{
+    health::Health,
+    net::{NetError, bind_tcp},
+    shutdown::Shutdown,
+};
+
+/// The largest request body that a handler is given, unless its route says otherwise.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// How long connections may take to finish once the process has drained.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The content type of Prometheus' text format.
+const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Gives what `/status` shows. It is called for each request, on a thread that moves bytes: it must not block.
+pub type StatusFn = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What the server shows.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Behind `/metrics`.
+    pub registry: Registry,
+    /// Behind `/healthz` and `/readyz`.
+    pub health: Health,
+    /// Behind `/status`.
+    pub status: StatusFn,
+}
+
+impl fmt::Debug for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminState").field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
+/// A server that has its address and does not answer yet.
+#[derive(Debug)]
+pub struct HttpServer {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// The server ended by itself.
+#[derive(Debug, Error)]
+#[error("the HTTP server at {address} failed")]
+pub struct HttpError {
+    /// Where.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl HttpServer {
+    /// Takes the address (port 0: a free one).
+    ///
+    /// # Errors
+    /// [`NetError`] names it.
+    pub async fn bind(address: impl ToSocketAddrs + fmt::Display) -> Result<Self, NetError> {
+        let name = address.to_string();
+        let listener = bind_tcp(address).await?;
+        let address = listener.local_addr().map_err(|source| NetError::Listen { address: name, source })?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens, with the port that was taken.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `shutdown` has *stopped*: while the role drains, `/readyz` and `/metrics` still tell.
+    ///
+    /// The routes of `extra` are the role's work: each of their requests is in flight for the draining, and
+    /// once that has begun, new ones are answered with 503. Bodies are bounded by [`MAX_BODY_BYTES`] unless
+    /// `extra` sets another `DefaultBodyLimit`. Connections have `TCP_NODELAY`.
+    ///
+    /// # Errors
+    /// [`HttpError`] when the listener fails.
+    ///
+    /// # Panics
+    /// When `extra` has one of the four paths above, as axum does for any path that is routed twice.
+    pub async fn serve(self, state: AdminState, extra: Router, shutdown: Shutdown) -> Result<(), HttpError> {
+        let extra = extra.layer(middleware::from_fn_with_state(shutdown.clone(), track));
+        let app = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .route("/status", get(status))
+            .with_state(state)
+            .merge(extra)
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+        let server = axum::serve(without_delay(self.listener), app)
+            .with_graceful_shutdown(shutdown.stopped())
+            .into_future();
+        let too_late = async {
+            shutdown.stopped().await;
+            time::sleep(CLOSING_TIMEOUT).await;
+        };
+        tokio::select! {
+            ended = server => ended.map_err(|source| HttpError { address: self.address, source }),
+            // A client that will not let go of its connection must not hold the process.
+            () = too_late => Ok(()),
+        }
+    }
+}
+
+/// Answers go out at once: without this, small ones wait for the peer's delayed acknowledgement (40 ms).
+fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "could not set TCP_NODELAY on an HTTP connection");
+        }
+    })
+}
+
+/// Counts a request of the role as in flight, or turns it away when the role drains.
+async fn track(State(shutdown): State<Shutdown>, request: Request, next: Next) -> Response {
+    let _in_flight = shutdown.in_flight();
+    if shutdown.is_draining() {
+        let answer = json!({ "code": "unavailable", "message": "this process is draining" });
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], Json(answer))
+            .into_response();
+    }
+    next.run(request).await
+}
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    match TextEncoder::new().encode_to_string(&state.registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be encoded");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+async fn healthz(State(state): State<AdminState>) -> Response {
+    verdict("ok", state.health.live())
+}
+
+async fn readyz(State(state): State<AdminState>) -> Response {
+    verdict("ready", state.health.readiness())
+}
+
+fn verdict(good: &str, verdict: Result<(), String>) -> Response {
+    match verdict {
+        Ok(()) => (StatusCode::OK, format!("{good}\n")).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn status(State(state): State<AdminState>) -> Response {
+    Json((state.status)()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_connections_have_no_delay() {
+        let listener = bind_tcp("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut listener = without_delay(listener);
+        let (_client, (stream, _)) = tokio::join!(TcpStream::connect(address), listener.accept());
+        assert!(stream.nodelay().unwrap());
+    }
+}
