@@ -142,8 +142,10 @@ fn names_stand_for_one_content() {
     table_again.manifest_hash = "another".into();
     assert_eq!(run.step(Event::ServeTable { table: table_again.clone() }), what("table user@v1"));
     assert_eq!(run.step(Event::ServeTable { table: artifact(&users, 2) }), what("table user@v1"));
-    let event =
-        Event::PublishRelease { manifest: manifest("m", "r2", &[users.clone()]), tables: vec![table_again] };
+    let event = Event::PublishRelease {
+        manifest: manifest("m", "r2", std::slice::from_ref(&users)),
+        tables: vec![table_again],
+    };
     assert!(matches!(run.step(event), Err(StepError::OtherTable { table, .. }) if table == users));
 }
 
