@@ -1,1 +1,31 @@
-//! Partition files and layouts: build, verify, map, id to row
+//! Partition files and layouts: build, verify, map, and from id to stored row. The bytes are described in
+//! `docs/table-format.md`.
+//!
+//! **Invariant:** nothing here waits on a network or knows of async; rows are bytes of a known length, and
+//! what they mean is for `tidepool-kernels` to say. Bytes from a disk never panic: a file is refused when
+//! it is opened, or [`PartitionFile::verify`] names the block that is damaged. `unsafe` stands in `mmap.rs`
+//! alone.
+//!
+//! Read first: [`PartitionFile`], [`TableBuilder`], [`LayoutReader`].
+
+mod builder;
+mod error;
+mod footer;
+mod group;
+mod header;
+mod index;
+mod layout;
+mod mmap;
+mod partition;
+mod paths;
+mod publish;
+mod report;
+mod verify;
+mod write;
+
+pub use builder::{TableBuilder, TableSpec};
+pub use error::{BuildError, OpenError, VerifyError};
+pub use header::{KeyCheck, SectionKind};
+pub use layout::LayoutReader;
+pub use partition::{PartitionFile, PartitionMeta, SectionBytes};
+pub use paths::partition_path;

@@ -1,0 +1,400 @@
+//! [`PartitionFile`]: one partition, mapped; from key to stored row.
+
+use std::{
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion, mix64, unmix64};
+
+use crate::{
+    error::OpenError,
+    footer::{FooterValues, PartitionFooter},
+    header::{
+        FORMAT_VERSION, HEADER_BYTES, Header, HeaderProblem, KeyCheck, PREAMBLE_BYTES, SectionKind,
+        TAIL_PAD_BYTES,
+    },
+    index::{Index, IndexShape, Probe},
+    mmap::{MappedFile, prefetch},
+};
+
+/// How many keys [`PartitionFile::find_many`] has in flight at once.
+const BLOCK_KEYS: usize = 64;
+
+/// What a partition file is part of, and how its rows are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionMeta {
+    /// Table and version.
+    pub table_version: TableVersion,
+    /// Elements of a row.
+    pub dim: u32,
+    /// How rows are stored.
+    pub format: RowFormat,
+    /// Which ids there may be.
+    pub keying: Keying,
+    /// How a row proves whose it is.
+    pub key_check: KeyCheck,
+    /// Which partition of the layout.
+    pub partition: PartitionIndex,
+    /// The layout.
+    pub partitions: PartitionCount,
+    /// Rows in this partition.
+    pub rows: u64,
+    /// Rows of the version, in all partitions.
+    pub table_rows: u64,
+    /// The seed that the version was built with.
+    pub build_seed: u64,
+    /// crc32c of the footer. It speaks for the whole file: two files with equal footers are equal.
+    pub footer_crc32c: u32,
+}
+
+impl PartitionMeta {
+    /// Bytes of one stored row, without key check.
+    #[must_use]
+    pub const fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.dim)
+    }
+
+    /// Bytes from one row to the next in the file.
+    #[must_use]
+    pub const fn stride(&self) -> usize {
+        self.row_bytes() + self.key_check.bytes()
+    }
+}
+
+/// Where the bytes of a partition file go. The sum is the file's length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SectionBytes {
+    /// Rows with their key checks, and the tail pad.
+    pub rows: u64,
+    /// Cold keys.
+    pub cold_keys: u64,
+    /// Pilots and remap.
+    pub index: u64,
+    /// Block checksums.
+    pub checksums: u64,
+    /// Footer.
+    pub footer: u64,
+    /// The header page, and what fills the space between sections.
+    pub header_and_padding: u64,
+}
+
+/// One partition of a layout, mapped read-only. It never changes, and any number of threads may read it.
+#[derive(Debug)]
+pub struct PartitionFile {
+    path: PathBuf,
+    map: MappedFile,
+    header: Header,
+    meta: PartitionMeta,
+    index: IndexShape,
+    /// Rows without the tail pad.
+    rows: Range<usize>,
+    cold_keys: Range<usize>,
+    pilots: Range<usize>,
+    remap: Range<usize>,
+}
+
+impl PartitionFile {
+    /// Maps the file at `path` and checks header page and footer, which costs the same at any size. Rows,
+    /// keys and index are trusted from here on: [`verify`](Self::verify) is run once, when a file arrives.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file and says what of it is missing, damaged or contradictory.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let malformed = |problem| OpenError::Malformed { path: path.to_owned(), problem };
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(malformed("not a regular file".into()));
+        }
+        let bytes = metadata.len();
+        if bytes < HEADER_BYTES as u64 {
+            return Err(OpenError::TooShort { path: path.to_owned(), bytes });
+        }
+        let map = MappedFile::map(&file).map_err(io)?;
+        let Some(page) = map.first_chunk::<HEADER_BYTES>() else {
+            return Err(OpenError::TooShort { path: path.to_owned(), bytes: map.len() as u64 });
+        };
+        let header = Header::decode(page, map.len() as u64).map_err(|problem| header_error(path, problem))?;
+
+        let range = |kind| section_range(&header, kind);
+        let footer = &map[range(SectionKind::Footer)];
+        let footer_crc32c = crc32c::crc32c(footer);
+        let stored = header.section(SectionKind::Footer).map_or(0, |section| section.crc32c);
+        if stored != footer_crc32c {
+            return Err(OpenError::Checksum {
+                path: path.to_owned(),
+                part: "footer",
+                stored,
+                computed: footer_crc32c,
+            });
+        }
+        let footer = PartitionFooter::read(footer, header.rows)
+            .map_err(|problem| malformed(format!("footer: {problem}")))?;
+        check_footer(&header, &footer, crc32c::crc32c(&page[..PREAMBLE_BYTES]))
+            .map_err(|problem| malformed(format!("footer: {problem}")))?;
+
+        let meta = PartitionMeta {
+            table_version: footer.table_version,
+            dim: header.dim,
+            format: header.format,
+            keying: header.keying,
+            key_check: header.key_check,
+            partition: header.partition,
+            partitions: header.partitions,
+            rows: header.rows,
+            table_rows: footer.table_rows,
+            build_seed: footer.build_seed,
+            footer_crc32c,
+        };
+        let mut rows = range(SectionKind::Rows);
+        rows.end -= TAIL_PAD_BYTES as usize;
+        Ok(Self {
+            path: path.to_owned(),
+            meta,
+            index: footer.index,
+            rows,
+            cold_keys: range(SectionKind::ColdKeys),
+            pilots: range(SectionKind::Pilots),
+            remap: range(SectionKind::Remap),
+            map,
+            header,
+        })
+    }
+
+    /// What the file is part of.
+    #[must_use]
+    pub fn meta(&self) -> &PartitionMeta {
+        &self.meta
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stored row of `id`, [`PartitionMeta::row_bytes`] long, or `None` when this partition does not
+    /// have it. With [`KeyCheck::Fingerprint32`] an absent id gets another's row with probability 2^-32.
+    #[must_use]
+    pub fn find(&self, id: u64) -> Option<&[u8]> {
+        let location = self.meta.keying.locate(id, self.meta.partitions);
+        if location.partition != self.meta.partition {
+            return None;
+        }
+        match self.meta.keying {
+            Keying::Dense => self.dense_row(location.key),
+            Keying::Hashed => {
+                let index = self.index();
+                self.checked_row(index.row(index.probe(location.key))?, location.key)
+            }
+        }
+    }
+
+    /// The stored rows of many ids, as [`find`](Self::find) gives them. `keys` are those of
+    /// [`Keying::locate`] for ids of this partition. `out` is cleared and gets one entry per key, in order.
+    ///
+    /// Keys are worked on in blocks, so that the cache misses of a block overlap.
+    pub fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>) {
+        out.clear();
+        out.reserve(keys.len());
+        if self.meta.keying == Keying::Dense {
+            out.extend(keys.iter().map(|&key| self.dense_row(key)));
+            return;
+        }
+        let index = self.index();
+        let rows = &self.map[self.rows.clone()];
+        let stride = self.meta.stride();
+        let mut probes = [Probe::default(); BLOCK_KEYS];
+        let mut found = [None; BLOCK_KEYS];
+        for block in keys.chunks(BLOCK_KEYS) {
+            for (probe, &key) in probes.iter_mut().zip(block) {
+                *probe = index.probe(key);
+                prefetch(index.pilots(), probe.pilot_at);
+            }
+            for (row, &probe) in found.iter_mut().zip(&probes[..block.len()]) {
+                *row = index.row(probe);
+                if let Some(row) = *row {
+                    // Its first and last line: a stride of up to 66 bytes touches no other.
+                    let at = row as usize * stride;
+                    prefetch(rows, at);
+                    prefetch(rows, at + stride - 1);
+                }
+            }
+            out.extend(found.iter().zip(block).map(|(row, &key)| self.checked_row((*row)?, key)));
+        }
+    }
+
+    /// Every id with its stored row, in row order. Ids are exact for both key checks.
+    pub fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let (stride, row_bytes) = (self.meta.stride(), self.meta.row_bytes());
+        self.map[self.rows.clone()]
+            .chunks_exact(stride)
+            .zip(0u64..)
+            .map(move |(bytes, row)| (self.id_of(row, &bytes[row_bytes..]), &bytes[..row_bytes]))
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.header.file_bytes
+    }
+
+    /// Where its bytes go.
+    #[must_use]
+    pub fn section_bytes(&self) -> SectionBytes {
+        let of = |kind| self.header.section(kind).map_or(0, |section| section.length);
+        let mut bytes = SectionBytes {
+            rows: of(SectionKind::Rows),
+            cold_keys: of(SectionKind::ColdKeys),
+            index: of(SectionKind::Pilots) + of(SectionKind::Remap),
+            checksums: of(SectionKind::Checksums),
+            footer: of(SectionKind::Footer),
+            header_and_padding: 0,
+        };
+        let sections = bytes.rows + bytes.cold_keys + bytes.index + bytes.checksums + bytes.footer;
+        bytes.header_and_padding = self.header.file_bytes - sections;
+        bytes
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn section(&self, kind: SectionKind) -> &[u8] {
+        &self.map[section_range(&self.header, kind)]
+    }
+
+    /// Which row the index gives for a key, whether or not it is that key's.
+    pub(crate) fn index_row(&self, key: u64) -> Option<u64> {
+        let index = self.index();
+        index.row(index.probe(key))
+    }
+
+    fn index(&self) -> Index<'_> {
+        Index::new(self.index, &self.map[self.pilots.clone()], &self.map[self.remap.clone()])
+    }
+
+    /// The bytes of a row, key check included; `None` past the last row.
+    #[inline]
+    fn stride_of(&self, row: u64) -> Option<&[u8]> {
+        let stride = self.meta.stride();
+        let at = usize::try_from(row).ok()?.checked_mul(stride)?;
+        self.map[self.rows.clone()].get(at..at.checked_add(stride)?)
+    }
+
+    fn dense_row(&self, row: u64) -> Option<&[u8]> {
+        self.stride_of(row)
+    }
+
+    /// The row, when its key check says that it is that of `key`.
+    #[inline]
+    fn checked_row(&self, row: u64, key: u64) -> Option<&[u8]> {
+        let (bytes, check) = self.stride_of(row)?.split_at(self.meta.row_bytes());
+        let matches = match self.meta.key_check {
+            KeyCheck::None => true,
+            KeyCheck::Fingerprint32 => le_u32(check) == fingerprint(key),
+            KeyCheck::FullKeys => le_u64(check) == key,
+        };
+        matches.then_some(bytes)
+    }
+
+    /// The id of a row, given its key check.
+    fn id_of(&self, row: u64, check: &[u8]) -> u64 {
+        match self.meta.key_check {
+            KeyCheck::None => row * u64::from(self.meta.partitions.get()) + u64::from(self.meta.partition.0),
+            KeyCheck::Fingerprint32 => {
+                let cold = &self.map[self.cold_keys.clone()];
+                let low = cold.get(row as usize * 4..).map_or(0, le_u32);
+                unmix64(u64::from(le_u32(check)) << 32 | u64::from(low))
+            }
+            KeyCheck::FullKeys => unmix64(le_u64(check)),
+        }
+    }
+}
+
+/// The high half of `mix64(id)`.
+#[inline]
+pub(crate) const fn fingerprint(key: u64) -> u32 {
+    (key >> 32) as u32
+}
+
+#[inline]
+fn le_u32(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+}
+
+#[inline]
+fn le_u64(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+/// Where a section lies in the map; empty for one that the file does not have. Within the map: the
+/// header was checked against the length of the file.
+fn section_range(header: &Header, kind: SectionKind) -> Range<usize> {
+    header.section(kind).map_or(0..0, |section| section.offset as usize..section.end() as usize)
+}
+
+fn header_error(path: &Path, problem: HeaderProblem) -> OpenError {
+    let path = path.to_owned();
+    match problem {
+        HeaderProblem::Magic => OpenError::Magic { path },
+        HeaderProblem::Version(found) => OpenError::FormatVersion { path, found, known: FORMAT_VERSION },
+        HeaderProblem::Checksum { stored, computed } => {
+            OpenError::Checksum { path, part: "header page", stored, computed }
+        }
+        HeaderProblem::Field(problem) => {
+            OpenError::Malformed { path, problem: format!("header page: {problem}") }
+        }
+    }
+}
+
+/// What footer and header must agree on.
+fn check_footer(header: &Header, footer: &FooterValues, preamble_crc32c: u32) -> Result<(), String> {
+    if footer.preamble_crc32c != preamble_crc32c {
+        return Err("written for another header page".into());
+    }
+    let checksums = header.section(SectionKind::Checksums).map_or(0, |section| section.crc32c);
+    if footer.checksums_crc32c != checksums {
+        return Err("written for other block checksums".into());
+    }
+    let length = |kind| header.section(kind).map_or(0, |section| section.length);
+    let index = footer.index;
+    match header.keying {
+        Keying::Dense => {
+            if index != (IndexShape { rows: index.rows, ..IndexShape::EMPTY }) {
+                return Err("a dense table with an index".into());
+            }
+            let expected = Keying::dense_rows(footer.table_rows, header.partition, header.partitions);
+            if header.rows != expected {
+                return Err(format!(
+                    "partition {} of a dense table of {} rows has {} rows, expected {expected}",
+                    header.partition, footer.table_rows, header.rows
+                ));
+            }
+        }
+        Keying::Hashed => {
+            if !index.is_sound()
+                || length(SectionKind::Pilots) != index.pilots()
+                || length(SectionKind::Remap) / 4 != index.remapped()
+            {
+                return Err("its index does not fit the pilots and the remap".into());
+            }
+            if header.rows > footer.table_rows {
+                return Err(format!("{} rows of {}", header.rows, footer.table_rows));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The key of an id in a hashed table; see [`Keying::locate`].
+pub(crate) const fn key_of(id: u64) -> u64 {
+    mix64(id)
+}

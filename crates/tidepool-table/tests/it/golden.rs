@@ -1,0 +1,1 @@
+//! Golden files: the format does not change.
