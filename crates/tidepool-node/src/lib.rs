@@ -1,1 +1,29 @@
-//! The embedding node: maps partitions, answers lookups
+//! The embedding node: maps the partitions that the controller assigns to it, and answers lookups.
+//!
+//! **Invariant:** it must not know clients, models or rankers, nor where other nodes are. A lookup is
+//! answered from one snapshot; it takes no lock, and waits for nothing but a place in the CPU pool. The
+//! node needs no controller to answer: it keeps its last assignment.
+//!
+//! Read first: [`start`], `lookup::answer` (a request from end to end), `loader::Loader`.
+
+mod config;
+mod decode;
+mod disk;
+mod error;
+mod gather;
+mod loader;
+mod lookup;
+mod metrics;
+mod node;
+mod partition;
+mod partitions;
+mod pool;
+mod rows;
+mod service;
+mod session;
+mod state;
+mod status;
+
+pub use config::{Config, RawConfig};
+pub use error::{ServeError, StartError};
+pub use node::{Running, start};

@@ -1,0 +1,333 @@
+//! The configuration of a node: what people write ([`RawConfig`]), and what it means ([`Config`]).
+//! `config/node.toml` says of each key why it is there.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tidepool_kernels::Isa;
+use tidepool_runtime::{
+    config::{InvalidConfig, Problems},
+    logs::{self, LogOptions},
+    pool::CpuPool,
+};
+use tidepool_types::{Name, NodeId, ports};
+
+/// The keys of a node's configuration, with their defaults. An empty string means "not given".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// The node's name in its cluster; required.
+    pub node: String,
+    /// Its replica group; required.
+    pub group: String,
+    /// Controllers, `host:port`, tried in turn. None: the node serves its last assignment.
+    pub controllers: Vec<String>,
+    /// Where lookups are answered. Port 0 takes a free one.
+    pub grpc_address: String,
+    /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are.
+    pub http_address: String,
+    /// `host:port` under which clients reach `grpc_address`; empty for the address itself.
+    pub advertise_address: String,
+    /// The same for `http_address`.
+    pub advertise_http_address: String,
+    /// The directory of the artifact store.
+    pub store: String,
+    /// The node's own directory: its last assignment, and which files it has verified.
+    pub data_dir: String,
+    /// Bytes of partition files that it may hold; 0 for no limit.
+    pub capacity_bytes: u64,
+    /// `auto`, or an instruction set to insist on.
+    pub isa: String,
+    /// Threads for large lookups; 0 for one per core.
+    pub pool_threads: usize,
+    /// Large lookups that may wait for a thread.
+    pub pool_queue_len: usize,
+    /// Ids and members up to which a lookup is answered where it arrives.
+    pub inline_max_rows: u64,
+    /// Ids in all features of a request together.
+    pub max_ids_per_request: u64,
+    /// Bytes of a request message.
+    pub max_request_bytes: usize,
+    /// Bytes of an answer.
+    pub max_response_bytes: u64,
+    /// Partitions that are verified at the same time.
+    pub load_parallelism: usize,
+    /// After this, partitions that failed are tried again.
+    pub load_retry_ms: u64,
+    /// Between two reports when nothing changes.
+    pub report_interval_ms: u64,
+    /// For a connection to a controller.
+    pub connect_timeout_ms: u64,
+    /// First wait before connecting again; it doubles with each failure.
+    pub reconnect_min_ms: u64,
+    /// Longest such wait.
+    pub reconnect_max_ms: u64,
+    /// Between HTTP/2 pings, in both directions.
+    pub keepalive_interval_ms: u64,
+    /// After an unanswered ping, until the connection is given up.
+    pub keepalive_timeout_ms: u64,
+    /// For requests in flight when the node is told to stop.
+    pub drain_timeout_ms: u64,
+    /// Log lines.
+    pub log: LogOptions,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            group: String::new(),
+            controllers: vec![format!("127.0.0.1:{}", ports::CONTROLLER_GRPC)],
+            grpc_address: format!("127.0.0.1:{}", ports::NODE_GRPC),
+            http_address: format!("127.0.0.1:{}", ports::NODE_HTTP),
+            advertise_address: String::new(),
+            advertise_http_address: String::new(),
+            store: "data/store".into(),
+            data_dir: "data/node".into(),
+            capacity_bytes: 0,
+            isa: "auto".into(),
+            pool_threads: 0,
+            pool_queue_len: 256,
+            inline_max_rows: 2048,
+            max_ids_per_request: 1_000_000,
+            max_request_bytes: 64 << 20,
+            max_response_bytes: 64 << 20,
+            load_parallelism: 2,
+            load_retry_ms: 30_000,
+            report_interval_ms: 2000,
+            connect_timeout_ms: 2000,
+            reconnect_min_ms: 100,
+            reconnect_max_ms: 5000,
+            keepalive_interval_ms: 10_000,
+            keepalive_timeout_ms: 5000,
+            drain_timeout_ms: 10_000,
+            log: LogOptions::default(),
+        }
+    }
+}
+
+/// A configuration that a node can start with. Made from [`RawConfig`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name.
+    pub node: NodeId,
+    /// Its replica group.
+    pub group: Name,
+    /// `host:port` each.
+    pub controllers: Vec<String>,
+    /// Where lookups are answered.
+    pub grpc_address: SocketAddr,
+    /// Where status and metrics are.
+    pub http_address: SocketAddr,
+    /// What clients are told instead of the bound addresses.
+    pub advertise_address: Option<String>,
+    /// The same for HTTP.
+    pub advertise_http_address: Option<String>,
+    /// Directory of the artifact store.
+    pub store: PathBuf,
+    /// The node's own directory.
+    pub data_dir: PathBuf,
+    /// Bytes of partition files, if limited.
+    pub capacity_bytes: Option<u64>,
+    /// The instruction set, if insisted on.
+    pub isa: Option<Isa>,
+    /// Threads for large lookups.
+    pub pool_threads: usize,
+    /// Large lookups that may wait.
+    pub pool_queue_len: usize,
+    /// Ids and members up to which a lookup runs inline.
+    pub inline_max_rows: u64,
+    /// Ids per request.
+    pub max_ids_per_request: u64,
+    /// Bytes of a request message.
+    pub max_request_bytes: usize,
+    /// Bytes of an answer.
+    pub max_response_bytes: u64,
+    /// Partitions verified at the same time.
+    pub load_parallelism: usize,
+    /// Until failed partitions are tried again.
+    pub load_retry: Duration,
+    /// Between two reports.
+    pub report_interval: Duration,
+    /// For a connection to a controller.
+    pub connect_timeout: Duration,
+    /// First wait before connecting again.
+    pub reconnect_min: Duration,
+    /// Longest such wait.
+    pub reconnect_max: Duration,
+    /// Between HTTP/2 pings.
+    pub keepalive_interval: Duration,
+    /// For the answer to a ping.
+    pub keepalive_timeout: Duration,
+    /// For requests in flight at the end.
+    pub drain_timeout: Duration,
+    /// Log lines; whoever owns the process sets them up.
+    pub log: LogOptions,
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = InvalidConfig;
+
+    fn try_from(raw: RawConfig) -> Result<Self, InvalidConfig> {
+        let mut problems = Problems::default();
+        let p = &mut problems;
+        let node = p.parse("node", &raw.node).map(NodeId);
+        let group = p.parse("group", &raw.group);
+        let grpc_address: Option<SocketAddr> = p.parse("grpc_address", &raw.grpc_address);
+        let http_address: Option<SocketAddr> = p.parse("http_address", &raw.http_address);
+        for controller in &raw.controllers {
+            check_host_port(p, "controllers", controller);
+        }
+        let advertised = [
+            ("advertise_address", &raw.advertise_address, "grpc_address", grpc_address),
+            ("advertise_http_address", &raw.advertise_http_address, "http_address", http_address),
+        ];
+        for (key, text, listen_key, listen) in advertised {
+            if !text.is_empty() {
+                check_host_port(p, key, text);
+            } else if let Some(listen) = listen
+                && listen.ip().is_unspecified()
+            {
+                p.add(format!("{key}: must be given, for nobody can connect to {listen_key} = {listen}"));
+            }
+        }
+        let isa = if raw.isa == "auto" { None } else { p.parse("isa", &raw.isa) };
+        p.check(!raw.store.is_empty(), "store: must be given");
+        p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
+        p.check(raw.pool_queue_len > 0, "pool_queue_len: at least 1");
+        p.check(raw.load_parallelism > 0, "load_parallelism: at least 1");
+        // Members are u32 positions in the ids.
+        p.check(
+            (1..=u64::from(u32::MAX)).contains(&raw.max_ids_per_request),
+            "max_ids_per_request: from 1 to 4294967295",
+        );
+        p.check(raw.max_request_bytes > 0, "max_request_bytes: at least 1");
+        p.check(raw.max_response_bytes > 0, "max_response_bytes: at least 1");
+        let durations = [
+            ("load_retry_ms", raw.load_retry_ms),
+            ("report_interval_ms", raw.report_interval_ms),
+            ("connect_timeout_ms", raw.connect_timeout_ms),
+            ("reconnect_min_ms", raw.reconnect_min_ms),
+            ("keepalive_interval_ms", raw.keepalive_interval_ms),
+            ("keepalive_timeout_ms", raw.keepalive_timeout_ms),
+        ];
+        for (key, millis) in durations {
+            p.check(millis > 0, format!("{key}: at least 1"));
+        }
+        p.check(raw.reconnect_max_ms >= raw.reconnect_min_ms, "reconnect_max_ms: at least reconnect_min_ms");
+        if let Err(error) = logs::check(&raw.log) {
+            p.add(error.to_string());
+        }
+
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let threads = if raw.pool_threads == 0 { CpuPool::default_threads() } else { raw.pool_threads };
+        problems.finish(|| {
+            Some(Self {
+                node: node?,
+                group: group?,
+                controllers: raw.controllers,
+                grpc_address: grpc_address?,
+                http_address: http_address?,
+                advertise_address: given(raw.advertise_address),
+                advertise_http_address: given(raw.advertise_http_address),
+                store: raw.store.into(),
+                data_dir: raw.data_dir.into(),
+                capacity_bytes: (raw.capacity_bytes > 0).then_some(raw.capacity_bytes),
+                isa,
+                pool_threads: threads,
+                pool_queue_len: raw.pool_queue_len,
+                inline_max_rows: raw.inline_max_rows,
+                max_ids_per_request: raw.max_ids_per_request,
+                max_request_bytes: raw.max_request_bytes,
+                max_response_bytes: raw.max_response_bytes,
+                load_parallelism: raw.load_parallelism,
+                load_retry: Duration::from_millis(raw.load_retry_ms),
+                report_interval: Duration::from_millis(raw.report_interval_ms),
+                connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
+                reconnect_min: Duration::from_millis(raw.reconnect_min_ms),
+                reconnect_max: Duration::from_millis(raw.reconnect_max_ms),
+                keepalive_interval: Duration::from_millis(raw.keepalive_interval_ms),
+                keepalive_timeout: Duration::from_millis(raw.keepalive_timeout_ms),
+                drain_timeout: Duration::from_millis(raw.drain_timeout_ms),
+                log: raw.log,
+            })
+        })
+    }
+}
+
+fn check_host_port(problems: &mut Problems, key: &str, text: &str) {
+    let good = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+    problems.check(good && plain, format!("{key}: {text:?} is not host:port"));
+}
+
+#[cfg(test)]
+mod tests {
+    use tidepool_runtime::config::sample_matches_defaults;
+
+    use super::*;
+
+    fn named() -> RawConfig {
+        RawConfig { node: "n1".into(), group: "a".into(), ..RawConfig::default() }
+    }
+
+    #[test]
+    fn the_sample_lists_every_key_with_its_default() {
+        let sample = include_str!("../../../config/node.toml");
+        sample_matches_defaults::<RawConfig>(sample).unwrap();
+    }
+
+    #[test]
+    fn defaults_with_a_name_and_a_group_are_valid() {
+        let config = Config::try_from(named()).unwrap();
+        assert_eq!(config.grpc_address.port(), ports::NODE_GRPC);
+        assert!(config.pool_threads > 0);
+        assert_eq!((config.capacity_bytes, config.isa), (None, None));
+    }
+
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let raw = RawConfig {
+            node: "a/b".into(),
+            group: String::new(),
+            controllers: vec!["localhost".into()],
+            grpc_address: "0.0.0.0:7410".into(),
+            http_address: "here".into(),
+            advertise_http_address: "host:0".into(),
+            isa: "avx9".into(),
+            max_ids_per_request: 1 << 32,
+            report_interval_ms: 0,
+            reconnect_max_ms: 1,
+            ..RawConfig::default()
+        };
+        let problems = Config::try_from(raw).unwrap_err().problems;
+        let keys = [
+            "node",
+            "group",
+            "http_address",
+            "controllers",
+            "advertise_address",
+            "advertise_http_address",
+            "isa",
+            "max_ids_per_request",
+            "report_interval_ms",
+            "reconnect_max_ms",
+        ];
+        assert_eq!(problems.len(), keys.len(), "{problems:#?}");
+        for (problem, key) in problems.iter().zip(keys) {
+            assert!(problem.starts_with(key), "{problem:?} is not about {key}");
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_is_fine_when_another_is_advertised() {
+        let raw = RawConfig {
+            grpc_address: "0.0.0.0:7410".into(),
+            advertise_address: "node-1.example:7410".into(),
+            ..named()
+        };
+        assert_eq!(Config::try_from(raw).unwrap().advertise_address.unwrap(), "node-1.example:7410");
+    }
+}

@@ -1,0 +1,260 @@
+//! A lookup request as it came, checked whole before any work is done, and read in place after that.
+//!
+//! Nothing is copied per id: a [`Feature`] keeps the bytes of the message and decodes numbers as they are
+//! asked for. Whoever holds one may rely on what was checked: every member is the position of an id, bag
+//! lengths add up, weights are finite and one per member.
+
+use bytes::Bytes;
+use tidepool_proto::{
+    pack::{Packed, unpack},
+    v1,
+};
+use tidepool_types::{Name, PartitionCount, TableVersion};
+
+use crate::error::{LookupError, Problem};
+
+/// One feature of a request.
+#[derive(Debug)]
+pub(crate) struct Feature {
+    /// Its position in the request.
+    pub(crate) index: usize,
+    pub(crate) table_version: TableVersion,
+    /// The layout that the caller split its ids by.
+    pub(crate) partitions: PartitionCount,
+    ids: Bytes,
+    pub(crate) form: Form,
+}
+
+/// What is asked of the ids of a feature.
+#[derive(Debug)]
+pub(crate) enum Form {
+    /// One stored row per id.
+    Gather,
+    /// One sum per bag.
+    Pool(Bags),
+}
+
+/// Which ids are summed into which vector.
+#[derive(Debug)]
+pub(crate) struct Bags {
+    members: Bytes,
+    lengths: Bytes,
+    weights: Bytes,
+}
+
+impl Feature {
+    pub(crate) const fn id_count(&self) -> usize {
+        self.ids.len() / u64::BYTES
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        numbers(&self.ids)
+    }
+}
+
+impl Bags {
+    /// Positions in the ids, bag after bag.
+    pub(crate) fn members(&self) -> impl Iterator<Item = u32> + '_ {
+        numbers(&self.members)
+    }
+
+    /// Members of each bag.
+    pub(crate) fn lengths(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        numbers(&self.lengths)
+    }
+
+    pub(crate) const fn bag_count(&self) -> usize {
+        self.lengths.len() / u32::BYTES
+    }
+
+    /// One per member; `None` when the request has no weights.
+    pub(crate) fn weights(&self) -> Option<impl Iterator<Item = f32> + '_> {
+        self.weighted().then(|| numbers(&self.weights))
+    }
+
+    pub(crate) const fn weighted(&self) -> bool {
+        !self.weights.is_empty()
+    }
+}
+
+fn numbers<'a, T: Packed + 'a>(bytes: &'a [u8]) -> impl ExactSizeIterator<Item = T> + 'a {
+    bytes.chunks_exact(T::BYTES).map(T::get)
+}
+
+/// How many rows a request is about to touch, seen from the lengths of its fields alone.
+pub(crate) fn rows_asked(request: &v1::LookupRequest) -> u64 {
+    let rows = |f: &v1::FeatureRequest| f.ids.len() / u64::BYTES + f.members.len() / u32::BYTES;
+    request.features.iter().map(|f| rows(f) as u64).sum()
+}
+
+/// Checks every feature, in the order of the request.
+///
+/// # Errors
+/// [`LookupError::TooManyIds`], or [`LookupError::Invalid`] for the first field that cannot be.
+pub(crate) fn decode(features: Vec<v1::FeatureRequest>, max_ids: u64) -> Result<Vec<Feature>, LookupError> {
+    let ids = features.iter().map(|f| (f.ids.len() / u64::BYTES) as u64).sum();
+    if ids > max_ids {
+        return Err(LookupError::TooManyIds { ids, limit: max_ids });
+    }
+    features.into_iter().enumerate().map(|(index, feature)| decode_feature(index, feature)).collect()
+}
+
+fn decode_feature(index: usize, from: v1::FeatureRequest) -> Result<Feature, LookupError> {
+    let nameless = |problem| LookupError::Invalid { feature: index, table: "no table".into(), problem };
+    let table_version = from.table_version.ok_or_else(|| nameless(Problem::NoTableVersion))?;
+    let name = |field, text| Name::new(text).map_err(|e| nameless(Problem::name(field, e)));
+    let table_version = TableVersion {
+        table: name("table", table_version.table)?,
+        version: name("version", table_version.version)?,
+    };
+    let form = from.wire_form;
+    let bags = Bags { members: from.members, lengths: from.bag_lengths, weights: from.weights };
+    match check_fields(&from.ids, from.partitions, form, &bags) {
+        Ok(partitions) => {
+            let form = match v1::WireForm::try_from(form) {
+                Ok(v1::WireForm::Pool) => Form::Pool(bags),
+                _ => Form::Gather,
+            };
+            Ok(Feature { index, table_version, partitions, ids: from.ids, form })
+        }
+        Err(problem) => {
+            Err(LookupError::Invalid { feature: index, table: table_version.to_string(), problem })
+        }
+    }
+}
+
+fn check_fields(ids: &[u8], partitions: u32, form: i32, bags: &Bags) -> Result<PartitionCount, Problem> {
+    let partitions = PartitionCount::new(partitions).ok_or(Problem::Partitions(partitions))?;
+    let ids = checked::<u64>("ids", ids)?.len();
+    match v1::WireForm::try_from(form) {
+        Ok(v1::WireForm::Gather) => {
+            let fields =
+                [("members", &bags.members), ("bag_lengths", &bags.lengths), ("weights", &bags.weights)];
+            match fields.iter().find(|(_, bytes)| !bytes.is_empty()) {
+                Some((field, _)) => Err(Problem::PoolOnly { field }),
+                None => Ok(partitions),
+            }
+        }
+        Ok(v1::WireForm::Pool) => check_bags(ids, bags).map(|()| partitions),
+        _ => Err(Problem::WireForm(form)),
+    }
+}
+
+fn check_bags(ids: usize, bags: &Bags) -> Result<(), Problem> {
+    let members = checked::<u32>("members", &bags.members)?;
+    let count = members.len();
+    let sum = checked::<u32>("bag_lengths", &bags.lengths)?.map(u64::from).sum();
+    if sum != count as u64 {
+        return Err(Problem::BagLengths { sum, members: count });
+    }
+    let outside = |&(_, member): &(usize, u32)| member as usize >= ids;
+    if let Some((at, member)) = members.enumerate().find(outside) {
+        return Err(Problem::Member { at, member, ids });
+    }
+    let mut weights = checked::<f32>("weights", &bags.weights)?;
+    if weights.len() != 0 && weights.len() != count {
+        return Err(Problem::WeightCount { weights: weights.len(), members: count });
+    }
+    match weights.clone().position(|w| !w.is_finite()) {
+        Some(at) => Err(Problem::Weight { at, value: weights.nth(at).unwrap_or(f32::NAN) }),
+        None => Ok(()),
+    }
+}
+
+fn checked<'a, T: Packed + 'a>(
+    field: &'static str,
+    bytes: &'a [u8],
+) -> Result<impl ExactSizeIterator<Item = T> + Clone + 'a, Problem> {
+    unpack(bytes).ok_or(Problem::Packed { field, bytes: bytes.len(), width: T::BYTES })
+}
+
+#[cfg(test)]
+mod tests {
+    use tidepool_proto::pack::pack;
+
+    use super::*;
+
+    fn good() -> v1::FeatureRequest {
+        v1::FeatureRequest {
+            table_version: Some(v1::TableVersion { table: "user".into(), version: "v1".into() }),
+            partitions: 4,
+            wire_form: v1::WireForm::Pool.into(),
+            ids: pack(&[7u64, 8, 9]),
+            members: pack(&[0u32, 2, 2, 1]),
+            bag_lengths: pack(&[3u32, 0, 1]),
+            weights: pack(&[1.0f32, 0.5, -2.0, 0.0]),
+        }
+    }
+
+    fn problem(change: impl FnOnce(&mut v1::FeatureRequest)) -> Problem {
+        let mut bad = good();
+        change(&mut bad);
+        match decode(vec![good(), bad], 100) {
+            Err(LookupError::Invalid { feature: 1, problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_good_feature_is_read_in_place() {
+        let features = decode(vec![good()], 3).unwrap();
+        let feature = &features[0];
+        assert_eq!(feature.ids().collect::<Vec<_>>(), [7, 8, 9]);
+        let Form::Pool(bags) = &feature.form else { panic!("not pooled") };
+        assert_eq!(bags.members().collect::<Vec<_>>(), [0, 2, 2, 1]);
+        assert_eq!(bags.lengths().collect::<Vec<_>>(), [3, 0, 1]);
+        assert_eq!(bags.weights().unwrap().collect::<Vec<_>>(), [1.0, 0.5, -2.0, 0.0]);
+        assert_eq!((feature.id_count(), bags.bag_count()), (3, 3));
+    }
+
+    #[test]
+    fn every_field_is_checked_and_named() {
+        assert_eq!(problem(|f| f.table_version = None), Problem::NoTableVersion);
+        let rename = |f: &mut v1::FeatureRequest, name: String| {
+            f.table_version.as_mut().unwrap().version = name;
+        };
+        assert!(matches!(problem(|f| rename(f, "../up".into())), Problem::Name { field: "version", .. }));
+        for partitions in [0, 3, 1 << 17] {
+            assert_eq!(problem(|f| f.partitions = partitions), Problem::Partitions(partitions));
+        }
+        for form in [0, 3, -1] {
+            assert_eq!(problem(|f| f.wire_form = form), Problem::WireForm(form));
+        }
+        let cut = |field, width| Problem::Packed { field, bytes: width * 2 - 1, width };
+        assert_eq!(problem(|f| f.ids = vec![0; 15].into()), cut("ids", 8));
+        assert_eq!(problem(|f| f.members = vec![0; 7].into()), cut("members", 4));
+        assert_eq!(problem(|f| f.bag_lengths = vec![0; 7].into()), cut("bag_lengths", 4));
+        assert_eq!(problem(|f| f.weights = vec![0; 7].into()), cut("weights", 4));
+        assert_eq!(
+            problem(|f| f.members = pack(&[0u32, 3, 0, 0])),
+            Problem::Member { at: 1, member: 3, ids: 3 }
+        );
+        assert_eq!(problem(|f| f.bag_lengths = pack(&[3u32, 2])), Problem::BagLengths { sum: 5, members: 4 });
+        assert_eq!(problem(|f| f.weights = pack(&[1.0f32])), Problem::WeightCount { weights: 1, members: 4 });
+        assert_eq!(
+            problem(|f| f.weights = pack(&[1.0, 2.0, f32::INFINITY, 0.0])),
+            Problem::Weight { at: 2, value: f32::INFINITY }
+        );
+        assert!(matches!(problem(|f| f.weights = pack(&[f32::NAN; 4])), Problem::Weight { at: 0, .. }));
+        let gather = |f: &mut v1::FeatureRequest| f.wire_form = v1::WireForm::Gather.into();
+        assert_eq!(problem(gather), Problem::PoolOnly { field: "members" });
+    }
+
+    #[test]
+    fn a_bag_of_two_to_the_31_is_refused_by_its_length_alone() {
+        let huge = problem(|f| f.bag_lengths = pack(&[1u32 << 31, 1 << 31, 4]));
+        assert_eq!(huge, Problem::BagLengths { sum: (1 << 32) + 4, members: 4 });
+    }
+
+    #[test]
+    fn too_many_ids_in_all_features_together() {
+        let error = decode(vec![good(), good()], 5).unwrap_err();
+        assert_eq!(error, LookupError::TooManyIds { ids: 6, limit: 5 });
+    }
+
+    #[test]
+    fn a_giant_name_makes_a_short_message() {
+        let giant = problem(|f| f.table_version.as_mut().unwrap().table = "x".repeat(1 << 20));
+        assert!(giant.to_string().len() < 200, "{giant}");
+    }
+}

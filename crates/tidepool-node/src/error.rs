@@ -1,0 +1,192 @@
+//! What can go wrong: with one lookup, and with starting a node.
+
+use std::{error, io, net::SocketAddr, path::PathBuf};
+
+use thiserror::Error;
+use tidepool_kernels::Isa;
+use tidepool_proto::status_of;
+use tidepool_runtime::{net::NetError, pool::SpawnError};
+use tidepool_store::StoreError;
+use tidepool_table::{OpenError, VerifyError};
+use tidepool_types::{Epoch, ErrorCode, NameError, PartitionCount, PartitionIndex, TableVersion};
+use tonic::Status;
+
+/// Why a lookup was not answered.
+#[derive(Debug, PartialEq, Error)]
+pub(crate) enum LookupError {
+    #[error("feature {feature} ({table}): {problem}")]
+    Invalid { feature: usize, table: String, problem: Problem },
+    #[error("the request has {ids} ids, a request may have {limit}")]
+    TooManyIds { ids: u64, limit: u64 },
+    #[error("the answer would have {bytes} bytes, an answer may have {limit}")]
+    AnswerTooLarge { bytes: u64, limit: u64 },
+    #[error("feature {feature} ({table}): {reason}, at epoch {epoch}")]
+    NotServed { feature: usize, table: TableVersion, reason: NotServed, epoch: Epoch },
+    #[error("the deadline passed before the work was begun")]
+    DeadlineExceeded,
+    #[error("the lookup queue is full ({queued} waiting)")]
+    Overloaded { queued: usize },
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    #[error("the lookup failed inside the node: {0}")]
+    Internal(String),
+}
+
+/// What is wrong with a feature of a request. Each names the field.
+#[derive(Debug, PartialEq, Error)]
+pub(crate) enum Problem {
+    #[error("table_version is missing")]
+    NoTableVersion,
+    #[error("{field}: {problem}")]
+    Name { field: &'static str, problem: String },
+    #[error("partitions: {0} is not a power of two from 1 to {max}", max = PartitionCount::MAX)]
+    Partitions(u32),
+    #[error("wire_form: {0} is neither gather (1) nor pool (2)")]
+    WireForm(i32),
+    #[error("{field}: {bytes} bytes are no whole count of {width}-byte numbers")]
+    Packed { field: &'static str, bytes: usize, width: usize },
+    #[error("{field}: goes with wire_form pool only")]
+    PoolOnly { field: &'static str },
+    #[error("members: number {at} is {member}, but there are {ids} ids")]
+    Member { at: usize, member: u32, ids: usize },
+    #[error("bag_lengths: they add up to {sum}, but there are {members} members")]
+    BagLengths { sum: u64, members: usize },
+    #[error("weights: there are {weights}, but {members} members")]
+    WeightCount { weights: usize, members: usize },
+    #[error("weights: number {at} is {value}, only finite weights can be used")]
+    Weight { at: usize, value: f32 },
+}
+
+/// Why a table is not served here, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum NotServed {
+    #[error("this node does not serve this table")]
+    Table,
+    #[error("this node does not serve this version of the table")]
+    Version,
+    #[error("this node serves it in {held} partitions, not in {asked}")]
+    Layout { held: PartitionCount, asked: PartitionCount },
+    #[error("this node does not hold partition {0}")]
+    Partition(PartitionIndex),
+}
+
+impl Problem {
+    /// The problem of a name, in few words however long the name is.
+    pub(crate) fn name(field: &'static str, error: NameError) -> Self {
+        let problem = match error {
+            NameError::TooLong(name) => {
+                format!(
+                    "a name of {} bytes, {:?}..., is too long",
+                    name.len(),
+                    name.chars().take(40).collect::<String>()
+                )
+            }
+            other => other.to_string(),
+        };
+        Self::Name { field, problem }
+    }
+}
+
+impl LookupError {
+    /// The code that the caller acts on.
+    pub(crate) const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid { .. } | Self::TooManyIds { .. } | Self::AnswerTooLarge { .. } => {
+                ErrorCode::InvalidRequest
+            }
+            Self::NotServed { .. } => ErrorCode::NotServed,
+            Self::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::Internal(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// The status that travels.
+    pub(crate) fn status(&self) -> Status {
+        let epoch = match self {
+            Self::NotServed { epoch, .. } => Some(*epoch),
+            _ => None,
+        };
+        status_of(self.code(), self.to_string(), epoch)
+    }
+}
+
+/// Why a partition is not served.
+#[derive(Debug, Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("could not look at {path}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is not what the assignment asks for: {differences}", path = path.display())]
+    Other { path: PathBuf, differences: String },
+    #[error(
+        "{path} does not fit: it has {needed} bytes, and {taken} of {capacity} bytes are taken",
+        path = path.display()
+    )]
+    Capacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
+    #[error("loading failed inside the node: {0}")]
+    Internal(String),
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Why a node could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// An address that cannot be listened at; the source says which, and whether it is taken.
+    #[error("could not listen for {what}")]
+    Listen {
+        /// "lookups (grpc_address)" or "status and metrics (http_address)".
+        what: &'static str,
+        /// Why.
+        source: NetError,
+    },
+    /// The artifact store cannot be opened.
+    #[error("could not open the artifact store")]
+    Store(#[from] StoreError),
+    /// The node's own directory cannot be used.
+    #[error("could not create the data directory {path}", path = path.display())]
+    DataDir {
+        /// The configured directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The instruction set that the configuration insists on is not there.
+    #[error("this CPU does not have the instruction set {isa} that the key isa asks for")]
+    Isa {
+        /// Which.
+        isa: Isa,
+    },
+    /// The threads for large lookups could not be started.
+    #[error("could not start the threads for large lookups")]
+    Pool(#[from] SpawnError),
+    /// A metric could not be registered: a defect.
+    #[error("could not register the metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Why a node ended before it was told to.
+#[derive(Debug, Error)]
+#[error("the {what} server at {address} ended: {problem}")]
+pub struct ServeError {
+    /// "gRPC" or "HTTP".
+    pub what: &'static str,
+    /// Where it listened.
+    pub address: SocketAddr,
+    /// What it said.
+    pub problem: String,
+}

@@ -1,0 +1,278 @@
+//! Follows the assignment: opens and verifies what is missing, serves it as soon as it is in, lets go of
+//! what is no longer assigned once all of the new is settled, and says how far each partition is.
+//!
+//! Waiting for the disk happens on blocking threads; the snapshot is swapped from one place only, here.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use futures::{StreamExt, stream};
+use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
+use tidepool_kernels::{Isa, RowKernel};
+use tidepool_runtime::health::Health;
+use tidepool_store::ArtifactStore;
+use tidepool_table::PartitionFile;
+use tidepool_types::{PartitionIndex, TableSchema};
+use tokio::{sync::watch, task::spawn_blocking, time};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    disk::{LastAssignment, VerifiedFiles},
+    error::{LoadError, chain},
+    metrics::Metrics,
+    partition::{Wanted, load},
+    partitions::Snapshot,
+    state::{Held, NodeState},
+};
+
+/// What the loader works with.
+pub(crate) struct Loader {
+    pub(crate) store: ArtifactStore,
+    pub(crate) verified: Arc<VerifiedFiles>,
+    pub(crate) last: Arc<LastAssignment>,
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(crate) state: watch::Sender<NodeState>,
+    pub(crate) health: Health,
+    pub(crate) metrics: Metrics,
+    pub(crate) isa: Isa,
+    pub(crate) capacity_bytes: Option<u64>,
+    pub(crate) parallelism: usize,
+    pub(crate) retry: Duration,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// One file to load: its place in the state's list, and what it should be.
+struct Job {
+    at: usize,
+    wanted: Wanted,
+}
+
+impl Loader {
+    /// Works on the newest assignment until the node stops.
+    pub(crate) async fn run(self, mut assignments: watch::Receiver<Option<Arc<Assignment>>>) {
+        self.publish();
+        while let Some(assignment) = self.next_assignment(&mut assignments).await {
+            self.save(&assignment).await;
+            // Until another comes. What fails is tried again after a while: a file may have been replaced.
+            while self.work(&assignment, &mut assignments).await.is_continue() {}
+        }
+    }
+
+    /// The newest assignment; `None` when the node stops.
+    async fn next_assignment(
+        &self,
+        assignments: &mut watch::Receiver<Option<Arc<Assignment>>>,
+    ) -> Option<Arc<Assignment>> {
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => None,
+            newest = assignments.wait_for(Option::is_some) => newest.ok()?.clone(),
+        }
+    }
+
+    async fn save(&self, assignment: &Arc<Assignment>) {
+        let (last, assignment) = (self.last.clone(), assignment.clone());
+        let saved = spawn_blocking(move || last.save(&assignment)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::error!(%error, "the assignment could not be saved; a restart would not know it");
+        }
+    }
+
+    /// Loads what is missing of `assignment`. Breaks when there is another one, or the node stops.
+    async fn work(
+        &self,
+        assignment: &Arc<Assignment>,
+        assignments: &mut watch::Receiver<Option<Arc<Assignment>>>,
+    ) -> std::ops::ControlFlow<()> {
+        use std::ops::ControlFlow::{Break, Continue};
+        let jobs = self.plan(assignment).await;
+        let mut loads = stream::iter(jobs)
+            .map(|job| {
+                let verified = self.verified.clone();
+                async move {
+                    let (at, wanted) = (job.at, job.wanted.clone());
+                    let loaded = spawn_blocking(move || load(&wanted, &verified)).await;
+                    (at, job.wanted, loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string()))))
+                }
+            })
+            .buffer_unordered(self.parallelism);
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Break(()),
+                // What is being loaded goes on in the background; that it was verified is remembered.
+                _ = assignments.changed() => return Break(()),
+                loaded = loads.next() => match loaded {
+                    Some((at, wanted, loaded)) => self.settle(at, &wanted, loaded),
+                    None => break,
+                },
+            }
+        }
+        self.let_go(assignment);
+        let failed = self.state.borrow().counts().failed > 0;
+        let again = async {
+            if failed {
+                time::sleep(self.retry).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = self.shutdown.cancelled() => Break(()),
+            _ = assignments.changed() => Break(()),
+            () = again => Continue(()),
+        }
+    }
+
+    /// Decides what is kept, what is loaded and what does not fit, and shows it.
+    async fn plan(&self, assignment: &Arc<Assignment>) -> Vec<Job> {
+        let wanted = wanted(assignment, &self.store);
+        let paths: Vec<PathBuf> = wanted.iter().map(|w| w.path.clone()).collect();
+        let sizes = spawn_blocking(move || paths.iter().map(fs::metadata).map(size).collect::<Vec<_>>());
+        let sizes = sizes.await.unwrap_or_default();
+
+        let old = self.state.borrow().clone();
+        let mut snapshot = Snapshot::clone(&self.snapshot.load());
+        snapshot.epoch = assignment.epoch;
+        let held = |w: &Wanted| snapshot.partition(&w.schema, w.partition);
+        let mut taken: u64 = wanted.iter().filter_map(|w| Some(held(w)?.file_bytes())).sum();
+        let mut jobs = Vec::new();
+        let mut partitions = Vec::new();
+        for (at, wanted) in wanted.into_iter().enumerate() {
+            let mut status = PartitionStatus {
+                table_version: wanted.schema.table_version.clone(),
+                partitions: wanted.schema.partitions.get(),
+                partition: wanted.partition,
+                state: PartitionState::Loading,
+                file_bytes: 0,
+            };
+            let mut rows = 0;
+            if let Some(file) = held(&wanted) {
+                (status.state, status.file_bytes) = (PartitionState::Ready, file.file_bytes());
+                rows = file.meta().rows;
+            } else {
+                let needed = sizes.get(at).copied().flatten().unwrap_or(0);
+                match self.capacity_bytes {
+                    Some(capacity) if needed > capacity.saturating_sub(taken) => {
+                        let path = wanted.path;
+                        let refused = LoadError::Capacity { path, needed, taken, capacity };
+                        tracing::error!("{refused}");
+                        status.state = PartitionState::Failed(refused.to_string());
+                    }
+                    _ => {
+                        // A second try does not hide what was wrong at the first.
+                        let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
+                        if let Some(Held { status: before, .. }) = before
+                            && matches!(before.state, PartitionState::Failed(_))
+                        {
+                            status.state = before.state.clone();
+                        }
+                        taken = taken.saturating_add(needed);
+                        jobs.push(Job { at, wanted });
+                    }
+                }
+            }
+            partitions.push(Held { status, rows });
+        }
+        self.snapshot.store(Arc::new(snapshot));
+        let (partitions_count, loading) = (partitions.len(), jobs.len());
+        tracing::info!(epoch = %assignment.epoch, partitions = partitions_count, loading, "working on an assignment");
+        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, partitions });
+        self.publish();
+        jobs
+    }
+
+    /// Takes a loaded partition in, or notes why there is none.
+    fn settle(&self, at: usize, wanted: &Wanted, loaded: Result<PartitionFile, LoadError>) {
+        let (state, file_bytes, rows) = match loaded {
+            Ok(file) => {
+                let (file_bytes, rows) = (file.file_bytes(), file.meta().rows);
+                let mut snapshot = Snapshot::clone(&self.snapshot.load());
+                snapshot.insert(
+                    &wanted.schema,
+                    self.kernel(&wanted.schema),
+                    wanted.partition,
+                    Arc::new(file),
+                );
+                self.snapshot.store(Arc::new(snapshot));
+                (PartitionState::Ready, file_bytes, rows)
+            }
+            Err(error) => {
+                let problem = chain(&error);
+                tracing::error!(
+                    table = %wanted.schema.table_version, partition = %wanted.partition,
+                    "a partition could not be loaded: {problem}"
+                );
+                (PartitionState::Failed(problem), 0, 0)
+            }
+        };
+        self.state.send_modify(|all| {
+            if let Some(held) = all.partitions.get_mut(at) {
+                (held.status.state, held.status.file_bytes, held.rows) = (state, file_bytes, rows);
+            }
+        });
+        self.publish();
+    }
+
+    /// Serves from now on nothing but what is assigned.
+    fn let_go(&self, assignment: &Assignment) {
+        let old = self.snapshot.load();
+        let mut snapshot = Snapshot::at(assignment.epoch);
+        for wanted in wanted(assignment, &self.store) {
+            if let Some(file) = old.partition(&wanted.schema, wanted.partition) {
+                let kernel = self.kernel(&wanted.schema);
+                snapshot.insert(&wanted.schema, kernel, wanted.partition, file.clone());
+            }
+        }
+        let gone = old.partitions().count() - snapshot.partitions().count();
+        if gone > 0 {
+            tracing::info!(epoch = %assignment.epoch, partitions = gone, "let go of what is no longer assigned");
+        }
+        self.snapshot.store(Arc::new(snapshot));
+        self.publish();
+    }
+
+    fn kernel(&self, schema: &TableSchema) -> RowKernel {
+        RowKernel::with_isa(schema.format, schema.dim, self.isa)
+            .unwrap_or_else(|| RowKernel::new(schema.format, schema.dim))
+    }
+
+    /// Brings readiness and gauges up to date.
+    fn publish(&self) {
+        let state = self.state.borrow();
+        if !self.shutdown.is_cancelled() {
+            match state.readiness() {
+                Ok(()) => self.health.set_ready(true, ""),
+                Err(why) => self.health.set_ready(false, why),
+            }
+        }
+        let mapped = self.snapshot.load().partitions().map(|file| file.file_bytes()).sum();
+        self.metrics.show(&state, mapped);
+    }
+}
+
+fn size(metadata: std::io::Result<fs::Metadata>) -> Option<u64> {
+    metadata.ok().map(|m| m.len())
+}
+
+fn same_place(a: &PartitionStatus, b: &PartitionStatus) -> bool {
+    (&a.table_version, a.partitions, a.partition) == (&b.table_version, b.partitions, b.partition)
+}
+
+/// Every partition of the assignment once, in its order. Of two schemas for the same layout the first counts.
+fn wanted(assignment: &Assignment, store: &ArtifactStore) -> Vec<Wanted> {
+    let mut seen: BTreeSet<(_, _, PartitionIndex)> = BTreeSet::new();
+    let mut all = Vec::new();
+    for table in &assignment.tables {
+        let schema = Arc::new(table.schema.clone());
+        let version = &schema.table_version;
+        for &partition in &table.partitions {
+            if !seen.insert((version.clone(), schema.partitions, partition)) {
+                tracing::warn!(table = %version, %partition, "stands twice in the assignment");
+                continue;
+            }
+            let path = store.partition_path(version, schema.partitions, partition);
+            all.push(Wanted { schema: schema.clone(), partition, path });
+        }
+    }
+    all
+}

@@ -1,0 +1,244 @@
+//! Lookups against partitions that are plain maps, with answers computed the slow way.
+
+use std::{collections::HashMap, sync::Arc};
+
+use proptest::prelude::*;
+use tidepool_kernels::RowKernel;
+use tidepool_proto::pack::{pack, unpack};
+use tidepool_types::{
+    Epoch, Keying, Name, PartitionCount, PartitionIndex, RowFormat, TableSchema, TableVersion,
+};
+
+use super::*;
+
+const DIM: u32 = 4;
+const LIMITS: Limits = Limits { ids_per_request: 100_000, response_bytes: 1 << 20 };
+
+/// A partition that is a map from key to f32 row.
+#[derive(Default)]
+struct Plain(HashMap<u64, Vec<u8>>);
+
+impl FindRows for Plain {
+    fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>) {
+        out.extend(keys.iter().map(|k| self.0.get(k).map(Vec::as_slice)));
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn schema(keying: Keying, partitions: u32) -> TableSchema {
+    TableSchema {
+        table_version: TableVersion { table: name("user"), version: name("v1") },
+        dim: DIM,
+        format: RowFormat::F32,
+        keying,
+        partitions: PartitionCount::new(partitions).unwrap(),
+        rows: 0,
+        default_row: Vec::new(),
+    }
+}
+
+/// Every third id is missing. Sums of these values are exact in f32, whatever their order.
+fn value(id: u64) -> Option<[f32; DIM as usize]> {
+    (!id.is_multiple_of(3)).then(|| [0.0, 1.0, 2.0, 3.0].map(|d| (id % 64) as f32 + d * 0.25))
+}
+
+/// Ids 0..rows over `partitions`, without the partition `unheld`.
+fn snapshot(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>) -> Snapshot<Plain> {
+    let schema = schema(keying, partitions);
+    let mut parts: Vec<Plain> = schema.partitions.indexes().map(|_| Plain::default()).collect();
+    for (id, row) in (0..rows).filter_map(|id| Some((id, value(id)?))) {
+        let at = keying.locate(id, schema.partitions);
+        parts[at.partition.0 as usize].0.insert(at.key, pack(&row).to_vec());
+    }
+    let mut snapshot = Snapshot::at(Epoch(7));
+    let kernel = RowKernel::new(schema.format, schema.dim);
+    for (p, part) in (0u32..).zip(parts).filter(|(p, _)| Some(*p) != unheld) {
+        snapshot.insert(&schema, kernel, PartitionIndex(p), Arc::new(part));
+    }
+    snapshot
+}
+
+fn feature(partitions: u32, ids: &[u64]) -> v1::FeatureRequest {
+    v1::FeatureRequest {
+        table_version: Some(v1::TableVersion { table: "user".into(), version: "v1".into() }),
+        partitions,
+        wire_form: v1::WireForm::Gather.into(),
+        ids: pack(ids),
+        ..v1::FeatureRequest::default()
+    }
+}
+
+fn pooled(
+    partitions: u32,
+    ids: &[u64],
+    bags: &[Vec<u32>],
+    weights: Option<&[Vec<f32>]>,
+) -> v1::FeatureRequest {
+    let lengths: Vec<u32> = bags.iter().map(|b| b.len() as u32).collect();
+    v1::FeatureRequest {
+        wire_form: v1::WireForm::Pool.into(),
+        members: pack(&bags.concat()),
+        bag_lengths: pack(&lengths),
+        weights: weights.map(|w| pack(&w.concat())).unwrap_or_default(),
+        ..feature(partitions, ids)
+    }
+}
+
+fn ask(snapshot: &Snapshot<Plain>, features: Vec<v1::FeatureRequest>) -> Result<Answer, LookupError> {
+    let request = v1::LookupRequest { features, ..v1::LookupRequest::default() };
+    answer(request, snapshot, &NodeId(name("n")), LIMITS, Deadline(None))
+}
+
+fn missing_bits(ids: &[u64], rows: u64) -> Vec<u8> {
+    let gone = |id: &u64| *id >= rows || value(*id).is_none();
+    if !ids.iter().any(gone) {
+        return Vec::new();
+    }
+    let mut bits = vec![0; ids.len().div_ceil(8)];
+    for (at, _) in ids.iter().enumerate().filter(|(_, id)| gone(id)) {
+        bits[at / 8] |= 1 << (at % 8);
+    }
+    bits
+}
+
+fn keyings() -> impl Strategy<Value = Keying> {
+    prop_oneof![Just(Keying::Dense), Just(Keying::Hashed)]
+}
+
+proptest! {
+    #[test]
+    fn gather_gives_each_row_in_order(
+        keying in keyings(),
+        log in 0u32..4,
+        ids in proptest::collection::vec(0u64..400, 0..300),
+    ) {
+        let snapshot = snapshot(keying, 1 << log, 300, None);
+        let answer = ask(&snapshot, vec![feature(1 << log, &ids)]).unwrap();
+        let response = &answer.response.features[0];
+        let expected: Vec<f32> =
+            ids.iter().flat_map(|&id| value(id).filter(|_| id < 300).unwrap_or_default()).collect();
+        prop_assert_eq!(&response.rows, &pack(&expected));
+        prop_assert_eq!(&response.missing[..], &missing_bits(&ids, 300)[..]);
+        let gone = ids.iter().filter(|id| **id >= 300 || value(**id).is_none()).count();
+        prop_assert_eq!(response.missing_ids as usize, gone);
+        prop_assert_eq!((answer.rows, answer.missing), (ids.len() as u64, gone as u64));
+    }
+
+    #[test]
+    fn pool_gives_sums_counts_and_weight_sums(
+        keying in keyings(),
+        ids in proptest::collection::vec(0u64..400, 1..80),
+        shape in proptest::collection::vec(proptest::collection::vec((any::<u32>(), -4i8..4), 0..600), 0..6),
+        weighted: bool,
+    ) {
+        let snapshot = snapshot(keying, 4, 300, None);
+        let bags: Vec<Vec<u32>> =
+            shape.iter().map(|b| b.iter().map(|(m, _)| m % ids.len() as u32).collect()).collect();
+        let weights: Vec<Vec<f32>> =
+            shape.iter().map(|b| b.iter().map(|(_, w)| f32::from(*w)).collect()).collect();
+        let answer = ask(&snapshot, vec![pooled(4, &ids, &bags, weighted.then_some(&weights[..]))]).unwrap();
+        let response = &answer.response.features[0];
+        let (mut sums, mut counts, mut weight_sums) = (Vec::new(), Vec::new(), Vec::new());
+        for (bag, bag_weights) in bags.iter().zip(&weights) {
+            let (mut sum, mut count, mut weight_sum) = ([0.0f32; DIM as usize], 0u32, 0.0f32);
+            for (&member, &weight) in bag.iter().zip(bag_weights) {
+                let id = ids[member as usize];
+                let Some(row) = value(id).filter(|_| id < 300) else { continue };
+                let weight = if weighted { weight } else { 1.0 };
+                row.iter().zip(&mut sum).for_each(|(v, s)| *s += v * weight);
+                count += 1;
+                weight_sum += weight;
+            }
+            sums.extend(sum);
+            counts.push(count);
+            weight_sums.push(weight_sum);
+        }
+        prop_assert_eq!(unpack::<f32>(&response.sums).unwrap().collect::<Vec<_>>(), sums);
+        prop_assert_eq!(&response.counts, &pack(&counts));
+        // A pooled request without any member has no weights either.
+        let expected = if weighted && !bags.concat().is_empty() { pack(&weight_sums) } else { Bytes::new() };
+        prop_assert_eq!(&response.weight_sums, &expected);
+        prop_assert_eq!(&response.missing[..], &missing_bits(&ids, 300)[..]);
+    }
+
+    #[test]
+    fn no_message_makes_a_lookup_panic(
+        ids in proptest::collection::vec(any::<u8>(), 0..64),
+        members in proptest::collection::vec(0u8..3, 0..64),
+        lengths in proptest::collection::vec(0u8..3, 0..64),
+        weights in proptest::collection::vec(any::<u8>(), 0..64),
+        partitions in 0u32..6,
+        form in -1i32..4,
+    ) {
+        let hostile = v1::FeatureRequest {
+            wire_form: form,
+            ids: ids.into(),
+            members: members.into(),
+            bag_lengths: lengths.into(),
+            weights: weights.into(),
+            ..feature(partitions, &[])
+        };
+        if let Err(error) = ask(&snapshot(Keying::Hashed, 4, 30, Some(1)), vec![hostile]) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+#[test]
+fn several_blocks_of_ids_keep_their_places() {
+    let ids: Vec<u64> = (0..10_000).rev().collect();
+    let answer = ask(&snapshot(Keying::Hashed, 8, 10_000, None), vec![feature(8, &ids)]).unwrap();
+    let expected: Vec<f32> = ids.iter().flat_map(|&id| value(id).unwrap_or_default()).collect();
+    assert_eq!(answer.response.features[0].rows, pack(&expected));
+}
+
+#[test]
+fn what_is_not_served_is_named() {
+    let held = snapshot(Keying::Dense, 4, 100, Some(2));
+    let reason = |features| match ask(&held, features) {
+        Err(LookupError::NotServed { feature: 1, reason, epoch: Epoch(7), .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    let good = || feature(4, &[0, 1, 3, 5]);
+    assert_eq!(
+        reason(vec![good(), feature(4, &[1, 6])]),
+        NotServed::Partition(PartitionIndex(2)),
+        "id 6 lives in partition 2"
+    );
+    let [four, eight] = [4, 8].map(|p| PartitionCount::new(p).unwrap());
+    assert_eq!(reason(vec![good(), feature(8, &[1])]), NotServed::Layout { held: four, asked: eight });
+    let rename = |table: &str, version: &str| {
+        let table_version = Some(v1::TableVersion { table: table.into(), version: version.into() });
+        v1::FeatureRequest { table_version, ..good() }
+    };
+    assert_eq!(reason(vec![good(), rename("user", "v2")]), NotServed::Version);
+    assert_eq!(reason(vec![good(), rename("pin", "v1")]), NotServed::Table);
+    assert!(ask(&held, vec![good(), good()]).is_ok(), "the rest is served");
+}
+
+#[test]
+fn an_answer_that_is_too_large_is_refused_by_its_size_alone() {
+    let held = snapshot(Keying::Dense, 1, 10, None);
+    let bags = vec![Vec::new(); 60_000];
+    let error = ask(&held, vec![pooled(1, &[], &bags, None)]).unwrap_err();
+    let LookupError::AnswerTooLarge { bytes, limit } = error else { panic!("{error}") };
+    assert!(bytes >= 60_000 * 20 && limit == LIMITS.response_bytes);
+    let fits = ask(&held, vec![pooled(1, &[], &bags[..50_000], None)]).unwrap();
+    assert_eq!(fits.response.features[0].sums.len(), 50_000 * 16);
+}
+
+#[test]
+fn expired_work_is_dropped() {
+    let now = Instant::now();
+    let past = Deadline::new(now.checked_sub(Duration::from_secs(1)).unwrap(), 1000);
+    let request = || v1::LookupRequest { features: vec![feature(1, &[1])], ..v1::LookupRequest::default() };
+    let held = snapshot(Keying::Dense, 1, 10, None);
+    let ask = |deadline| answer(request(), &held, &NodeId(name("n")), LIMITS, deadline);
+    assert_eq!(ask(past).unwrap_err(), LookupError::DeadlineExceeded);
+    for budget_us in [0, 60_000_000, u64::MAX] {
+        assert!(ask(Deadline::new(now, budget_us)).is_ok(), "{budget_us}");
+    }
+}

@@ -1,0 +1,113 @@
+//! The metrics of a node. They are registered in a registry of its own: several nodes may share a process.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector, exponential_buckets,
+};
+
+use crate::{error::LookupError, lookup::Answer, state::NodeState};
+
+/// Counters and gauges; clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Lookups by outcome: `ok`, or the error code's word.
+    lookups: IntCounterVec,
+    /// From the request decoded to the answer made, answered lookups only.
+    lookup_seconds: Histogram,
+    /// Ids looked up in answered lookups.
+    rows: IntCounter,
+    /// Those of them that no table has.
+    missing_ids: IntCounter,
+    /// Bytes of stored rows, and of sums, counts and weight sums.
+    response_bytes: IntCounterVec,
+    /// Partitions of the assignment by state.
+    partitions: IntGaugeVec,
+    /// Bytes of the partition files that are mapped.
+    mapped_bytes: IntGauge,
+    /// Epoch of the assignment.
+    epoch: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When `registry` has a metric of such a name already.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let name = |rest: &str| format!("tidepool_node_{rest}");
+        let buckets = exponential_buckets(10e-6, 2.0, 18)?;
+        let seconds = HistogramOpts::new(
+            name("lookup_seconds"),
+            "Time from a decoded request to its answer, of answered lookups",
+        );
+        let metrics = Self {
+            lookups: IntCounterVec::new(
+                Opts::new(name("lookups_total"), "Lookups by outcome: ok, or the error code"),
+                &["code"],
+            )?,
+            lookup_seconds: Histogram::with_opts(seconds.buckets(buckets))?,
+            rows: IntCounter::new(name("rows_total"), "Ids looked up in answered lookups")?,
+            missing_ids: IntCounter::new(
+                name("missing_ids_total"),
+                "Ids looked up that are not in their table",
+            )?,
+            response_bytes: IntCounterVec::new(
+                Opts::new(name("response_bytes_total"), "Bytes of rows and sums in answers, by wire form"),
+                &["wire_form"],
+            )?,
+            partitions: IntGaugeVec::new(
+                Opts::new(name("partitions"), "Partitions of the assignment, by state"),
+                &["state"],
+            )?,
+            mapped_bytes: IntGauge::new(
+                name("mapped_bytes"),
+                "Bytes of the partition files that are mapped",
+            )?,
+            epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
+        };
+        let all: [Box<dyn Collector>; 8] = [
+            Box::new(metrics.lookups.clone()),
+            Box::new(metrics.lookup_seconds.clone()),
+            Box::new(metrics.rows.clone()),
+            Box::new(metrics.missing_ids.clone()),
+            Box::new(metrics.response_bytes.clone()),
+            Box::new(metrics.partitions.clone()),
+            Box::new(metrics.mapped_bytes.clone()),
+            Box::new(metrics.epoch.clone()),
+        ];
+        all.into_iter().try_for_each(|metric| registry.register(metric))?;
+        Ok(metrics)
+    }
+
+    /// Counts one lookup.
+    pub(crate) fn count(&self, outcome: &Result<Answer, LookupError>, seconds: f64) {
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.lookups.with_label_values(&[error.code().as_str()]).inc();
+                return;
+            }
+        };
+        self.lookups.with_label_values(&["ok"]).inc();
+        self.lookup_seconds.observe(seconds);
+        self.rows.inc_by(answer.rows);
+        self.missing_ids.inc_by(answer.missing);
+        self.response_bytes.with_label_values(&["gather"]).inc_by(answer.gather_bytes);
+        self.response_bytes.with_label_values(&["pool"]).inc_by(answer.pool_bytes);
+    }
+
+    /// Shows how far the assignment is, and how many bytes are mapped.
+    pub(crate) fn show(&self, state: &NodeState, mapped_bytes: u64) {
+        let counts = state.counts();
+        for (word, count) in [("loading", counts.loading), ("ready", counts.ready), ("failed", counts.failed)]
+        {
+            self.partitions.with_label_values(&[word]).set(gauge(count as u64));
+        }
+        self.mapped_bytes.set(gauge(mapped_bytes));
+        self.epoch.set(gauge(state.epoch.0));
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

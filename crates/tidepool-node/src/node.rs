@@ -1,0 +1,229 @@
+//! A node from start to stop: its parts are made, run side by side, and taken down in order.
+
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use prometheus::Registry;
+use serde_json::Value;
+use tidepool_kernels::Isa;
+use tidepool_proto::v1::{self, embedding_server::EmbeddingServer};
+use tidepool_runtime::{
+    health::Health,
+    http::{AdminState, HttpServer, StatusFn},
+    net::bind_tcp,
+    pool::CpuPool,
+    shutdown::Shutdown,
+};
+use tidepool_store::ArtifactStore;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::TcpIncoming};
+
+use crate::{
+    config::Config,
+    disk::{LastAssignment, VerifiedFiles},
+    error::{ServeError, StartError, chain},
+    loader::Loader,
+    lookup::Limits,
+    metrics::Metrics,
+    partitions::Snapshot,
+    service::EmbeddingService,
+    session::Session,
+    state::NodeState,
+    status::status,
+};
+
+/// A node that answers. It stops when the token it was started with is cancelled.
+pub struct Running {
+    /// Where lookups are answered.
+    pub grpc_address: SocketAddr,
+    /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are.
+    pub http_address: SocketAddr,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// What `/readyz` shows.
+    pub health: Health,
+    status: StatusFn,
+    supervisor: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// What `/status` shows.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        (self.status)()
+    }
+
+    /// Waits until the node has stopped: told to, or by itself.
+    ///
+    /// # Errors
+    /// [`ServeError`] when a server of it ended by itself; the rest has then been stopped too.
+    pub async fn wait(self) -> Result<(), ServeError> {
+        let ended = self.supervisor.await;
+        ended.unwrap_or_else(|error| {
+            Err(ServeError { what: "gRPC", address: self.grpc_address, problem: error.to_string() })
+        })
+    }
+}
+
+/// Starts a node: it serves its last assignment at once, and follows the controllers' from then on.
+///
+/// # Errors
+/// [`StartError`] names the address, the directory or the key that does not do.
+pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Running, StartError> {
+    let isa = config.isa.unwrap_or_else(Isa::detect);
+    if !isa.is_available() {
+        return Err(StartError::Isa { isa });
+    }
+    let store = ArtifactStore::open(&config.store)?;
+    make_data_dir(&config.data_dir)?;
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
+    pool.register(&registry, "tidepool_node")?;
+
+    let listen = |what| move |source| StartError::Listen { what, source };
+    let grpc = bind_tcp(config.grpc_address).await.map_err(listen("lookups (grpc_address)"))?;
+    let grpc_address = grpc.local_addr().unwrap_or(config.grpc_address);
+    let http =
+        HttpServer::bind(config.http_address).await.map_err(listen("status and metrics (http_address)"))?;
+    let http_address = http.address();
+
+    let introduction = v1::NodeReport {
+        node: config.node.to_string(),
+        group: config.group.to_string(),
+        grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
+        http_address: config.advertise_http_address.clone().unwrap_or_else(|| http_address.to_string()),
+        capacity_bytes: config.capacity_bytes.unwrap_or(0),
+        ..v1::NodeReport::default()
+    };
+    tracing::info!(
+        node = introduction.node, group = introduction.group, %grpc_address, %http_address, %isa, "node starts"
+    );
+
+    let last = Arc::new(LastAssignment::new(&config.data_dir));
+    let (assignments, newest_assignment) = watch::channel(last.read().map(Arc::new));
+    let (state, watched_state) = watch::channel(NodeState::default());
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let (health, lifecycle) = (Health::new(), Shutdown::new());
+
+    let loader = Loader {
+        store,
+        verified: Arc::new(VerifiedFiles::open(&config.data_dir)),
+        last,
+        snapshot: snapshot.clone(),
+        state,
+        health: health.clone(),
+        metrics: metrics.clone(),
+        isa,
+        capacity_bytes: config.capacity_bytes,
+        parallelism: config.load_parallelism,
+        retry: config.load_retry,
+        shutdown: lifecycle.token(),
+    };
+    lifecycle.spawn(loader.run(newest_assignment));
+
+    let session = Session {
+        controllers: config.controllers.clone(),
+        introduction: introduction.clone(),
+        report_interval: config.report_interval,
+        connect_timeout: config.connect_timeout,
+        reconnect_min: config.reconnect_min,
+        reconnect_max: config.reconnect_max,
+        keepalive_interval: config.keepalive_interval,
+        keepalive_timeout: config.keepalive_timeout,
+        state: watched_state.clone(),
+        assignments,
+        shutdown: lifecycle.token(),
+    };
+    lifecycle.spawn(session.run());
+
+    let status: StatusFn = {
+        let snapshot = snapshot.clone();
+        Arc::new(move || status(&introduction, isa, &watched_state.borrow(), &snapshot.load()))
+    };
+    let service = EmbeddingService {
+        node: Arc::new(config.node.clone()),
+        snapshot,
+        pool,
+        limits: Limits {
+            ids_per_request: config.max_ids_per_request,
+            response_bytes: config.max_response_bytes,
+        },
+        inline_max_rows: config.inline_max_rows,
+        metrics,
+    };
+    let (failed, failures) = mpsc::channel(2);
+    let grpc_server = serve_grpc(&config, service, grpc, grpc_address, &lifecycle, failed.clone());
+    let admin = AdminState { registry: registry.clone(), health: health.clone(), status: status.clone() };
+    let admin = http.serve(admin, axum::Router::new(), lifecycle.clone());
+    let http_server = tokio::spawn(async move {
+        if let Err(error) = admin.await {
+            let problem = chain(&error);
+            let _ = failed.try_send(ServeError { what: "HTTP", address: http_address, problem });
+        }
+    });
+
+    let supervisor = tokio::spawn(supervise(
+        config,
+        health.clone(),
+        lifecycle,
+        shutdown,
+        failures,
+        grpc_server,
+        http_server,
+    ));
+    Ok(Running { grpc_address, http_address, registry, health, status, supervisor })
+}
+
+fn make_data_dir(path: &Path) -> Result<(), StartError> {
+    fs::create_dir_all(path).map_err(|source| StartError::DataDir { path: path.to_owned(), source })
+}
+
+fn serve_grpc(
+    config: &Config,
+    service: EmbeddingService<tidepool_table::PartitionFile>,
+    listener: tokio::net::TcpListener,
+    address: SocketAddr,
+    lifecycle: &Shutdown,
+    failed: mpsc::Sender<ServeError>,
+) -> JoinHandle<()> {
+    // The server's own nodelay option does nothing for a listener of ours: the incoming stream must set it.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(config.keepalive_interval))
+        .http2_keepalive_timeout(Some(config.keepalive_timeout))
+        .add_service(EmbeddingServer::new(service).max_decoding_message_size(config.max_request_bytes))
+        .serve_with_incoming_shutdown(incoming, lifecycle.draining());
+    lifecycle.spawn(async move {
+        if let Err(error) = server.await {
+            let problem = chain(&error);
+            let _ = failed.try_send(ServeError { what: "gRPC", address, problem });
+        }
+    })
+}
+
+/// Waits for the end, and brings it about: sessions first, so that nobody is sent here any more, then
+/// what is in flight, then the admin server.
+async fn supervise(
+    config: Config,
+    health: Health,
+    lifecycle: Shutdown,
+    shutdown: CancellationToken,
+    mut failures: mpsc::Receiver<ServeError>,
+    grpc_server: JoinHandle<()>,
+    http_server: JoinHandle<()>,
+) -> Result<(), ServeError> {
+    let failure = tokio::select! {
+        () = shutdown.cancelled() => None,
+        Some(failure) = failures.recv() => Some(failure),
+    };
+    let drained = lifecycle.drain(&health, config.drain_timeout).await;
+    grpc_server.abort();
+    let _ = http_server.await;
+    tracing::info!(node = %config.node, %drained, "node stopped");
+    failure.map_or(Ok(()), Err)
+}

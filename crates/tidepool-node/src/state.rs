@@ -1,0 +1,65 @@
+//! How far a node is with its assignment: what its reports, `/readyz`, `/status` and gauges are made from.
+
+use tidepool_cluster::{PartitionState, PartitionStatus};
+use tidepool_types::Epoch;
+
+/// The assignment and its partitions, as of one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeState {
+    /// Of the assignment; 0 while there is none.
+    pub(crate) epoch: Epoch,
+    /// Whether an assignment was received or restored.
+    pub(crate) assigned: bool,
+    /// In the order of the assignment.
+    pub(crate) partitions: Vec<Held>,
+}
+
+/// One partition of the assignment.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) status: PartitionStatus,
+    /// Rows in it; 0 until it is ready.
+    pub(crate) rows: u64,
+}
+
+/// Partitions by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) loading: usize,
+    pub(crate) ready: usize,
+    pub(crate) failed: usize,
+}
+
+impl NodeState {
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for held in &self.partitions {
+            match held.status.state {
+                PartitionState::Loading => counts.loading += 1,
+                PartitionState::Ready => counts.ready += 1,
+                PartitionState::Failed(_) => counts.failed += 1,
+            }
+        }
+        counts
+    }
+
+    /// Whether lookups should be sent here; if not, why.
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        if !self.assigned {
+            return Err("no assignment yet".into());
+        }
+        let counts = self.counts();
+        if counts.ready == self.partitions.len() {
+            return Ok(());
+        }
+        let mut why = format!("{} of {} partitions are ready", counts.ready, self.partitions.len());
+        let first = self.partitions.iter().find_map(|held| match &held.status.state {
+            PartitionState::Failed(problem) => Some(problem),
+            _ => None,
+        });
+        if let Some(problem) = first {
+            why += &format!(", {} failed: {problem}", counts.failed);
+        }
+        Err(why)
+    }
+}
