@@ -24,6 +24,9 @@ mod split;
 #[cfg(test)]
 mod layouts_tests;
 
+// The map is part of this interface ([`Client::with_map`]): callers need not know where it is made.
+pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
+
 pub use answer::BadAnswer;
 pub use client::Client;
 pub use config::ClientConfig;
