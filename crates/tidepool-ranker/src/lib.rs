@@ -1,1 +1,30 @@
-//! The ranker: fetch pooled vectors, run the dense model, rank
+//! The ranker: it follows the cluster map, loads every release that the map lists, and answers rankings: one
+//! lookup for all features of a request, the dense model, the best candidates.
+//!
+//! **Invariant:** it must not open a table nor know where a partition lives: vectors come from the lookup
+//! client. A request is answered by one release, pinned when it begins; nothing that computes runs on the
+//! threads that move bytes; a release that cannot be loaded never disturbs those that serve.
+//!
+//! Read first: [`Config`], [`start`], `rank::Ranker`.
+
+mod config;
+mod error;
+mod http;
+pub mod json;
+mod loaded;
+mod metrics;
+mod rank;
+mod releases;
+mod request;
+mod running;
+mod service;
+mod session;
+mod status;
+mod topk;
+mod wire;
+
+pub use config::{Config, RawConfig};
+pub use error::{LoadError, RankError, RunError, StartError, chain};
+pub use rank::RankAnswer;
+pub use request::{InputRows, Limits, RankFeature, RankRequest, check};
+pub use running::{Running, start};

@@ -1,0 +1,267 @@
+//! What a ranker is told when it starts: `config/ranker.toml` explains every key.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tidepool_runtime::{
+    config::{InvalidConfig, Problems},
+    pool::CpuPool,
+};
+use tidepool_types::{Name, ports};
+
+use crate::request::Limits;
+
+/// The document, key by key. A required key has an empty default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    /// Name of this ranker in the cluster; required.
+    pub ranker: String,
+    /// Where gRPC listens.
+    pub grpc_address: String,
+    /// Where HTTP listens.
+    pub http_address: String,
+    /// `host:port` that the cluster reaches gRPC by; empty: what it listens at.
+    pub advertised_grpc_address: String,
+    /// `host:port` that the cluster reaches HTTP by; empty: what it listens at.
+    pub advertised_http_address: String,
+    /// `host:port` of every controller; at least one.
+    pub controllers: Vec<String>,
+    /// Root of the artifact store; required.
+    pub store_dir: String,
+    /// Where the last cluster map is kept; required.
+    pub data_dir: String,
+    /// The replica group that is asked first; empty: by turns.
+    pub preferred_group: String,
+    /// Whether lookups are answered to the bit on any layout.
+    pub exact: bool,
+    /// Threads of the CPU pool; 0: one per core.
+    pub cpu_threads: u32,
+    /// Dense runs that may wait for a thread.
+    pub cpu_queue_len: u32,
+    /// Candidates that a request may have.
+    pub max_candidates: u32,
+    /// Ids that a request may have.
+    pub max_ids: u64,
+    /// Size of the largest request, in bytes.
+    pub max_request_bytes: u32,
+    /// Budget of a request that names none.
+    pub default_deadline_ms: u64,
+    /// The longest budget that a request is granted.
+    pub max_deadline_ms: u64,
+    /// How long a connection may take to be made.
+    pub connect_timeout_ms: u64,
+    /// How often a release that could not be loaded is tried again.
+    pub load_retry_ms: u64,
+    /// How long requests in flight may take once the ranker is asked to end.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            ranker: String::new(),
+            grpc_address: format!("127.0.0.1:{}", ports::RANKER_GRPC),
+            http_address: format!("127.0.0.1:{}", ports::RANKER_HTTP),
+            advertised_grpc_address: String::new(),
+            advertised_http_address: String::new(),
+            controllers: vec![format!("127.0.0.1:{}", ports::CONTROLLER_GRPC)],
+            store_dir: String::new(),
+            data_dir: String::new(),
+            preferred_group: String::new(),
+            exact: false,
+            cpu_threads: 0,
+            cpu_queue_len: 256,
+            max_candidates: 10_000,
+            max_ids: 1_000_000,
+            max_request_bytes: 32 << 20,
+            default_deadline_ms: 1_000,
+            max_deadline_ms: 30_000,
+            connect_timeout_ms: 500,
+            load_retry_ms: 5_000,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// The validated configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Name of this ranker in the cluster.
+    pub ranker: Name,
+    /// Where gRPC listens; port 0: a free one.
+    pub grpc_address: SocketAddr,
+    /// Where HTTP listens; port 0: a free one.
+    pub http_address: SocketAddr,
+    /// `host:port` that the cluster reaches gRPC by; `None`: what it listens at.
+    pub advertised_grpc_address: Option<String>,
+    /// `host:port` that the cluster reaches HTTP by; `None`: what it listens at.
+    pub advertised_http_address: Option<String>,
+    /// `host:port` of every controller.
+    pub controllers: Vec<String>,
+    /// Root of the artifact store.
+    pub store_dir: PathBuf,
+    /// Where the last cluster map is kept.
+    pub data_dir: PathBuf,
+    /// The replica group that is asked first.
+    pub preferred_group: Option<Name>,
+    /// Whether lookups are answered to the bit on any layout.
+    pub exact: bool,
+    /// Threads of the CPU pool.
+    pub cpu_threads: usize,
+    /// Dense runs that may wait for a thread.
+    pub cpu_queue_len: usize,
+    /// What one request may ask for.
+    pub limits: Limits,
+    /// Size of the largest request, in bytes.
+    pub max_request_bytes: usize,
+    /// Budget of a request that names none.
+    pub default_deadline: Duration,
+    /// The longest budget that a request is granted.
+    pub max_deadline: Duration,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// How often a release that could not be loaded is tried again.
+    pub load_retry: Duration,
+    /// How long requests in flight may take once the ranker is asked to end.
+    pub drain_timeout: Duration,
+}
+
+/// No duration of a ranker is longer than a day.
+const MAX_MS: u64 = 24 * 3600 * 1000;
+
+impl TryFrom<RawConfig> for Config {
+    type Error = InvalidConfig;
+
+    fn try_from(raw: RawConfig) -> Result<Self, InvalidConfig> {
+        let mut problems = Problems::default();
+        let ranker = problems.parse("ranker", &raw.ranker);
+        let grpc_address = problems.parse("grpc_address", &raw.grpc_address);
+        let http_address = problems.parse("http_address", &raw.http_address);
+        let advertised = |key: &str, address: &str, problems: &mut Problems| {
+            if address.is_empty() {
+                return None;
+            }
+            let good = is_host_port(address);
+            problems.check(good, format!("{key} = {address:?}: not host:port"));
+            Some(address.to_owned())
+        };
+        let advertised_grpc_address =
+            advertised("advertised_grpc_address", &raw.advertised_grpc_address, &mut problems);
+        let advertised_http_address =
+            advertised("advertised_http_address", &raw.advertised_http_address, &mut problems);
+        problems.check(!raw.controllers.is_empty(), "controllers: at least one");
+        for controller in raw.controllers.iter().filter(|c| !is_host_port(c)) {
+            problems.add(format!("controllers: {controller:?} is not host:port"));
+        }
+        problems.check(!raw.store_dir.is_empty(), "store_dir: must be given");
+        problems.check(!raw.data_dir.is_empty(), "data_dir: must be given");
+        let preferred_group = (!raw.preferred_group.is_empty())
+            .then(|| problems.parse("preferred_group", &raw.preferred_group))
+            .flatten();
+        problems.check(raw.cpu_threads <= 4096, "cpu_threads: at most 4096");
+        problems.check((1..=1_000_000).contains(&raw.cpu_queue_len), "cpu_queue_len: from 1 to 1000000");
+        problems.check(raw.max_candidates > 0, "max_candidates: at least 1");
+        problems.check(raw.max_ids > 0, "max_ids: at least 1");
+        problems.check(raw.max_request_bytes >= 1024, "max_request_bytes: at least 1024");
+        let mut duration = |key: &str, ms: u64| {
+            problems.check((1..=MAX_MS).contains(&ms), format!("{key}: from 1 to {MAX_MS}"));
+            Duration::from_millis(ms)
+        };
+        let default_deadline = duration("default_deadline_ms", raw.default_deadline_ms);
+        let max_deadline = duration("max_deadline_ms", raw.max_deadline_ms);
+        let connect_timeout = duration("connect_timeout_ms", raw.connect_timeout_ms);
+        let load_retry = duration("load_retry_ms", raw.load_retry_ms);
+        let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
+        problems.check(default_deadline <= max_deadline, "default_deadline_ms: at most max_deadline_ms");
+        let cpu_threads = match raw.cpu_threads {
+            0 => CpuPool::default_threads(),
+            threads => threads as usize,
+        };
+        problems.finish(|| {
+            Some(Self {
+                ranker: ranker?,
+                grpc_address: grpc_address?,
+                http_address: http_address?,
+                advertised_grpc_address,
+                advertised_http_address,
+                controllers: raw.controllers,
+                store_dir: raw.store_dir.into(),
+                data_dir: raw.data_dir.into(),
+                preferred_group,
+                exact: raw.exact,
+                cpu_threads,
+                cpu_queue_len: raw.cpu_queue_len as usize,
+                limits: Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids },
+                max_request_bytes: raw.max_request_bytes as usize,
+                default_deadline,
+                max_deadline,
+                connect_timeout,
+                load_retry,
+                drain_timeout,
+            })
+        })
+    }
+}
+
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidepool_runtime::config::sample_matches_defaults;
+
+    use super::*;
+
+    fn minimal() -> RawConfig {
+        RawConfig {
+            ranker: "ranker-1".into(),
+            store_dir: "store".into(),
+            data_dir: "data".into(),
+            ..RawConfig::default()
+        }
+    }
+
+    #[test]
+    fn the_sample_states_the_defaults() {
+        let sample = include_str!("../../../config/ranker.toml");
+        assert_eq!(sample_matches_defaults::<RawConfig>(sample), Ok(()));
+    }
+
+    #[test]
+    fn the_minimum_is_enough() {
+        let config = Config::try_from(minimal()).unwrap();
+        assert_eq!(config.grpc_address.port(), 7420);
+        assert!(config.cpu_threads >= 1);
+        assert_eq!(config.preferred_group, None);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let raw = RawConfig {
+            ranker: "a/b".into(),
+            grpc_address: "here".into(),
+            controllers: vec!["nowhere".into()],
+            data_dir: String::new(),
+            cpu_queue_len: 0,
+            default_deadline_ms: 60_000,
+            load_retry_ms: 0,
+            ..minimal()
+        };
+        let problems = Config::try_from(raw).unwrap_err().problems;
+        let keys: Vec<_> = problems.iter().map(|p| p.split([' ', ':']).next().unwrap()).collect();
+        assert_eq!(
+            keys,
+            [
+                "ranker",
+                "grpc_address",
+                "controllers",
+                "data_dir",
+                "cpu_queue_len",
+                "load_retry_ms",
+                "default_deadline_ms"
+            ]
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! What can go wrong: with one ranking, with loading a release, and with starting a ranker.
+
+use std::{error::Error, net::SocketAddr, path::PathBuf, time::Duration};
+
+use thiserror::Error;
+use tidepool_client::ClientError;
+use tidepool_dense::DenseError;
+use tidepool_runtime::{
+    http::HttpError,
+    net::NetError,
+    pool::{PoolError, SpawnError},
+};
+use tidepool_store::StoreError;
+use tidepool_types::{Epoch, ErrorCode, Name, TableVersion};
+
+/// Why a ranking was not answered.
+#[derive(Debug, Error)]
+pub enum RankError {
+    /// The request is malformed, or not what the model takes.
+    #[error("{0}")]
+    Invalid(String),
+    /// No cluster map has been seen, so nothing is known to be served.
+    #[error("the ranker has no cluster map yet")]
+    NoMap,
+    /// The request names no release, and the model is unknown or none of its releases is current.
+    #[error("model {model:?} has no current release (cluster map epoch {epoch})")]
+    NoCurrent {
+        /// As asked for.
+        model: String,
+        /// The map it was looked for in.
+        epoch: Epoch,
+    },
+    /// The cluster has no such release.
+    #[error("there is no release {release:?} of model {model:?} (cluster map epoch {epoch})")]
+    UnknownRelease {
+        /// As asked for.
+        model: String,
+        /// As asked for.
+        release: String,
+        /// The map it was looked for in.
+        epoch: Epoch,
+    },
+    /// The cluster has the release, this ranker has not loaded it.
+    #[error("release {release} of model {model} is not loaded here (epoch {epoch}): {problem}")]
+    NotLoaded {
+        /// The model.
+        model: Name,
+        /// The release.
+        release: Name,
+        /// The map that lists it.
+        epoch: Epoch,
+        /// "still loading", or what went wrong.
+        problem: String,
+    },
+    /// The vectors could not be had.
+    #[error("looking up the features")]
+    Lookup(#[from] ClientError),
+    /// The model failed.
+    #[error("running the model")]
+    Dense(#[from] DenseError),
+    /// The model's score is NaN or infinite.
+    #[error("output {output:?} of release {release} of model {model} is {value} for candidate {candidate}")]
+    NotFinite {
+        /// The model.
+        model: Name,
+        /// The release.
+        release: Name,
+        /// The output that ranks.
+        output: String,
+        /// Position in the request.
+        candidate: usize,
+        /// What came out.
+        value: f32,
+    },
+    /// The lookup's answer does not have the shape that was asked for: a defect.
+    #[error("input {input:?}: the lookup gave {found} numbers, {expected} were expected")]
+    Vectors {
+        /// Of the model.
+        input: String,
+        /// Numbers that came.
+        found: usize,
+        /// Numbers there should be.
+        expected: usize,
+    },
+    /// The CPU pool is full, closed, or its work panicked.
+    #[error("the dense model was not run")]
+    Pool(#[from] PoolError),
+    /// The budget is spent.
+    #[error("no answer within {} ms", .0.as_millis())]
+    DeadlineExceeded(Duration),
+}
+
+impl RankError {
+    /// The code for the wire.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::NoMap | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
+            Self::NoCurrent { .. } | Self::UnknownRelease { .. } => ErrorCode::NotFound,
+            Self::NotLoaded { .. } => ErrorCode::NotServed,
+            // What this ranker asked of its own accord: the caller's request is not to blame.
+            Self::Lookup(error) => match error.code() {
+                ErrorCode::InvalidRequest => ErrorCode::Internal,
+                ErrorCode::NotFound => ErrorCode::NotServed,
+                code => code,
+            },
+            Self::Pool(PoolError::Full { .. }) => ErrorCode::Overloaded,
+            Self::DeadlineExceeded(_) => ErrorCode::DeadlineExceeded,
+            Self::Dense(_) | Self::NotFinite { .. } | Self::Vectors { .. } => ErrorCode::Internal,
+            Self::Pool(PoolError::Panicked(_)) => ErrorCode::Internal,
+        }
+    }
+
+    /// The epoch of the map by which something is not served.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Self::NotLoaded { epoch, .. } => Some(*epoch),
+            _ => None,
+        }
+    }
+}
+
+/// Why a release could not be loaded. The ranker reports the text and goes on with what it has.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The store does not have it whole.
+    #[error("reading the release")]
+    Store(#[from] StoreError),
+    /// The cluster map and the release do not pin the same table versions.
+    #[error("release.json pins {}, the cluster map says {}", list(.stored), list(.mapped))]
+    Tables {
+        /// In the store.
+        stored: Vec<TableVersion>,
+        /// In the map.
+        mapped: Vec<TableVersion>,
+    },
+    /// The model pools from a table that the release does not pin.
+    #[error("input {input:?} pools from table {table}, which the release does not pin")]
+    Unpinned {
+        /// Of the model.
+        input: String,
+        /// Its table.
+        table: Name,
+    },
+    /// The model does not load, or its first run failed.
+    #[error("loading the model")]
+    Dense(#[from] DenseError),
+    /// The thread that loaded it ended without a result: a defect.
+    #[error("loading broke down: {0}")]
+    Broken(String),
+}
+
+fn list(tables: &[TableVersion]) -> String {
+    let words: Vec<_> = tables.iter().map(ToString::to_string).collect();
+    if words.is_empty() { "no table".into() } else { words.join(", ") }
+}
+
+/// Why a ranker did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// An address cannot be listened at.
+    #[error("starting ranker {ranker}")]
+    Net {
+        /// Its name.
+        ranker: Name,
+        /// Names the address.
+        source: NetError,
+    },
+    /// The artifact store cannot be opened.
+    #[error("opening the artifact store")]
+    Store(#[from] StoreError),
+    /// The data directory cannot be had.
+    #[error("could not make the data directory {path}", path = path.display())]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The system gives no more threads.
+    #[error("starting the CPU pool")]
+    Pool(#[from] SpawnError),
+    /// A metric could not be registered.
+    #[error("registering metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Why a running ranker ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The gRPC server ended by itself.
+    #[error("the gRPC server at {address} failed")]
+    Grpc {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// The HTTP server ended by itself.
+    #[error("the HTTP server failed")]
+    Http(#[from] HttpError),
+    /// A task of the ranker ended without a result: a defect.
+    #[error("task {task} broke down: {problem}")]
+    Task {
+        /// Which.
+        task: &'static str,
+        /// What it left.
+        problem: String,
+    },
+}
+
+/// An error and its causes in one line: what travels to a caller, a report or a log.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_in_one_line() {
+        let error = RankError::Pool(PoolError::Full { queue_len: 4 });
+        assert_eq!(chain(&error), "the dense model was not run: the CPU pool is full: 4 jobs are waiting");
+        assert_eq!(error.code(), ErrorCode::Overloaded);
+    }
+
+    #[test]
+    fn a_lookup_that_this_ranker_got_wrong_is_not_the_callers_fault() {
+        let error = RankError::Lookup(ClientError::NoMap);
+        assert_eq!(error.code(), ErrorCode::Unavailable);
+        let error = RankError::Lookup(ClientError::Config(vec![]));
+        assert_eq!(error.code(), ErrorCode::Internal);
+    }
+}

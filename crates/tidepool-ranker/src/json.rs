@@ -1,0 +1,396 @@
+//! Rankings as JSON: what `POST /v1/rank` takes and gives, and what `tidepool rank FILE` reads.
+//!
+//! ```json
+//! {"model": "movielens", "top_k": 10,
+//!  "user": {"user": 196, "age": [0.3], "seen": {"ids": [1, 2], "weights": [0.5, 1.0]}},
+//!  "candidates": {"item": [242, 302], "genres": [[1, 2], [3]]}}
+//! ```
+//! A user feature is a number or a list; a candidate feature is a list with one entry per candidate, each a
+//! number or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id. Optional keys:
+//! `release`, `top_k` (0: all), `deadline_ms`, `request_id`, `tenant`. Ids are whole numbers up to 2^64-1.
+//!
+//! Whether numbers are ids is for the model's contract to say. Where it is not at hand, a feature whose
+//! numbers are all written without sign, point and exponent is ids, and any other is values.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::{Number, Value, json};
+use thiserror::Error;
+use tidepool_proto::{
+    pack::{pack, unpack},
+    v1,
+};
+use tidepool_types::{InputSource, ModelSpec, Side};
+
+/// A document that is no ranking request.
+#[derive(Debug, Error)]
+pub enum JsonError {
+    /// Not JSON, or not these keys.
+    #[error("the request does not parse: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// A feature is not of the shapes above.
+    #[error("{side} feature {name:?}: {problem}", side = word(*.side))]
+    Feature {
+        /// Where it stands.
+        side: Side,
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Features disagree on how many candidates there are.
+    #[error("candidate feature {name:?} has {found} entries, {first:?} has {expected}")]
+    Candidates {
+        /// The one that differs.
+        name: String,
+        /// Its entries.
+        found: usize,
+        /// The first feature.
+        first: String,
+        /// The entries of that.
+        expected: usize,
+    },
+}
+
+/// A ranking request as it was written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JsonRequest {
+    /// The model.
+    pub model: String,
+    /// That very release; absent: the current one.
+    #[serde(default)]
+    pub release: Option<String>,
+    /// How many of the best to return; 0: all.
+    #[serde(default)]
+    pub top_k: u32,
+    /// The whole budget, in milliseconds; absent: the ranker's default.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// Echoed in logs.
+    #[serde(default)]
+    pub request_id: String,
+    /// Who asks.
+    #[serde(default)]
+    pub tenant: String,
+    user: Features,
+    candidates: Features,
+}
+
+/// The features in the order of the document, repeated names included.
+#[derive(Clone, Debug, Default)]
+struct Features(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Features {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Features;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of features by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Features, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Features(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+const fn word(side: Side) -> &'static str {
+    match side {
+        Side::User => "user",
+        Side::Candidate => "candidate",
+    }
+}
+
+impl JsonRequest {
+    /// Reads the text of a request.
+    ///
+    /// # Errors
+    /// [`JsonError::Syntax`] says where it does not parse.
+    pub fn parse(text: &[u8]) -> Result<Self, JsonError> {
+        Ok(serde_json::from_slice(text)?)
+    }
+
+    /// The message to send. `spec`, where it is at hand, says which features are ids.
+    ///
+    /// # Errors
+    /// [`JsonError`] names the feature. Whether the features are those of the model is for the ranker to say.
+    pub fn to_message(&self, spec: Option<&ModelSpec>) -> Result<v1::RankRequest, JsonError> {
+        let mut candidates: Option<(&str, usize)> = None;
+        let mut user = Vec::new();
+        for (name, value) in &self.user.0 {
+            user.push(message(Side::User, name, &one_row(value), spec)?);
+        }
+        let mut candidate = Vec::new();
+        for (name, value) in &self.candidates.0 {
+            let rows = self::rows(value).map_err(|problem| fail(Side::Candidate, name, problem))?;
+            match candidates {
+                Some((first, expected)) if expected != rows.entries.len() => {
+                    let (name, found, first) = (name.clone(), rows.entries.len(), first.to_owned());
+                    return Err(JsonError::Candidates { name, found, first, expected });
+                }
+                _ => candidates = Some(candidates.unwrap_or((name, rows.entries.len()))),
+            }
+            candidate.push(message(Side::Candidate, name, &Ok(rows), spec)?);
+        }
+        Ok(v1::RankRequest {
+            request_id: self.request_id.clone(),
+            tenant: self.tenant.clone(),
+            deadline_us: self.deadline_ms.map_or(0, |ms| ms.saturating_mul(1_000).max(1)),
+            model: self.model.clone(),
+            release: self.release.clone().unwrap_or_default(),
+            candidates: u32::try_from(candidates.map_or(0, |(_, n)| n)).unwrap_or(u32::MAX),
+            user,
+            candidate,
+            top_k: self.top_k,
+        })
+    }
+}
+
+fn fail(side: Side, name: &str, problem: String) -> JsonError {
+    JsonError::Feature { side, name: name.to_owned(), problem }
+}
+
+/// The numbers of a feature, row by row.
+struct Rows<'v> {
+    entries: Vec<&'v [Value]>,
+    weights: Option<Vec<&'v [Value]>>,
+}
+
+/// A candidate feature: a list of entries, or two of them.
+fn rows(value: &Value) -> Result<Rows<'_>, String> {
+    let list = |value| match value {
+        &Value::Array(ref rows) => Ok(rows.iter().map(entry).collect::<Vec<_>>()),
+        _ => Err("a list with one entry per candidate is expected".to_owned()),
+    };
+    weighted(value, list)
+}
+
+/// A user feature: one entry, or two of them.
+fn one_row(value: &Value) -> Result<Rows<'_>, String> {
+    weighted(value, |value| Ok(vec![entry(value)]))
+}
+
+/// An entry is a list, or what may be a number.
+fn entry(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(numbers) => numbers,
+        single => std::slice::from_ref(single),
+    }
+}
+
+fn weighted<'v>(
+    value: &'v Value,
+    list: impl Fn(&'v Value) -> Result<Vec<&'v [Value]>, String>,
+) -> Result<Rows<'v>, String> {
+    let Value::Object(parts) = value else { return Ok(Rows { entries: list(value)?, weights: None }) };
+    if let Some(other) = parts.keys().find(|key| !["ids", "weights"].contains(&key.as_str())) {
+        return Err(format!("unknown key {other:?}: ids and weights are known"));
+    }
+    let ids = parts.get("ids").ok_or("ids are missing")?;
+    let rows = Rows { entries: list(ids)?, weights: parts.get("weights").map(list).transpose()? };
+    let lens = |rows: &[&[Value]]| rows.iter().map(|row| row.len()).collect::<Vec<_>>();
+    if rows.weights.as_ref().is_some_and(|weights| lens(weights) != lens(&rows.entries)) {
+        return Err("the weights are not of the shape of the ids".into());
+    }
+    Ok(rows)
+}
+
+fn message(
+    side: Side,
+    name: &str,
+    rows: &Result<Rows<'_>, String>,
+    spec: Option<&ModelSpec>,
+) -> Result<v1::Feature, JsonError> {
+    let fail = |problem: String| fail(side, name, problem);
+    let rows = rows.as_ref().map_err(|problem| fail(problem.clone()))?;
+    let mut numbers = Vec::new();
+    for value in rows.entries.iter().copied().flatten() {
+        let Value::Number(number) = value else { return Err(fail(format!("{value} is no number"))) };
+        numbers.push(number);
+    }
+    let declared = spec.and_then(|spec| spec.inputs.iter().find(|input| input.name == name));
+    let is_ids = match declared.map(|input| &input.source) {
+        Some(InputSource::Pooled { .. }) => true,
+        Some(InputSource::Dense { .. }) => rows.weights.is_some(),
+        None => rows.weights.is_some() || numbers.iter().all(|number| number.is_u64()),
+    };
+    let mut feature = v1::Feature { name: name.to_owned(), ..v1::Feature::default() };
+    if is_ids {
+        let id = |number: &&Number| {
+            number.as_u64().ok_or_else(|| fail(format!("{number} is no id: a whole number up to 2^64-1")))
+        };
+        feature.ids = pack(&numbers.iter().map(id).collect::<Result<Vec<u64>, _>>()?);
+        let lengths = rows.entries.iter().map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX));
+        feature.lengths = pack(&lengths.collect::<Vec<u32>>());
+        if let Some(weights) = &rows.weights {
+            let weights = weights.iter().copied().flatten().map(|weight| match weight {
+                Value::Number(number) => float(number).map_err(fail),
+                other => Err(fail(format!("weight {other} is no number"))),
+            });
+            feature.weights = pack(&weights.collect::<Result<Vec<f32>, _>>()?);
+        }
+    } else {
+        let width = rows.entries.first().map_or(0, |row| row.len());
+        if let Some(at) = rows.entries.iter().position(|row| row.len() != width) {
+            let found = rows.entries[at].len();
+            return Err(fail(format!("entry {at} has {found} numbers, entry 0 has {width}")));
+        }
+        let values = numbers.iter().map(|number| float(number).map_err(fail));
+        feature.values = pack(&values.collect::<Result<Vec<f32>, _>>()?);
+    }
+    Ok(feature)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "to the nearest f32; what is too large becomes infinite")]
+fn float(number: &Number) -> Result<f32, String> {
+    let value = number.as_f64().map(|value| value as f32).filter(|value| value.is_finite());
+    value.ok_or_else(|| format!("{number} is beyond f32"))
+}
+
+/// An answer as JSON: what was ranked, by which release and tables, and what it took.
+#[must_use]
+pub fn answer(response: &v1::RankResponse) -> Value {
+    let indexes = unpack::<u32>(&response.indexes).into_iter().flatten();
+    let scores = unpack::<f32>(&response.scores).into_iter().flatten();
+    let results = indexes.zip(scores).map(|(index, score)| json!({ "index": index, "score": short(score) }));
+    let versions = response.table_versions.iter();
+    json!({
+        "model": response.model,
+        "release": response.release,
+        "epoch": response.epoch,
+        "table_versions":
+            versions.map(|t| json!({ "table": t.table, "version": t.version })).collect::<Vec<_>>(),
+        "results": results.collect::<Vec<_>>(),
+        "missing_ids": response.missing_ids,
+        "defaulted_bags": response.defaulted_bags,
+        "rows_looked_up": response.rows_looked_up,
+        "nodes_touched": response.nodes_touched,
+        "lookup_us": response.lookup_us,
+        "dense_us": response.dense_us,
+    })
+}
+
+/// The shortest decimal that reads back as this very f32; widened as it is, 0.9 would show 16 digits.
+fn short(score: f32) -> f64 {
+    score.to_string().parse().unwrap_or_else(|_| f64::from(score))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn convert(text: &str, spec: Option<&ModelSpec>) -> Result<v1::RankRequest, JsonError> {
+        JsonRequest::parse(text.as_bytes())?.to_message(spec)
+    }
+
+    fn refusal(text: &str) -> String {
+        convert(text, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers_lists_and_weights_become_features() {
+        let text = r#"{"model": "m", "top_k": 3, "deadline_ms": 20, "release": "r",
+            "user": {"user": 18446744073709551615, "age": [0.5],
+                     "seen": {"ids": [1, 2], "weights": [0.25, 1]}},
+            "candidates": {"item": [242, [302]], "genres": [[1, 2], []], "price": [[1.5], [2]]}}"#;
+        let request = convert(text, None).unwrap();
+        assert_eq!((request.candidates, request.top_k, request.deadline_us), (2, 3, 20_000));
+        assert_eq!((request.model.as_str(), request.release.as_str()), ("m", "r"));
+        let user = &request.user;
+        assert_eq!(user[0].ids, pack(&[u64::MAX]));
+        assert_eq!((&user[1].values, user[1].ids.len(), user[1].lengths.len()), (&pack(&[0.5f32]), 0, 0));
+        assert_eq!((&user[2].ids, &user[2].weights), (&pack(&[1u64, 2]), &pack(&[0.25f32, 1.0])));
+        assert_eq!(user[2].lengths, pack(&[2u32]));
+        let candidate = &request.candidate;
+        assert_eq!(candidate[0].lengths, pack(&[1u32, 1]));
+        assert_eq!((&candidate[1].ids, &candidate[1].lengths), (&pack(&[1u64, 2]), &pack(&[2u32, 0])));
+        assert_eq!(candidate[2].values, pack(&[1.5f32, 2.0]), "one written as a value makes all values");
+    }
+
+    #[test]
+    fn the_contract_decides_where_it_is_at_hand() {
+        let spec = ModelSpec::from_toml(
+            r#"
+            schema_version = 1
+            model = "m"
+            score = "p"
+            inputs = [
+                { name = "age", side = "user", width = 1 },
+                { name = "item", side = "candidate", table = "item" },
+            ]
+            outputs = [ { name = "p" } ]
+            "#,
+        )
+        .unwrap();
+        let text = r#"{"model": "m", "user": {"age": 1}, "candidates": {"item": [7]}}"#;
+        let request = convert(text, Some(&spec)).unwrap();
+        assert_eq!(
+            (request.user[0].values.as_ref(), request.user[0].ids.len()),
+            (&1f32.to_le_bytes()[..], 0)
+        );
+        assert_eq!(request.candidate[0].ids, pack(&[7u64]));
+        let text = r#"{"model": "m", "user": {"age": 1}, "candidates": {"item": [-7]}}"#;
+        let error = convert(text, Some(&spec)).unwrap_err().to_string();
+        assert_eq!(error, "candidate feature \"item\": -7 is no id: a whole number up to 2^64-1");
+    }
+
+    #[test]
+    fn malformed_documents_are_refused_and_the_place_named() {
+        assert!(refusal("{").contains("does not parse"));
+        assert!(refusal(r#"{"user": {}, "candidates": {}}"#).contains("model"));
+        let rank = |user: &str, candidates: &str| {
+            refusal(&format!(r#"{{"model": "m", "user": {user}, "candidates": {candidates}}}"#))
+        };
+        assert!(refusal(r#"{"model": "m", "user": {}, "candidates": {}, "topk": 1}"#).contains("topk"));
+        assert_eq!(rank(r#"{"a": "x"}"#, "{}"), "user feature \"a\": \"x\" is no number");
+        assert_eq!(rank(r#"{"a": [null]}"#, "{}"), "user feature \"a\": null is no number");
+        assert!(
+            rank(r#"{"a": 1e39}"#, "{}").contains("1e39 is beyond f32")
+                || rank(r#"{"a": 1e39}"#, "{}").contains("beyond f32")
+        );
+        assert!(rank(r#"{"a": {"ids": [1], "weights": [1, 2]}}"#, "{}").contains("shape of the ids"));
+        assert!(rank(r#"{"a": {"weights": [1]}}"#, "{}").contains("ids are missing"));
+        assert!(rank(r#"{"a": {"ids": [1], "w": [1]}}"#, "{}").contains("unknown key \"w\""));
+        assert!(rank("{}", r#"{"a": 5}"#).contains("one entry per candidate"));
+        assert!(rank("{}", r#"{"a": [[0.5, 1], [1]]}"#).contains("entry 1 has 1 numbers, entry 0 has 2"));
+        assert_eq!(
+            rank("{}", r#"{"a": [1, 2], "b": [1]}"#),
+            "candidate feature \"b\" has 1 entries, \"a\" has 2"
+        );
+        assert!(rank("[]", "{}").contains("an object of features"));
+    }
+
+    #[test]
+    fn a_repeated_name_is_kept_for_the_ranker_to_refuse() {
+        let text = r#"{"model": "m", "user": {"a": 1, "a": 2}, "candidates": {}}"#;
+        assert_eq!(convert(text, None).unwrap().user.len(), 2);
+    }
+
+    #[test]
+    fn scores_are_written_short_and_read_back_the_same() {
+        let response = v1::RankResponse {
+            indexes: pack(&[1u32, 0]),
+            scores: pack(&[0.9f32, 0.1]),
+            ..v1::RankResponse::default()
+        };
+        let text = answer(&response).to_string();
+        assert!(text.contains(r#"[{"index":1,"score":0.9},{"index":0,"score":0.1}]"#), "{text}");
+        for bits in [1u32, 0x3f7f_ffff, 0x7f7f_ffff, 0xbf80_0001] {
+            let score = f32::from_bits(bits);
+            assert_eq!((short(score) as f32).to_bits(), bits);
+        }
+    }
+}

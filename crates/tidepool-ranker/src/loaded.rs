@@ -1,0 +1,72 @@
+//! One release, loaded: its model, and which table version each input pools from.
+
+use tidepool_client::{ClusterMap, ReleaseEntry};
+use tidepool_dense::DenseModel;
+use tidepool_store::ArtifactStore;
+use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
+
+use crate::error::LoadError;
+
+/// Rows of the run that warms a model up: enough to go through its vectorised loops.
+const WARM_UP_ROWS: usize = 16;
+
+/// A release that answers requests. It is immutable; requests in flight keep it alive.
+#[derive(Debug)]
+pub(crate) struct LoadedRelease {
+    /// The model.
+    pub(crate) model: Name,
+    /// The release.
+    pub(crate) release: Name,
+    /// The contract.
+    pub(crate) spec: ModelSpec,
+    /// The table versions that the release pins.
+    pub(crate) table_versions: Vec<TableVersion>,
+    /// Per input of the contract: what it pools from, if it does.
+    pub(crate) table_of: Vec<Option<TableVersion>>,
+    /// The model.
+    pub(crate) dense: DenseModel,
+}
+
+impl LoadedRelease {
+    /// Reads the release from the store (which verifies every hash), holds it against the map's schemas,
+    /// and runs the model once. It takes milliseconds to seconds: call it off the async threads.
+    pub(crate) fn load(
+        store: &ArtifactStore,
+        map: &ClusterMap,
+        entry: &ReleaseEntry,
+    ) -> Result<Self, LoadError> {
+        let files = store.release(&entry.model, &entry.release)?;
+        let (mut stored, mut mapped) = (files.manifest.tables.clone(), entry.tables.clone());
+        stored.sort_unstable();
+        mapped.sort_unstable();
+        if stored != mapped {
+            return Err(LoadError::Tables { stored, mapped });
+        }
+        let mut table_of = Vec::new();
+        for input in &files.spec.inputs {
+            table_of.push(match &input.source {
+                InputSource::Dense { .. } => None,
+                InputSource::Pooled { table, .. } => {
+                    let version = files.manifest.version_of(table).cloned();
+                    let unpinned = || LoadError::Unpinned { input: input.name.clone(), table: table.clone() };
+                    Some(version.ok_or_else(unpinned)?)
+                }
+            });
+        }
+        let dim_of = |table: &Name| {
+            let version = files.manifest.version_of(table)?;
+            map.layout(version).map(|layout| layout.schema.dim)
+        };
+        let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
+        let zeros: Vec<_> = dense.widths().iter().map(|width| vec![0.0; WARM_UP_ROWS * width]).collect();
+        dense.run(WARM_UP_ROWS, &zeros)?;
+        Ok(Self {
+            model: entry.model.clone(),
+            release: entry.release.clone(),
+            spec: files.spec,
+            table_versions: files.manifest.tables,
+            table_of,
+            dense,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! What a ranker counts. Recorded once per request, never per candidate or id.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+use tidepool_types::ErrorCode;
+
+use crate::rank::RankAnswer;
+
+/// The metrics of one ranker, all named `tidepool_ranker_...`.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Requests answered, by outcome: `ok` or the error's code.
+    requests: IntCounterVec,
+    /// Time of a request, from its arrival to its answer.
+    rank: Histogram,
+    /// Time of its lookup.
+    lookup: Histogram,
+    /// Time of its dense part: expansion, model, top-k; not the wait for a thread.
+    dense: Histogram,
+    /// Candidates per request.
+    candidates: Histogram,
+    /// Ids that no table had.
+    missing: IntCounter,
+    /// Bags that became a default row.
+    defaulted: IntCounter,
+    /// Releases in the cluster map, by state: `loading`, `ready`, `failed`.
+    releases: IntGaugeVec,
+    /// Epoch of the cluster map in use.
+    epoch: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let seconds = |name: &str, help: &str| {
+            // 50 µs to 1.6 s.
+            let buckets = exponential_buckets(50e-6, 2.0, 16)?;
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+        };
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new("tidepool_ranker_requests_total", "Requests answered, by outcome"),
+                &["code"],
+            )?,
+            rank: seconds("tidepool_ranker_rank_seconds", "Time of a request, arrival to answer")?,
+            lookup: seconds("tidepool_ranker_lookup_seconds", "Time of a request's lookup")?,
+            dense: seconds("tidepool_ranker_dense_seconds", "Time of a request's dense model")?,
+            candidates: Histogram::with_opts(
+                HistogramOpts::new("tidepool_ranker_request_candidates", "Candidates per request")
+                    .buckets(exponential_buckets(1.0, 2.0, 15)?),
+            )?,
+            missing: IntCounter::new("tidepool_ranker_missing_ids_total", "Ids that no table had")?,
+            defaulted: IntCounter::new(
+                "tidepool_ranker_defaulted_bags_total",
+                "Bags that became a default row",
+            )?,
+            releases: IntGaugeVec::new(
+                Opts::new("tidepool_ranker_releases", "Releases in the cluster map, by state here"),
+                &["state"],
+            )?,
+            epoch: IntGauge::new("tidepool_ranker_map_epoch", "Epoch of the cluster map in use")?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.rank.clone()))?;
+        registry.register(Box::new(metrics.lookup.clone()))?;
+        registry.register(Box::new(metrics.dense.clone()))?;
+        registry.register(Box::new(metrics.candidates.clone()))?;
+        registry.register(Box::new(metrics.missing.clone()))?;
+        registry.register(Box::new(metrics.defaulted.clone()))?;
+        registry.register(Box::new(metrics.releases.clone()))?;
+        registry.register(Box::new(metrics.epoch.clone()))?;
+        // Every outcome is there from the start, at 0, so that a rate is never missing its first sample.
+        metrics.requests.with_label_values(&["ok"]);
+        for code in ErrorCode::ALL {
+            metrics.requests.with_label_values(&[code.as_str()]);
+        }
+        Ok(metrics)
+    }
+
+    pub(crate) fn answered(&self, answer: &RankAnswer, took: Duration) {
+        self.requests.with_label_values(&["ok"]).inc();
+        self.rank.observe(took.as_secs_f64());
+        self.lookup.observe(answer.lookup_time.as_secs_f64());
+        self.dense.observe(answer.dense_time.as_secs_f64());
+        self.candidates.observe(f64::from(answer.candidates));
+        self.missing.inc_by(answer.missing_ids.into());
+        self.defaulted.inc_by(answer.defaulted_bags.into());
+    }
+
+    pub(crate) fn refused(&self, code: ErrorCode, took: Duration) {
+        self.requests.with_label_values(&[code.as_str()]).inc();
+        self.rank.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn releases(&self, epoch: u64, loading: usize, ready: usize, failed: usize) {
+        self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        for (state, count) in [("loading", loading), ("ready", ready), ("failed", failed)] {
+            self.releases.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}

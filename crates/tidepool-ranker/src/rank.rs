@@ -1,0 +1,235 @@
+//! One ranking: pin a release, look its features up at once, run the model, take the best.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tidepool_client::{Client, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest};
+use tidepool_runtime::pool::CpuPool;
+use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
+use tokio::time;
+
+use crate::{
+    RankError,
+    loaded::LoadedRelease,
+    releases::Releases,
+    request::{self, InputRows, Limits, RankRequest},
+    topk,
+};
+
+/// The answer to a [`RankRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankAnswer {
+    /// The model.
+    pub model: Name,
+    /// The one release that the answer was made from.
+    pub release: Name,
+    /// The table versions that it pins.
+    pub table_versions: Vec<TableVersion>,
+    /// The epoch of the map that the lookup was routed by.
+    pub epoch: Epoch,
+    /// Candidates that were scored.
+    pub candidates: u32,
+    /// Position in the request and score, best first; equal scores in request order.
+    pub ranked: Vec<(u32, f32)>,
+    /// Ids that no table had.
+    pub missing_ids: u32,
+    /// Bags that became a default row.
+    pub defaulted_bags: u32,
+    /// Rows asked of the tables, after deduplication.
+    pub rows_looked_up: u32,
+    /// Nodes that were asked.
+    pub nodes_touched: u32,
+    /// Time of the lookup.
+    pub lookup_time: Duration,
+    /// Time of the dense part: expansion, model, top-k; not the wait for a thread.
+    pub dense_time: Duration,
+}
+
+/// Answers rankings.
+#[derive(Debug)]
+pub(crate) struct Ranker {
+    pub(crate) releases: Releases,
+    pub(crate) client: Client,
+    pub(crate) pool: CpuPool,
+    pub(crate) limits: Limits,
+    pub(crate) exact: bool,
+    pub(crate) default_deadline: Duration,
+    pub(crate) max_deadline: Duration,
+}
+
+/// What the lookup brought, beside the vectors.
+#[derive(Default)]
+struct Looked {
+    vectors: Vec<Option<FeatureVectors>>,
+    epoch: Epoch,
+    rows: u32,
+    nodes: u32,
+    missing: u32,
+    defaulted: u32,
+}
+
+impl Ranker {
+    /// Ranks the candidates of `request`, which arrived at `arrived`.
+    pub(crate) async fn rank(&self, request: RankRequest, arrived: Instant) -> Result<RankAnswer, RankError> {
+        let budget = request.budget.unwrap_or(self.default_deadline).min(self.max_deadline);
+        let deadline = arrived + budget;
+        // From here on the request has one release; whatever is promoted meanwhile does not touch it.
+        let (release, epoch) = self.releases.pin(&request.model, request.release.as_deref())?;
+        let (candidates, top_k) = (request.candidates, request.top_k);
+        let request_id = request.request_id.clone();
+        let rows = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
+        let mut answer = RankAnswer {
+            model: release.model.clone(),
+            release: release.release.clone(),
+            table_versions: release.table_versions.clone(),
+            epoch,
+            candidates,
+            ranked: Vec::new(),
+            missing_ids: 0,
+            defaulted_bags: 0,
+            rows_looked_up: 0,
+            nodes_touched: 0,
+            lookup_time: Duration::ZERO,
+            dense_time: Duration::ZERO,
+        };
+        if candidates == 0 {
+            return Ok(answer);
+        }
+        let begun = Instant::now();
+        let (looked, numbers) = self.look_up(&release, rows, request_id, epoch, deadline, budget).await?;
+        answer.lookup_time = begun.elapsed();
+        answer.epoch = looked.epoch;
+        answer.rows_looked_up = looked.rows;
+        answer.nodes_touched = looked.nodes;
+        answer.missing_ids = looked.missing;
+        answer.defaulted_bags = looked.defaulted;
+
+        let vectors = looked.vectors;
+        let run = self.pool.run(move || {
+            if Instant::now() >= deadline {
+                return Err(RankError::DeadlineExceeded(budget));
+            }
+            let begun = Instant::now();
+            let inputs = assemble(&release, candidates as usize, vectors, numbers)?;
+            let ranked = score(&release, candidates as usize, &inputs, top_k)?;
+            Ok((ranked, begun.elapsed()))
+        });
+        let ran = time::timeout_at(deadline.into(), run).await;
+        (answer.ranked, answer.dense_time) = ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        Ok(answer)
+    }
+
+    /// One lookup for every pooled input: user features once, candidate features per candidate. Gives, per
+    /// input, its vectors or its numbers.
+    async fn look_up(
+        &self,
+        release: &LoadedRelease,
+        rows: Vec<InputRows>,
+        request_id: String,
+        epoch: Epoch,
+        deadline: Instant,
+        budget: Duration,
+    ) -> Result<(Looked, Vec<Vec<f32>>), RankError> {
+        let mut features = Vec::new();
+        let mut numbers = Vec::new();
+        // Per input: whether the lookup brings it.
+        let mut pooled = Vec::new();
+        for ((row, input), table) in rows.into_iter().zip(&release.spec.inputs).zip(&release.table_of) {
+            match (row, table) {
+                (InputRows::Bags { ids, lengths, weights }, Some(table_version)) => {
+                    let pooling = match &input.source {
+                        InputSource::Pooled { pooling, .. } => *pooling,
+                        InputSource::Dense { .. } => Pooling::Sum,
+                    };
+                    let table_version = table_version.clone();
+                    features.push(FeatureLookup { table_version, pooling, ids, lengths, weights });
+                    numbers.push(Vec::new());
+                    pooled.push(true);
+                }
+                (InputRows::Numbers(values), _) => {
+                    numbers.push(values);
+                    pooled.push(false);
+                }
+                (InputRows::Bags { ids, .. }, None) => {
+                    // The contract says which inputs are bags, and each of those has its table.
+                    let (input, found) = (input.name.clone(), ids.len());
+                    return Err(RankError::Vectors { input, found, expected: 0 });
+                }
+            }
+        }
+        if features.is_empty() {
+            let vectors = pooled.iter().map(|_| None).collect();
+            return Ok((Looked { vectors, epoch, ..Looked::default() }, numbers));
+        }
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        if timeout.is_zero() {
+            return Err(RankError::DeadlineExceeded(budget));
+        }
+        let request = LookupRequest { request_id, features };
+        let options = LookupOptions { timeout, exact: self.exact, wire_form: None };
+        let outcome = self.client.lookup(&request, &options).await?;
+        let sum = |count: fn(&FeatureVectors) -> u32| {
+            outcome.features.iter().fold(0u32, |sum, f| sum.saturating_add(count(f)))
+        };
+        let mut looked = Looked {
+            epoch: outcome.epoch,
+            rows: u32::try_from(outcome.rows_requested).unwrap_or(u32::MAX),
+            nodes: outcome.nodes_touched,
+            missing: sum(|f| f.missing_ids),
+            defaulted: sum(|f| f.defaulted_bags),
+            vectors: Vec::new(),
+        };
+        let mut brought = outcome.features.into_iter();
+        looked.vectors =
+            pooled.into_iter().map(|pooled| if pooled { brought.next() } else { None }).collect();
+        Ok((looked, numbers))
+    }
+}
+
+/// The model's inputs, `[candidates, width]` each: what came once for the user is repeated only here.
+fn assemble(
+    release: &LoadedRelease,
+    candidates: usize,
+    vectors: Vec<Option<FeatureVectors>>,
+    numbers: Vec<Vec<f32>>,
+) -> Result<Vec<Vec<f32>>, RankError> {
+    let inputs = release.spec.inputs.iter().zip(release.dense.widths());
+    let values = vectors.into_iter().zip(numbers).map(|(v, numbers)| v.map_or(numbers, |v| v.values));
+    let assembled = inputs.zip(values).map(|((input, &width), values)| {
+        let rows = if input.side == Side::User { 1 } else { candidates };
+        let expected = rows.saturating_mul(width);
+        if values.len() != expected {
+            let (input, found) = (input.name.clone(), values.len());
+            return Err(RankError::Vectors { input, found, expected });
+        }
+        Ok(if input.side == Side::User { values.repeat(candidates) } else { values })
+    });
+    let assembled: Vec<_> = assembled.collect::<Result<_, _>>()?;
+    match release.spec.inputs.get(assembled.len()) {
+        // The lists were not as long as the contract: a defect, and the first input without values is named.
+        Some(input) => Err(RankError::Vectors { input: input.name.clone(), found: 0, expected: candidates }),
+        None => Ok(assembled),
+    }
+}
+
+fn score(
+    release: &Arc<LoadedRelease>,
+    candidates: usize,
+    inputs: &[Vec<f32>],
+    top_k: u32,
+) -> Result<Vec<(u32, f32)>, RankError> {
+    let mut outputs = release.dense.run(candidates, inputs)?;
+    let scores = outputs.swap_remove(release.spec.score);
+    if let Some(candidate) = scores.iter().position(|score| !score.is_finite()) {
+        return Err(RankError::NotFinite {
+            model: release.model.clone(),
+            release: release.release.clone(),
+            output: release.spec.outputs[release.spec.score].name.clone(),
+            candidate,
+            value: scores[candidate],
+        });
+    }
+    Ok(topk::best(&scores, top_k))
+}

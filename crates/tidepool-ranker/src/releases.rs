@@ -1,0 +1,305 @@
+//! The releases that this ranker serves: what the cluster map lists is loaded, what it no longer lists is
+//! let go. Requests read one immutable snapshot.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tidepool_client::{ClusterMap, ReleaseEntry};
+use tidepool_proto::v1;
+use tidepool_runtime::{health::Health, shutdown::Shutdown};
+use tidepool_store::ArtifactStore;
+use tidepool_types::Epoch;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{self, MissedTickBehavior},
+};
+use tracing::{info, warn};
+
+use crate::{
+    RankError,
+    error::{LoadError, chain},
+    loaded::LoadedRelease,
+    metrics::Metrics,
+};
+
+/// Releases that are loaded at the same time: loading must not take every core from those that serve.
+const CONCURRENT_LOADS: usize = 2;
+
+/// What requests see. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Releases(Arc<ArcSwap<Snapshot>>);
+
+/// One picture of the releases.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    /// Whether `map` came from a controller or from disk; otherwise it is empty.
+    pub(crate) seen: bool,
+    /// The map that lists the releases.
+    pub(crate) map: Arc<ClusterMap>,
+    /// One per release of the map, in its order.
+    pub(crate) slots: Vec<Slot>,
+}
+
+/// A release of the map.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// As the map lists it.
+    pub(crate) entry: ReleaseEntry,
+    /// How far it is here.
+    pub(crate) state: State,
+    /// Which load of this slot is under way, if one is.
+    loading: Option<u64>,
+}
+
+/// How far a release is.
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    /// Not yet loaded for the first time.
+    Loading,
+    /// Serving.
+    Ready(Arc<LoadedRelease>),
+    /// It could not be loaded, and why. It is tried again.
+    Failed(String),
+}
+
+impl Releases {
+    /// The current picture.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+
+    /// The release that answers a request for `model`: the named one, or the current one.
+    pub(crate) fn pin(
+        &self,
+        model: &str,
+        release: Option<&str>,
+    ) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
+        self.0.load().pin(model, release)
+    }
+}
+
+impl Snapshot {
+    fn pin(&self, model: &str, release: Option<&str>) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
+        if !self.seen {
+            return Err(RankError::NoMap);
+        }
+        let epoch = self.map.epoch;
+        let entry =
+            match release {
+                Some(release) => self.map.release(model, release).ok_or_else(|| {
+                    RankError::UnknownRelease { model: model.to_owned(), release: release.to_owned(), epoch }
+                })?,
+                None => self
+                    .map
+                    .current_release(model)
+                    .ok_or_else(|| RankError::NoCurrent { model: model.to_owned(), epoch })?,
+            };
+        let not_loaded = |problem: &str| RankError::NotLoaded {
+            model: entry.model.clone(),
+            release: entry.release.clone(),
+            epoch,
+            problem: problem.to_owned(),
+        };
+        match self.slot(entry).map(|slot| &slot.state) {
+            Some(State::Ready(loaded)) => Ok((loaded.clone(), epoch)),
+            Some(State::Failed(problem)) => Err(not_loaded(problem)),
+            Some(State::Loading) | None => Err(not_loaded("it is being loaded")),
+        }
+    }
+
+    fn slot(&self, entry: &ReleaseEntry) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.is_of(entry))
+    }
+
+    /// Whether requests should be sent here, and if not, why. A release that is published, or fails, while
+    /// others serve does not turn a ranker away that was ready before.
+    fn readiness(&self, was_ready: bool) -> Result<(), String> {
+        if !self.seen {
+            return Err("no cluster map has been seen".into());
+        }
+        let loaded = |slot: &Slot| matches!(slot.state, State::Ready(_));
+        for slot in &self.slots {
+            let is_current =
+                self.map.current_release(&slot.entry.model).is_some_and(|current| slot.is_of(current));
+            match &slot.state {
+                State::Loading if is_current || !was_ready => {
+                    return Err(format!("release {} is being loaded", slot.words()));
+                }
+                State::Failed(problem) if is_current => {
+                    return Err(format!("the current release {} is not loaded: {problem}", slot.words()));
+                }
+                _ => {}
+            }
+        }
+        if self.slots.iter().any(loaded) { Ok(()) } else { Err("no release is loaded".into()) }
+    }
+}
+
+impl Slot {
+    /// Whether this slot is of that release, by name.
+    fn is_of(&self, entry: &ReleaseEntry) -> bool {
+        self.entry.model == entry.model && self.entry.release == entry.release
+    }
+
+    fn words(&self) -> String {
+        format!("{} of model {}", self.entry.release, self.entry.model)
+    }
+}
+
+/// What the loader needs.
+pub(crate) struct Loader {
+    pub(crate) store: ArtifactStore,
+    pub(crate) maps: watch::Receiver<Arc<ClusterMap>>,
+    pub(crate) releases: Releases,
+    /// The report as it is to be sent; its epoch and releases are kept up to date.
+    pub(crate) reports: watch::Sender<v1::RankerReport>,
+    pub(crate) health: Health,
+    pub(crate) metrics: Metrics,
+    pub(crate) retry: Duration,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// A load that has ended.
+struct Done {
+    number: u64,
+    result: Result<LoadedRelease, LoadError>,
+}
+
+/// Loads under way.
+struct Loads {
+    tasks: JoinSet<Done>,
+    permits: Arc<Semaphore>,
+    count: u64,
+}
+
+impl Loader {
+    /// Follows the map until the ranker drains. The receiver's first map is taken only if it is marked as
+    /// changed.
+    pub(crate) async fn run(mut self) {
+        let mut loads =
+            Loads { tasks: JoinSet::new(), permits: Arc::new(Semaphore::new(CONCURRENT_LOADS)), count: 0 };
+        let mut now = Snapshot::default();
+        let mut was_ready = false;
+        let mut retry = time::interval(self.retry);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let draining = self.shutdown.draining();
+        tokio::pin!(draining);
+        loop {
+            let failed = now.slots.iter().any(|s| matches!(s.state, State::Failed(_)) && s.loading.is_none());
+            tokio::select! {
+                () = &mut draining => return,
+                changed = self.maps.changed() => {
+                    if changed.is_err() {
+                        // The session has ended, and with it the ranker.
+                        return;
+                    }
+                    let map = self.maps.borrow_and_update().clone();
+                    self.take_map(&mut now, map, &mut loads);
+                }
+                Some(done) = loads.tasks.join_next(), if !loads.tasks.is_empty() => match done {
+                    Ok(done) => take_load(&mut now, done),
+                    // A load catches its own panics, so this is the runtime's end.
+                    Err(error) => warn!(%error, "a load was lost"),
+                },
+                _ = retry.tick(), if failed => self.start_loads(&mut now, &mut loads),
+            }
+            self.publish(&now, &mut was_ready);
+        }
+    }
+
+    /// Takes over what is loaded, drops what is no longer listed, and loads the rest.
+    fn take_map(&self, now: &mut Snapshot, map: Arc<ClusterMap>, loads: &mut Loads) {
+        let slots = map.releases.iter().map(|entry| {
+            // A release of the same name with other tables is another release.
+            let known = now.slot(entry).filter(|slot| slot.entry.tables == entry.tables);
+            let (state, loading) =
+                known.map_or((State::Loading, None), |slot| (slot.state.clone(), slot.loading));
+            Slot { entry: entry.clone(), state, loading }
+        });
+        let slots: Vec<_> = slots.collect();
+        for gone in now.slots.iter().filter(|old| !slots.iter().any(|new| new.is_of(&old.entry))) {
+            info!(model = %gone.entry.model, release = %gone.entry.release, "release let go");
+        }
+        *now = Snapshot { seen: true, map, slots };
+        self.start_loads(now, loads);
+    }
+
+    /// Starts to load every release that is not loaded and not being loaded.
+    fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads) {
+        for slot in &mut now.slots {
+            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() {
+                continue;
+            }
+            loads.count += 1;
+            let number = loads.count;
+            slot.loading = Some(number);
+            let (store, map, entry) = (self.store.clone(), now.map.clone(), slot.entry.clone());
+            let permits = loads.permits.clone();
+            loads.tasks.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let load = move || LoadedRelease::load(&store, &map, &entry);
+                let result = tokio::task::spawn_blocking(load).await;
+                Done { number, result: result.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string()))) }
+            });
+        }
+    }
+
+    fn publish(&self, now: &Snapshot, was_ready: &mut bool) {
+        let count = |is: fn(&State) -> bool| now.slots.iter().filter(|slot| is(&slot.state)).count();
+        self.metrics.releases(
+            now.map.epoch.0,
+            count(|s| matches!(s, State::Loading)),
+            count(|s| matches!(s, State::Ready(_))),
+            count(|s| matches!(s, State::Failed(_))),
+        );
+        self.releases.0.store(Arc::new(now.clone()));
+        let release = |slot: &Slot| v1::RankerRelease {
+            model: slot.entry.model.to_string(),
+            release: slot.entry.release.to_string(),
+            ready: matches!(slot.state, State::Ready(_)),
+            problem: match &slot.state {
+                State::Failed(problem) => problem.clone(),
+                State::Loading | State::Ready(_) => String::new(),
+            },
+        };
+        let releases: Vec<_> = now.slots.iter().map(release).collect();
+        self.reports.send_if_modified(|report| {
+            let news = report.epoch != now.map.epoch.0 || report.releases != releases;
+            report.epoch = now.map.epoch.0;
+            report.releases = releases;
+            news
+        });
+        if self.shutdown.is_draining() {
+            return;
+        }
+        match now.readiness(*was_ready) {
+            Ok(()) => {
+                *was_ready = true;
+                self.health.set_ready(true, "");
+            }
+            Err(why) => self.health.set_ready(false, why),
+        }
+    }
+}
+
+fn take_load(now: &mut Snapshot, done: Done) {
+    // No slot waits for it when its release has left the map meanwhile.
+    let Some(slot) = now.slots.iter_mut().find(|slot| slot.loading == Some(done.number)) else { return };
+    slot.loading = None;
+    let (model, release) = (&slot.entry.model, &slot.entry.release);
+    match done.result {
+        Ok(loaded) => {
+            info!(%model, %release, "release loaded");
+            slot.state = State::Ready(Arc::new(loaded));
+        }
+        Err(error) => {
+            let problem = chain(&error);
+            let told = matches!(&slot.state, State::Failed(before) if *before == problem);
+            if !told {
+                warn!(%model, %release, %problem, "a release could not be loaded; it is tried again");
+            }
+            slot.state = State::Failed(problem);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A ranker's life: started with its servers listening, ended by a token, drained in between.
+
+use std::{fs, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use prometheus::Registry;
+use tidepool_client::{Client, ClientConfig, ClusterMap};
+use tidepool_proto::v1::{RankerReport, ranker_server::RankerServer};
+use tidepool_runtime::{
+    health::Health,
+    http::{AdminState, HttpServer},
+    metrics::register_process,
+    net::bind_tcp,
+    pool::CpuPool,
+    shutdown::Shutdown,
+};
+use tidepool_store::ArtifactStore;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Server, TcpIncoming};
+use tracing::{info, warn};
+
+use crate::{
+    Config, RunError, StartError, http,
+    metrics::Metrics,
+    rank::Ranker,
+    releases::{Loader, Releases},
+    service::RankService,
+    session::{self, Session},
+    status::{Facts, document},
+};
+
+/// The last cluster map, in the data directory.
+const MAP_FILE: &str = "cluster-map.json";
+
+/// A ranker that runs. Dropping it does not end it; cancelling the token does.
+#[derive(Debug)]
+pub struct Running {
+    /// Where gRPC listens.
+    pub grpc_address: SocketAddr,
+    /// Where HTTP listens.
+    pub http_address: SocketAddr,
+    /// Behind `/metrics`.
+    pub registry: Registry,
+    /// Behind `/healthz` and `/readyz`.
+    pub health: Health,
+    life: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    /// Waits until the ranker has ended.
+    ///
+    /// # Errors
+    /// [`RunError`] when it ended by a failure and not by its token.
+    pub async fn wait(self) -> Result<(), RunError> {
+        joined("life", self.life.await)
+    }
+}
+
+fn joined<T>(
+    task: &'static str,
+    ended: Result<Result<T, RunError>, tokio::task::JoinError>,
+) -> Result<T, RunError> {
+    ended.unwrap_or_else(|error| Err(RunError::Task { task, problem: error.to_string() }))
+}
+
+/// Starts a ranker. It listens when this returns; it is ready when its releases are loaded, which its
+/// `/readyz` says. It ends, after draining, when `token` is cancelled.
+///
+/// # Errors
+/// [`StartError`] names the address, directory or store that cannot be had.
+pub async fn start(config: Config, token: CancellationToken) -> Result<Running, StartError> {
+    let store = ArtifactStore::open(&config.store_dir)?;
+    let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
+    fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
+    let registry = Registry::new();
+    register_process(&registry)?;
+    let metrics = Metrics::new(&registry)?;
+    let pool = CpuPool::new(config.cpu_threads, config.cpu_queue_len)?;
+    pool.register(&registry, "tidepool_ranker")?;
+    let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
+    let grpc = bind_tcp(config.grpc_address).await.map_err(net)?;
+    let admin = HttpServer::bind(config.http_address).await.map_err(net)?;
+    let grpc_address = grpc.local_addr().unwrap_or(config.grpc_address);
+    let http_address = admin.address();
+    let (health, shutdown) = (Health::new(), Shutdown::new());
+
+    let map_file = config.data_dir.join(MAP_FILE);
+    let (maps, mut followed) = watch::channel(Arc::new(ClusterMap::default()));
+    match session::load(&map_file) {
+        Ok(Some(map)) => {
+            info!(epoch = %map.epoch, "the cluster map of the last run");
+            maps.send_replace(Arc::new(map));
+            followed.mark_changed();
+        }
+        Ok(None) => {}
+        // A controller will bring another; without one there is nothing to serve, and /readyz says so.
+        Err(error) => warn!(%error, path = %map_file.display(), "the saved cluster map cannot be used"),
+    }
+    let client_config = ClientConfig {
+        preferred_group: config.preferred_group.clone(),
+        connect_timeout: config.connect_timeout,
+        default_timeout: config.default_deadline,
+        exact: config.exact,
+        tenant: config.ranker.to_string(),
+        registry: Some(registry.clone()),
+        ..ClientConfig::default()
+    };
+    let report = RankerReport {
+        ranker: config.ranker.to_string(),
+        grpc_address: config.advertised_grpc_address.clone().unwrap_or_else(|| grpc_address.to_string()),
+        http_address: config.advertised_http_address.clone().unwrap_or_else(|| http_address.to_string()),
+        epoch: 0,
+        releases: Vec::new(),
+    };
+    let (reports, to_send) = watch::channel(report.clone());
+    let connected = Arc::new(ArcSwapOption::empty());
+    let releases = Releases::default();
+    let service = RankService {
+        ranker: Arc::new(Ranker {
+            releases: releases.clone(),
+            client: Client::with_map(client_config, maps.subscribe()),
+            pool: pool.clone(),
+            limits: config.limits,
+            exact: config.exact,
+            default_deadline: config.default_deadline,
+            max_deadline: config.max_deadline,
+        }),
+        metrics: metrics.clone(),
+    };
+    let status = {
+        let (releases, connected, health) = (releases.clone(), connected.clone(), health.clone());
+        move || {
+            let controller: Option<Arc<String>> = connected.load_full();
+            let facts = Facts {
+                ranker: &report.ranker,
+                grpc_address: &report.grpc_address,
+                http_address: &report.http_address,
+                controller: controller.as_ref().map(|c| c.as_str()),
+                pool: &pool,
+                not_ready: health.readiness().err(),
+            };
+            document(&facts, &releases.snapshot())
+        }
+    };
+    let admin_state =
+        AdminState { registry: registry.clone(), health: health.clone(), status: Arc::new(status) };
+    let routes = http::routes(service.clone(), config.max_request_bytes);
+    let http_task = tokio::spawn(admin.serve(admin_state, routes, shutdown.clone()));
+    let grpc_service = RankerServer::new(service)
+        .max_decoding_message_size(config.max_request_bytes)
+        .max_encoding_message_size(usize::MAX);
+    let serve = Server::builder()
+        .add_service(grpc_service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), shutdown.draining());
+    let grpc_task = shutdown.spawn(serve);
+    let loader = Loader {
+        store,
+        maps: followed,
+        releases,
+        reports,
+        health: health.clone(),
+        metrics,
+        retry: config.load_retry,
+        shutdown: shutdown.clone(),
+    };
+    shutdown.spawn(loader.run());
+    let session = Session {
+        controllers: config.controllers.clone(),
+        connect_timeout: config.connect_timeout,
+        reports: to_send,
+        maps,
+        map_file,
+        connected,
+    };
+    // The session ends as the draining begins, so that the controller sends nobody here any more.
+    let draining = shutdown.draining();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = session.run() => {}
+            () = draining => {}
+        }
+    });
+    info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
+    let life =
+        tokio::spawn(live(config, token, shutdown, health.clone(), grpc_task, http_task, grpc_address));
+    Ok(Running { grpc_address, http_address, registry, health, life })
+}
+
+type GrpcTask = JoinHandle<Result<(), tonic::transport::Error>>;
+type HttpTask = JoinHandle<Result<(), tidepool_runtime::http::HttpError>>;
+
+/// Waits for the token, or for a server that fails, and drains.
+async fn live(
+    config: Config,
+    token: CancellationToken,
+    shutdown: Shutdown,
+    health: Health,
+    mut grpc: GrpcTask,
+    mut http: HttpTask,
+    address: SocketAddr,
+) -> Result<(), RunError> {
+    let of_grpc = |ended: Result<Result<(), tonic::transport::Error>, _>| {
+        joined("grpc", ended.map(|e| e.map_err(|source| RunError::Grpc { address, source })))
+    };
+    let of_http = |ended: Result<Result<(), tidepool_runtime::http::HttpError>, _>| {
+        joined("http", ended.map(|e| e.map_err(RunError::Http)))
+    };
+    let failed = tokio::select! {
+        () = token.cancelled() => None,
+        ended = &mut grpc => Some(of_grpc(ended)),
+        ended = &mut http => Some(of_http(ended)),
+    };
+    let outcome = shutdown.drain(&health, config.drain_timeout).await;
+    info!(ranker = %config.ranker, %outcome, "ranker stopped");
+    match failed {
+        Some(failure) => failure,
+        None => {
+            // What the bound cut off is abandoned with its connections.
+            if grpc.is_finished() {
+                of_grpc(grpc.await)?;
+            } else {
+                grpc.abort();
+            }
+            of_http(http.await)
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What `/status` shows.
+
+use serde_json::{Value, json};
+use tidepool_runtime::pool::CpuPool;
+use tidepool_types::{InputSource, Side};
+
+use crate::{
+    loaded::LoadedRelease,
+    releases::{Slot, Snapshot, State},
+};
+
+/// What a ranker knows of itself.
+pub(crate) struct Facts<'a> {
+    pub(crate) ranker: &'a str,
+    pub(crate) grpc_address: &'a str,
+    pub(crate) http_address: &'a str,
+    /// The controller that is followed, if one is.
+    pub(crate) controller: Option<&'a str>,
+    pub(crate) pool: &'a CpuPool,
+    /// Why it is not ready, if so.
+    pub(crate) not_ready: Option<String>,
+}
+
+pub(crate) fn document(facts: &Facts<'_>, now: &Snapshot) -> Value {
+    json!({
+        "schema_version": 1,
+        "role": "ranker",
+        "ranker": facts.ranker,
+        "grpc_address": facts.grpc_address,
+        "http_address": facts.http_address,
+        "controller": facts.controller,
+        "ready": facts.not_ready.is_none(),
+        "not_ready_because": facts.not_ready,
+        "epoch": now.seen.then_some(now.map.epoch.0),
+        "device": { "name": "cpu", "engine": "tract" },
+        "cpu_pool": {
+            "threads": facts.pool.threads(),
+            "waiting_jobs": facts.pool.depth(),
+            "queue_len": facts.pool.queue_len(),
+        },
+        "releases": now.slots.iter().map(|slot| release(slot, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn release(slot: &Slot, now: &Snapshot) -> Value {
+    let entry = &slot.entry;
+    let current = now.map.current_release(&entry.model).is_some_and(|c| c.release == entry.release);
+    let (state, problem, model) = match &slot.state {
+        State::Loading => ("loading", None, None),
+        State::Ready(loaded) => ("ready", None, Some(contract(loaded))),
+        State::Failed(problem) => ("failed", Some(problem), None),
+    };
+    json!({
+        "model": entry.model,
+        "release": entry.release,
+        "current": current,
+        "state": state,
+        "problem": problem,
+        "tables": entry.tables,
+        "contract": model,
+    })
+}
+
+fn contract(loaded: &LoadedRelease) -> Value {
+    let spec = &loaded.spec;
+    let inputs = spec.inputs.iter().zip(&loaded.table_of).zip(loaded.dense.widths());
+    let inputs = inputs.map(|((input, table), width)| {
+        let pooling = match &input.source {
+            InputSource::Pooled { pooling, .. } => Some(pooling.as_str()),
+            InputSource::Dense { .. } => None,
+        };
+        let side = if input.side == Side::User { "user" } else { "candidate" };
+        json!({ "name": input.name, "side": side, "width": width, "table": table, "pooling": pooling })
+    });
+    json!({
+        "inputs": inputs.collect::<Vec<_>>(),
+        "outputs": spec.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(),
+        "score": spec.outputs[spec.score].name,
+    })
+}
