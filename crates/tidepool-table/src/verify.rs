@@ -102,3 +102,84 @@ impl PartitionFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, num::NonZeroUsize, path::PathBuf};
+
+    use tempfile::TempDir;
+    use tidepool_types::{Name, PartitionCount, PartitionIndex, RowFormat, TableVersion, mix64};
+
+    use super::*;
+    use crate::{
+        header::KeyCheck,
+        index::build,
+        write::{PartitionPlan, write_partition},
+    };
+
+    /// Writes partition 0 of 2 with `keys` in the given row order, over an index of the same keys: every
+    /// checksum is right whatever the keys are.
+    fn write(dir: &TempDir, keys: &[u64]) -> PathBuf {
+        let plan = PartitionPlan {
+            table_version: TableVersion {
+                table: Name::new("user").unwrap(),
+                version: Name::new("v1").unwrap(),
+            },
+            table_rows: keys.len() as u64,
+            build_seed: 0,
+            dim: 2,
+            format: RowFormat::F32,
+            keying: Keying::Hashed,
+            key_check: KeyCheck::Fingerprint32,
+            partition: PartitionIndex(0),
+            partitions: PartitionCount::new(2).unwrap(),
+        };
+        let index = build(keys, 0, NonZeroUsize::MIN).unwrap();
+        let path = dir.path().join("part-00000.tide");
+        write_partition(File::create(&path).unwrap(), &plan, keys, &index, |_| &[0; 8]).unwrap();
+        path
+    }
+
+    /// Keys of partition 0, in the row order of their index.
+    fn keys_in_order() -> Vec<u64> {
+        let keys: Vec<u64> = (1..).map(mix64).filter(|key| key % 2 == 0).take(50).collect();
+        let built = build(&keys, 0, NonZeroUsize::MIN).unwrap();
+        let remap = built.remap_bytes();
+        let view = built.view(&remap);
+        let mut in_order = keys.clone();
+        in_order.sort_by_key(|&key| view.row(view.probe(key)));
+        in_order
+    }
+
+    #[test]
+    fn keys_in_the_order_of_their_index_pass() {
+        let dir = TempDir::new().unwrap();
+        PartitionFile::open(&write(&dir, &keys_in_order())).unwrap().verify().unwrap();
+    }
+
+    #[test]
+    fn rows_that_the_index_does_not_find_are_noticed() {
+        let dir = TempDir::new().unwrap();
+        let mut keys = keys_in_order();
+        keys.swap(3, 17);
+        let error = PartitionFile::open(&write(&dir, &keys)).unwrap().verify().unwrap_err();
+        assert!(
+            matches!(&error, VerifyError::Key { row: 3, problem: "the index finds another row for it", .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rows_of_another_partition_are_noticed() {
+        let dir = TempDir::new().unwrap();
+        let odd = mix64(1);
+        let error = PartitionFile::open(&write(&dir, &[odd])).unwrap().verify().unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                VerifyError::Key { row: 0, id: 1, problem: "it belongs to another partition", .. }
+            ),
+            "{error}"
+        );
+    }
+}
