@@ -1,1 +1,23 @@
-//! The controller: drives the control state machine against real nodes and owns the metastore
+//! The controller: drives the control state machine of `tidepool-cluster` against real nodes and rankers,
+//! and owns the metastore.
+//!
+//! **Invariant:** it must not know what a row is, nor how to ask a node for one: it reads manifests, never
+//! partition files. All decisions are in `tidepool-cluster`; nobody hears of a decision before it is
+//! written down. One task owns the state; everyone else reads snapshots.
+//!
+//! Read first: [`start`], `actor::Actor` (events in, effects out), [`metastore::Metastore`].
+
+mod actor;
+mod config;
+mod controller;
+mod convert;
+mod error;
+pub mod metastore;
+mod metrics;
+mod service;
+mod session;
+mod status;
+
+pub use config::{Config, RawConfig};
+pub use controller::{Running, start};
+pub use error::{ServeError, StartError};

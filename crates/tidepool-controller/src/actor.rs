@@ -1,0 +1,257 @@
+//! The task that owns the state: it takes events one by one, and carries their effects out in order.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tidepool_cluster::{ClusterMap, ClusterState, Durable, Effect, Event, SessionId, step};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{JoinHandle, spawn_blocking},
+    time,
+};
+
+use crate::{
+    error::{RequestError, chain},
+    metastore::{Metastore, MetastoreError},
+    metrics::Metrics,
+};
+
+/// After a state could not be written down, until what is owed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Events to the actor, and snapshots from it. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    states: watch::Receiver<ClusterState>,
+    maps: watch::Receiver<Arc<ClusterMap>>,
+    sessions: Arc<AtomicU64>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Command {
+    event: Event,
+    done: oneshot::Sender<Result<(), RequestError>>,
+}
+
+/// Owns the state and the metastore.
+pub(crate) struct Actor {
+    state: ClusterState,
+    /// Of the document that is written down.
+    revision: u64,
+    metastore: Arc<Mutex<Box<dyn Metastore>>>,
+    started: Instant,
+    /// Ends of sessions that could not be written down yet. They have happened, so they are not given up.
+    owed: Vec<Event>,
+    /// Until then nothing is done unasked, after a failure.
+    pause_until: Option<Instant>,
+    commands: mpsc::Receiver<Command>,
+    states: watch::Sender<ClusterState>,
+    maps: watch::Sender<Arc<ClusterMap>>,
+    metrics: Metrics,
+}
+
+impl Handle {
+    /// Gives an event to the state machine, waiting for a place in the queue; returns when it has been
+    /// applied, written down and published.
+    pub(crate) async fn report(&self, event: Event) -> Result<(), RequestError> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.commands.send(Command { event, done }).await;
+        sent.map_err(|_| RequestError::ShuttingDown)?;
+        self.wait(answer).await
+    }
+
+    /// The same for a request, which is turned away when the queue is full.
+    pub(crate) async fn request(&self, event: Event) -> Result<(), RequestError> {
+        let (done, answer) = oneshot::channel();
+        self.commands.try_send(Command { event, done }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                RequestError::Overloaded { waiting: self.commands.max_capacity() }
+            }
+            mpsc::error::TrySendError::Closed(_) => RequestError::ShuttingDown,
+        })?;
+        self.wait(answer).await
+    }
+
+    async fn wait(&self, answer: oneshot::Receiver<Result<(), RequestError>>) -> Result<(), RequestError> {
+        let waiting = self.commands.max_capacity() - self.commands.capacity();
+        self.metrics.queued_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        answer.await.map_err(|_| RequestError::ShuttingDown)?
+    }
+
+    /// The state as it is now.
+    pub(crate) fn state(&self) -> ClusterState {
+        self.states.borrow().clone()
+    }
+
+    /// The states to come.
+    pub(crate) fn states(&self) -> watch::Receiver<ClusterState> {
+        self.states.clone()
+    }
+
+    /// The published map, and those to come.
+    pub(crate) fn maps(&self) -> watch::Receiver<Arc<ClusterMap>> {
+        self.maps.clone()
+    }
+
+    /// A number for a new session.
+    pub(crate) fn new_session(&self) -> SessionId {
+        SessionId(self.sessions.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Spawns the task. It ends when the last handle is gone.
+pub(crate) fn spawn(
+    state: ClusterState,
+    (revision, metastore): (u64, Box<dyn Metastore>),
+    started: Instant,
+    queue_len: usize,
+    metrics: Metrics,
+) -> (Handle, JoinHandle<()>) {
+    let (sender, commands) = mpsc::channel(queue_len);
+    let (states, state_snapshots) = watch::channel(state.clone());
+    let (maps, map_snapshots) = watch::channel(Arc::new(state.map().clone()));
+    metrics.show(&state);
+    let handle = Handle {
+        commands: sender,
+        states: state_snapshots,
+        maps: map_snapshots,
+        sessions: Arc::new(AtomicU64::new(1)),
+        metrics: metrics.clone(),
+    };
+    let actor = Actor {
+        state,
+        revision,
+        metastore: Arc::new(Mutex::new(metastore)),
+        started,
+        owed: Vec::new(),
+        pause_until: None,
+        commands,
+        states,
+        maps,
+        metrics,
+    };
+    (handle, tokio::spawn(actor.run()))
+}
+
+impl Actor {
+    async fn run(mut self) {
+        loop {
+            let wake = self.next_wake();
+            let idle = async {
+                match wake {
+                    Some(at) => time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => {
+                    let Some(Command { event, done }) = command else { return };
+                    let gone = matches!(event, Event::NodeGone { .. } | Event::RankerGone { .. });
+                    let owed = gone.then(|| event.clone());
+                    let applied = self.apply(event).await;
+                    if let (Some(event), Err(RequestError::Metastore(_))) = (owed, &applied) {
+                        self.owed.push(event);
+                    }
+                    // Whoever asked may have left.
+                    let _ = done.send(applied);
+                }
+                () = idle => self.catch_up().await,
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let due =
+            if self.owed.is_empty() { self.started + self.state.next_deadline()? } else { self.started };
+        Some(self.pause_until.map_or(due, |pause| due.max(pause)))
+    }
+
+    /// Does what is due by itself.
+    async fn catch_up(&mut self) {
+        for event in std::mem::take(&mut self.owed).into_iter().chain([Event::Tick]) {
+            if self.apply(event.clone()).await.is_err() && !matches!(event, Event::Tick) {
+                self.owed.push(event);
+            }
+        }
+    }
+
+    async fn apply(&mut self, event: Event) -> Result<(), RequestError> {
+        self.metrics.events.inc();
+        let (next, effects) = step(&self.state, event, self.started.elapsed())?;
+        if effects.contains(&Effect::Persist) {
+            if let Err(error) = self.persist(next.durable.clone()).await {
+                self.metrics.persist_failures.inc();
+                self.pause_until = Some(Instant::now() + RETRY);
+                tracing::error!(error = chain(&error), "the state of the cluster could not be written down");
+                return Err(error);
+            }
+            self.pause_until = None;
+        }
+        self.log_changes(&next);
+        self.state = next;
+        self.metrics.show(&self.state);
+        self.states.send_replace(self.state.clone());
+        if effects.contains(&Effect::PublishMap) {
+            self.maps.send_replace(Arc::new(self.state.map().clone()));
+        }
+        Ok(())
+    }
+
+    async fn persist(&mut self, durable: Arc<Durable>) -> Result<(), RequestError> {
+        let timer = self.metrics.persist_seconds.start_timer();
+        let (metastore, expected) = (self.metastore.clone(), self.revision);
+        let stored = spawn_blocking(move || -> Result<u64, RequestError> {
+            let document =
+                serde_json::to_vec(&*durable).map_err(|e| RequestError::Internal(e.to_string()))?;
+            let mut metastore = metastore.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(metastore.store(expected, &document)?)
+        });
+        let stored = stored.await.map_err(|e| RequestError::Internal(e.to_string()))?;
+        timer.observe_duration();
+        self.revision = stored?;
+        Ok(())
+    }
+
+    fn log_changes(&self, next: &ClusterState) {
+        let (old, new) = (self.state.map(), next.map());
+        if old.epoch == new.epoch {
+            return;
+        }
+        tracing::debug!(epoch = %new.epoch, "new cluster map");
+        for (node, entry) in &new.nodes {
+            if old.nodes.get(node) != Some(entry) {
+                let (group, address) = (&entry.group, &entry.grpc_address);
+                tracing::info!(%node, %group, %address, up = entry.up, epoch = %new.epoch, "node");
+            }
+        }
+        for release in &new.releases {
+            if old.release(&release.model, &release.release) != Some(release) {
+                let (model, state) = (&release.model, release.state);
+                tracing::info!(%model, release = %release.release, ?state, epoch = %new.epoch, "release");
+            }
+        }
+    }
+}
+
+/// Reads the durable state from a metastore, with its revision; none yet is revision 0.
+pub(crate) fn recover(
+    metastore: &mut dyn Metastore,
+    path: std::path::PathBuf,
+) -> Result<(u64, Option<Durable>), MetastoreError> {
+    let Some(found) = metastore.load()? else { return Ok((0, None)) };
+    let corrupt = |problem: String| MetastoreError::Corrupt { path: path.clone(), problem };
+    let durable: Durable = serde_json::from_slice(&found.document).map_err(|e| corrupt(e.to_string()))?;
+    if durable.schema_version != Durable::SCHEMA_VERSION {
+        let (found, known) = (durable.schema_version, Durable::SCHEMA_VERSION);
+        return Err(corrupt(format!("its schema version is {found}, this program knows {known}")));
+    }
+    durable.map.validate().map_err(|e| corrupt(chain(&e)))?;
+    Ok((found.revision, Some(durable)))
+}

@@ -1,0 +1,75 @@
+//! Reports from and to the wire.
+
+use tidepool_cluster::{NodeReport, RankerRelease, RankerReport, TableArtifact};
+use tidepool_proto::{WireError, v1};
+use tidepool_types::{Epoch, Name, NodeId, TableManifest};
+
+pub(crate) fn name(field: &'static str, text: String) -> Result<Name, WireError> {
+    Name::new(text).map_err(|source| WireError::Name { field, source })
+}
+
+fn address(field: &'static str, text: String) -> Result<String, WireError> {
+    if text.is_empty() { Err(WireError::Missing(field)) } else { Ok(text) }
+}
+
+pub(crate) fn node_report(from: v1::NodeReport) -> Result<NodeReport, WireError> {
+    Ok(NodeReport {
+        node: NodeId(name("node", from.node)?),
+        group: name("group", from.group)?,
+        grpc_address: address("grpc_address", from.grpc_address)?,
+        http_address: from.http_address,
+        capacity_bytes: from.capacity_bytes,
+        epoch: Epoch(from.epoch),
+        partitions: from.partitions.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
+    })
+}
+
+pub(crate) fn node_report_to_wire(from: &NodeReport) -> v1::NodeReport {
+    v1::NodeReport {
+        node: from.node.to_string(),
+        group: from.group.to_string(),
+        grpc_address: from.grpc_address.clone(),
+        http_address: from.http_address.clone(),
+        capacity_bytes: from.capacity_bytes,
+        epoch: from.epoch.0,
+        partitions: from.partitions.iter().map(Into::into).collect(),
+    }
+}
+
+pub(crate) fn ranker_report(from: v1::RankerReport) -> Result<RankerReport, WireError> {
+    let release = |r: v1::RankerRelease| {
+        Ok(RankerRelease {
+            model: name("model", r.model)?,
+            release: name("release", r.release)?,
+            ready: r.ready,
+            problem: r.problem,
+        })
+    };
+    Ok(RankerReport {
+        ranker: name("ranker", from.ranker)?,
+        grpc_address: address("grpc_address", from.grpc_address)?,
+        http_address: from.http_address,
+        epoch: Epoch(from.epoch),
+        releases: from.releases.into_iter().map(release).collect::<Result<_, WireError>>()?,
+    })
+}
+
+pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
+    let release = |r: &RankerRelease| v1::RankerRelease {
+        model: r.model.to_string(),
+        release: r.release.to_string(),
+        ready: r.ready,
+        problem: r.problem.clone(),
+    };
+    v1::RankerReport {
+        ranker: from.ranker.to_string(),
+        grpc_address: from.grpc_address.clone(),
+        http_address: from.http_address.clone(),
+        epoch: from.epoch.0,
+        releases: from.releases.iter().map(release).collect(),
+    }
+}
+
+pub(crate) fn artifact((manifest, manifest_hash): (TableManifest, String)) -> TableArtifact {
+    TableArtifact { schema: manifest.schema, manifest_hash }
+}

@@ -1,0 +1,102 @@
+//! What can go wrong: with one request, and with the controller itself.
+
+use std::{error, net::SocketAddr};
+
+use thiserror::Error;
+use tidepool_cluster::StepError;
+use tidepool_proto::{WireError, status_of};
+use tidepool_runtime::net::NetError;
+use tidepool_store::StoreError;
+use tidepool_types::ErrorCode;
+use tonic::Status;
+
+use crate::metastore::MetastoreError;
+
+/// Why a request or a report was not accepted.
+#[derive(Debug, Error)]
+pub(crate) enum RequestError {
+    #[error("the message is malformed")]
+    Wire(#[from] WireError),
+    #[error("a session is one process: it began as {first:?} and now reports {now:?}")]
+    OtherName { first: String, now: String },
+    #[error("there is no {what} in the cluster")]
+    NotFound { what: String },
+    #[error(transparent)]
+    Step(#[from] StepError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the new state could not be written down, nothing was changed")]
+    Metastore(#[from] MetastoreError),
+    #[error("{waiting} events are waiting already")]
+    Overloaded { waiting: usize },
+    #[error("the controller is shutting down")]
+    ShuttingDown,
+    #[error("the request failed inside the controller: {0}")]
+    Internal(String),
+}
+
+impl RequestError {
+    /// The code that the caller acts on.
+    pub(crate) const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Wire(_) | Self::OtherName { .. } => ErrorCode::InvalidRequest,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Step(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Metastore(_) | Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::Internal(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        status_of(error.code(), chain(&error), None)
+    }
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Why a controller could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// An address that cannot be listened at; the source says which, and whether it is taken.
+    #[error("could not listen for {what}")]
+    Listen {
+        /// "control (grpc_address)" or "status and metrics (http_address)".
+        what: &'static str,
+        /// Why.
+        source: NetError,
+    },
+    /// The artifact store cannot be opened.
+    #[error("could not open the artifact store")]
+    Store(#[from] StoreError),
+    /// The durable state cannot be read, or is in use.
+    #[error("could not recover the state of the cluster")]
+    Metastore(#[from] MetastoreError),
+    /// A metric could not be registered: a defect.
+    #[error("could not register the metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Why a controller ended before it was told to.
+#[derive(Debug, Error)]
+#[error("the {what} server at {address} ended: {problem}")]
+pub struct ServeError {
+    /// "gRPC" or "HTTP".
+    pub what: &'static str,
+    /// Where it listened.
+    pub address: SocketAddr,
+    /// What it said.
+    pub problem: String,
+}

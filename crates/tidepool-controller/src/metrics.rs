@@ -1,0 +1,99 @@
+//! The metrics of a controller. They are registered in a registry of its own: several may share a process.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    exponential_buckets,
+};
+use tidepool_cluster::{ClusterState, ReleaseState};
+
+/// Counters and gauges; clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Epoch of the published map.
+    epoch: IntGauge,
+    /// Registered nodes, `up` and `down`.
+    nodes: IntGaugeVec,
+    /// Open sessions of nodes and rankers.
+    sessions: IntGaugeVec,
+    /// Releases of the map by state.
+    releases: IntGaugeVec,
+    /// Table versions of the map.
+    tables: IntGauge,
+    /// Events that wait for the state machine.
+    pub(crate) queued_events: IntGauge,
+    /// Events that the state machine was given.
+    pub(crate) events: IntCounter,
+    /// From a new state to its being written down, successful or not.
+    pub(crate) persist_seconds: Histogram,
+    /// States that could not be written down.
+    pub(crate) persist_failures: IntCounter,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When `registry` has a metric of such a name already.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let name = |rest: &str| format!("tidepool_controller_{rest}");
+        let seconds =
+            HistogramOpts::new(name("persist_seconds"), "Time to write the state of the cluster down");
+        let by = |rest: &str, help: &str, label| IntGaugeVec::new(Opts::new(name(rest), help), &[label]);
+        let metrics = Self {
+            epoch: IntGauge::new(name("epoch"), "Epoch of the published cluster map")?,
+            nodes: by("nodes", "Registered nodes, by state", "state")?,
+            sessions: by("sessions", "Open sessions, by role", "role")?,
+            releases: by("releases", "Releases in the cluster map, by state", "state")?,
+            tables: IntGauge::new(name("tables"), "Table versions in the cluster map")?,
+            queued_events: IntGauge::new(name("queued_events"), "Events that wait for the state machine")?,
+            events: IntCounter::new(name("events_total"), "Events given to the state machine")?,
+            persist_seconds: Histogram::with_opts(seconds.buckets(exponential_buckets(100e-6, 2.0, 16)?))?,
+            persist_failures: IntCounter::new(
+                name("persist_failures_total"),
+                "States that could not be written down",
+            )?,
+        };
+        let all: [Box<dyn Collector>; 9] = [
+            Box::new(metrics.epoch.clone()),
+            Box::new(metrics.nodes.clone()),
+            Box::new(metrics.sessions.clone()),
+            Box::new(metrics.releases.clone()),
+            Box::new(metrics.tables.clone()),
+            Box::new(metrics.queued_events.clone()),
+            Box::new(metrics.events.clone()),
+            Box::new(metrics.persist_seconds.clone()),
+            Box::new(metrics.persist_failures.clone()),
+        ];
+        all.into_iter().try_for_each(|metric| registry.register(metric))?;
+        Ok(metrics)
+    }
+
+    /// Shows a state.
+    pub(crate) fn show(&self, state: &ClusterState) {
+        let map = state.map();
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.epoch.set(i64::try_from(map.epoch.0).unwrap_or(i64::MAX));
+        let up = map.nodes.values().filter(|n| n.up).count();
+        self.nodes.with_label_values(&["up"]).set(count(up));
+        self.nodes.with_label_values(&["down"]).set(count(map.nodes.len() - up));
+        self.sessions.with_label_values(&["node"]).set(count(state.node_reports().count()));
+        self.sessions.with_label_values(&["ranker"]).set(count(state.ranker_reports().count()));
+        self.tables.set(count(map.layouts.len()));
+        for release_state in
+            [ReleaseState::Loading, ReleaseState::Ready, ReleaseState::Current, ReleaseState::Previous]
+        {
+            let releases = map.releases.iter().filter(|r| r.state == release_state).count();
+            self.releases.with_label_values(&[state_word(release_state)]).set(count(releases));
+        }
+    }
+}
+
+/// The word for a state in labels and in `/status`.
+pub(crate) const fn state_word(state: ReleaseState) -> &'static str {
+    match state {
+        ReleaseState::Loading => "loading",
+        ReleaseState::Ready => "ready",
+        ReleaseState::Current => "current",
+        ReleaseState::Previous => "previous",
+    }
+}

@@ -1,0 +1,192 @@
+//! The Control service: wire in, events out, and the answers back.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt};
+use tidepool_cluster::{ClusterState, Event, ReleaseEntry};
+use tidepool_proto::{WireError, v1};
+use tidepool_runtime::shutdown::Shutdown;
+use tidepool_store::ArtifactStore;
+use tidepool_types::{Name, TableVersion};
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    actor::Handle,
+    convert::{artifact, name, node_report_to_wire, ranker_report_to_wire},
+    error::RequestError,
+    session::{self, NodeRole, RankerRole, Role},
+};
+
+/// Answers that may wait for a slow peer: one map, and the reason of the end.
+const QUEUED_ANSWERS: usize = 2;
+
+/// The service. It holds no state of its own.
+pub(crate) struct ControlService {
+    pub(crate) handle: Handle,
+    pub(crate) store: Arc<ArtifactStore>,
+    pub(crate) lifecycle: Shutdown,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl ControlService {
+    fn open_session<R: Role>(&self, reports: Streaming<R::Report>) -> Response<Answers<R::Answer>> {
+        let (answers, outgoing) = mpsc::channel(QUEUED_ANSWERS);
+        let (handle, shutdown) = (self.handle.clone(), self.lifecycle.token());
+        self.lifecycle.spawn(session::run::<R>(handle, reports, answers, shutdown));
+        Response::new(Box::pin(ReceiverStream::new(outgoing)))
+    }
+
+    /// Reads the store, on a thread that may wait for a disk.
+    async fn read_store<T, F>(&self, read: F) -> Result<T, RequestError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&ArtifactStore) -> Result<T, tidepool_store::StoreError> + Send + 'static,
+    {
+        let store = self.store.clone();
+        let read = spawn_blocking(move || read(&store)).await;
+        Ok(read.map_err(|e| RequestError::Internal(e.to_string()))??)
+    }
+
+    async fn publish(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
+        let (of, named) = (model.clone(), release.clone());
+        let event = self.read_store(move |store| {
+            let manifest = store.release(&of, &named)?.manifest;
+            let tables = manifest.tables.iter().map(|t| store.table_manifest(t).map(artifact));
+            let tables = tables.collect::<Result<_, _>>()?;
+            Ok(Event::PublishRelease { manifest, tables })
+        });
+        self.handle.request(event.await?).await?;
+        self.release_status(&model, &release)
+    }
+
+    async fn promote(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
+        let (of, named) = (model.clone(), release.clone());
+        self.handle.request(Event::PromoteRelease { model: of, release: named }).await?;
+        self.release_status(&model, &release)
+    }
+
+    fn release_status(&self, model: &Name, release: &Name) -> Result<v1::ReleaseStatus, RequestError> {
+        let state = self.handle.state();
+        let entry = state.map().release(model, release);
+        let entry =
+            entry.ok_or_else(|| RequestError::NotFound { what: format!("release {model}@{release}") })?;
+        Ok(status_of_release(&state, entry))
+    }
+
+    async fn serve_table(
+        &self,
+        request: v1::ServeTableRequest,
+    ) -> Result<v1::ServeTableResponse, RequestError> {
+        let table = request.table_version.ok_or(WireError::Missing("table_version"))?;
+        let table_version: TableVersion = table.try_into()?;
+        if !request.serve {
+            self.handle.request(Event::StopTable { table_version }).await?;
+            let epoch = self.handle.state().map().epoch.0;
+            return Ok(v1::ServeTableResponse { epoch, waiting_for: Vec::new() });
+        }
+        let wanted = table_version.clone();
+        let table = self.read_store(move |store| store.table_manifest(&wanted)).await?;
+        self.handle.request(Event::ServeTable { table: artifact(table) }).await?;
+        let state = self.handle.state();
+        let waiting_for = state.table_waiting_for(&table_version);
+        Ok(v1::ServeTableResponse { epoch: state.map().epoch.0, waiting_for })
+    }
+}
+
+fn status_of_release(state: &ClusterState, entry: &ReleaseEntry) -> v1::ReleaseStatus {
+    v1::ReleaseStatus {
+        release: Some(entry.into()),
+        epoch: state.map().epoch.0,
+        waiting_for: state.waiting_for(entry),
+    }
+}
+
+fn release_name(model: String, release: String) -> Result<(Name, Name), RequestError> {
+    Ok((name("model", model)?, name("release", release)?))
+}
+
+#[tonic::async_trait]
+impl v1::control_server::Control for ControlService {
+    type NodeSessionStream = Answers<v1::Assignment>;
+    type RankerSessionStream = Answers<v1::ClusterMap>;
+    type WatchMapStream = Answers<v1::ClusterMap>;
+
+    async fn node_session(
+        &self,
+        request: Request<Streaming<v1::NodeReport>>,
+    ) -> Result<Response<Self::NodeSessionStream>, Status> {
+        Ok(self.open_session::<NodeRole>(request.into_inner()))
+    }
+
+    async fn ranker_session(
+        &self,
+        request: Request<Streaming<v1::RankerReport>>,
+    ) -> Result<Response<Self::RankerSessionStream>, Status> {
+        Ok(self.open_session::<RankerRole>(request.into_inner()))
+    }
+
+    async fn watch_map(
+        &self,
+        request: Request<v1::WatchMapRequest>,
+    ) -> Result<Response<Self::WatchMapStream>, Status> {
+        let have = request.into_inner().have_epoch;
+        // Another epoch is sent even when it is smaller: it is the map of another cluster, then, or of one
+        // that was begun anew, and this controller's word.
+        let maps = WatchStream::new(self.handle.maps())
+            .filter(move |map| std::future::ready(map.epoch.0 != have))
+            .map(|map| Ok((&*map).into()))
+            .take_until(self.lifecycle.draining());
+        Ok(Response::new(Box::pin(maps)))
+    }
+
+    async fn publish_release(
+        &self,
+        request: Request<v1::PublishReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseStatus>, Status> {
+        let request = request.into_inner();
+        let (model, release) = release_name(request.model, request.release)?;
+        Ok(Response::new(self.publish(model, release).await?))
+    }
+
+    async fn promote_release(
+        &self,
+        request: Request<v1::PromoteReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseStatus>, Status> {
+        let request = request.into_inner();
+        let (model, release) = release_name(request.model, request.release)?;
+        Ok(Response::new(self.promote(model, release).await?))
+    }
+
+    async fn get_release(
+        &self,
+        request: Request<v1::GetReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseStatus>, Status> {
+        let request = request.into_inner();
+        let (model, release) = release_name(request.model, request.release)?;
+        Ok(Response::new(self.release_status(&model, &release)?))
+    }
+
+    async fn serve_table(
+        &self,
+        request: Request<v1::ServeTableRequest>,
+    ) -> Result<Response<v1::ServeTableResponse>, Status> {
+        Ok(Response::new(Self::serve_table(self, request.into_inner()).await?))
+    }
+
+    async fn get_cluster(
+        &self,
+        _: Request<v1::GetClusterRequest>,
+    ) -> Result<Response<v1::ClusterReport>, Status> {
+        let state = self.handle.state();
+        let releases = state.map().releases.iter();
+        Ok(Response::new(v1::ClusterReport {
+            map: Some(state.map().into()),
+            nodes: state.node_reports().map(node_report_to_wire).collect(),
+            rankers: state.ranker_reports().map(ranker_report_to_wire).collect(),
+            releases: releases.map(|entry| status_of_release(&state, entry)).collect(),
+        }))
+    }
+}

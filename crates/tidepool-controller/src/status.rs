@@ -1,0 +1,76 @@
+//! What `/status` shows.
+
+use serde_json::{Value, json};
+use tidepool_cluster::{ClusterState, TableLayout};
+
+use crate::metrics::state_word;
+
+pub(crate) fn status(state: &ClusterState) -> Value {
+    let map = state.map();
+    let (placed, ready) = state.replicas_placed_and_ready();
+    let nodes: Vec<_> = map
+        .nodes
+        .iter()
+        .map(|(id, node)| {
+            let placed: usize = map.assignment(id).tables.iter().map(|t| t.partitions.len()).sum();
+            let report = state.node_reports().find(|r| r.node == *id);
+            json!({
+                "node": id,
+                "group": node.group,
+                "up": node.up,
+                "grpc_address": node.grpc_address,
+                "http_address": node.http_address,
+                "partitions_placed": placed,
+                "partitions": report.map(|r| &r.partitions),
+                "epoch": report.map(|r| r.epoch),
+                "capacity_bytes": report.map(|r| r.capacity_bytes),
+            })
+        })
+        .collect();
+    let table = |layout: &TableLayout| {
+        let table = &layout.schema.table_version;
+        json!({
+            "table": table.table,
+            "version": table.version,
+            "schema": layout.schema,
+            "groups": layout.placement.groups.keys().collect::<Vec<_>>(),
+            "served": state.durable.served.contains(table),
+            "waiting_for": state.table_waiting_for(table),
+        })
+    };
+    let releases: Vec<_> = map
+        .releases
+        .iter()
+        .map(|release| {
+            json!({
+                "model": release.model,
+                "release": release.release,
+                "state": state_word(release.state),
+                "tables": release.tables.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "waiting_for": state.waiting_for(release),
+            })
+        })
+        .collect();
+    let rankers: Vec<_> = state
+        .ranker_reports()
+        .map(|r| {
+            let loaded: Vec<_> = r.releases.iter().filter(|l| l.ready).collect();
+            json!({
+                "ranker": r.ranker,
+                "grpc_address": r.grpc_address,
+                "http_address": r.http_address,
+                "epoch": r.epoch,
+                "releases_ready": loaded.iter().map(|l| format!("{}@{}", l.model, l.release)).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({
+        "role": "controller",
+        "epoch": map.epoch,
+        "partitions": { "placed": placed, "ready": ready },
+        "nodes": nodes,
+        "rankers": rankers,
+        "tables": map.layouts.iter().map(table).collect::<Vec<_>>(),
+        "releases": releases,
+    })
+}
