@@ -11,8 +11,8 @@ use crate::{
 
 /// Everything that one node is asked in one call.
 #[derive(Debug)]
-pub(crate) struct NodeAsk {
-    pub(crate) node: NodeId,
+pub(crate) struct NodeAsk<'m> {
+    pub(crate) node: &'m NodeId,
     /// The partitions that it answers for.
     pub(crate) pieces: Vec<Piece>,
     /// One per feature of the message, in its order.
@@ -122,13 +122,10 @@ struct Mark {
 }
 
 /// The questions to every node of `route`, for the pieces that it has nodes for.
-pub(crate) fn build(split: &Split<'_>, route: &Route<'_>, options: &LookupOptions) -> Vec<NodeAsk> {
+pub(crate) fn build<'m>(split: &Split<'_>, route: &Route<'m>, options: &LookupOptions) -> Vec<NodeAsk<'m>> {
     let nodes = route.nodes.len();
-    let mut out: Vec<NodeAsk> = route
-        .nodes
-        .iter()
-        .map(|node| NodeAsk { node: (*node).clone(), pieces: Vec::new(), asks: Vec::new() })
-        .collect();
+    let blank = |node: &&'m NodeId| NodeAsk { node, pieces: Vec::new(), asks: Vec::new() };
+    let mut out: Vec<NodeAsk<'m>> = route.nodes.iter().map(blank).collect();
     for (table, places) in route.node_of.iter().enumerate() {
         for (slot, place) in (0u32..).zip(places) {
             if let Some(ask) = out.get_mut(*place as usize) {

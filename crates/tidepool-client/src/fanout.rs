@@ -60,11 +60,11 @@ pub(crate) struct Gathered {
 }
 
 /// A call that has ended.
-struct Done {
+struct Done<'a> {
     /// Its number, in the order of asking.
     number: usize,
-    ask: NodeAsk,
-    result: Result<Reply, NodeError>,
+    ask: NodeAsk<'a>,
+    result: Result<Reply, Box<NodeError>>,
 }
 
 struct Reply {
@@ -75,22 +75,22 @@ struct Reply {
 
 /// What has been asked so far.
 struct State<'c> {
-    tried: Tried,
+    tried: Tried<'c>,
     calls: FuturesUnordered<Call<'c>>,
     /// Every node asked, once.
-    nodes: Vec<NodeId>,
+    nodes: Vec<&'c NodeId>,
     /// Calls begun.
     asked: usize,
 }
 
-type Call<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+type Call<'a> = Pin<Box<dyn Future<Output = Done<'a>> + Send + 'a>>;
 
 impl Fanout<'_> {
     /// Asks until everything is answered.
     ///
     /// # Errors
     /// [`ClientError`]: a refusal, the deadline, or nobody left to ask.
-    pub(crate) async fn run(&self, router: &Router<'_>) -> Result<Gathered, ClientError> {
+    pub(crate) async fn run<'c>(&'c self, router: &Router<'c>) -> Result<Gathered, ClientError> {
         let blank = |t: &TableSplit<'_>| vec![Vec::new(); t.partitions.len()];
         let mut state = State {
             tried: self.split.tables.iter().map(blank).collect(),
@@ -104,16 +104,13 @@ impl Fanout<'_> {
         self.ask(router, &route, &mut state);
         while let Some(Done { number, ask, result }) = state.calls.next().await {
             let (node, pieces) = (ask.node, ask.pieces);
-            let checked = result.and_then(|reply| self.accept(&node, ask.asks, reply, &mut out));
-            self.note(&node, checked.as_ref().err());
+            let checked = result.and_then(|reply| self.accept(node, ask.asks, reply, &mut out));
+            self.note(node, checked.as_ref().err().map(|error| error.code()));
             match checked {
                 Ok(checked) => answers.push((number, checked)),
                 Err(error) if self.deadline <= Instant::now() => {
                     debug!(%error, "lookup deadline");
-                    return Err(ClientError::DeadlineExceeded {
-                        timeout: self.options.timeout,
-                        node: Some(node),
-                    });
+                    return Err(self.too_late(node));
                 }
                 Err(error) if error.code().retry_elsewhere() => {
                     debug!(%error, partitions = pieces.len(), "asking elsewhere");
@@ -124,12 +121,9 @@ impl Fanout<'_> {
                     self.ask(router, &route, &mut state);
                 }
                 Err(error) if error.code() == ErrorCode::DeadlineExceeded => {
-                    return Err(ClientError::DeadlineExceeded {
-                        timeout: self.options.timeout,
-                        node: Some(node),
-                    });
+                    return Err(self.too_late(node));
                 }
-                Err(error) => return Err(ClientError::Refused(Box::new(error))),
+                Err(error) => return Err(ClientError::Refused(error)),
             }
         }
         answers.sort_by_key(|(number, _)| *number);
@@ -139,13 +133,13 @@ impl Fanout<'_> {
     }
 
     /// Begins the calls of a route.
-    fn ask<'c>(&'c self, router: &Router<'_>, route: &Route<'_>, state: &mut State<'c>) {
+    fn ask<'c>(&'c self, router: &Router<'c>, route: &Route<'c>, state: &mut State<'c>) {
         for ask in asks::build(self.split, route, self.options) {
             for (table, slot) in &ask.pieces {
-                state.tried[*table][*slot as usize].push(ask.node.clone());
+                state.tried[*table][*slot as usize].push(ask.node);
             }
             if !state.nodes.contains(&ask.node) {
-                state.nodes.push(ask.node.clone());
+                state.nodes.push(ask.node);
             }
             let alternative = router.has_alternative(&ask.pieces, &state.tried);
             state.calls.push(Box::pin(self.call(state.asked, ask, alternative)));
@@ -154,9 +148,7 @@ impl Fanout<'_> {
     }
 
     /// One call to one node.
-    async fn call(&self, number: usize, ask: NodeAsk, alternative: bool) -> Done {
-        let address = self.map.nodes.get(&ask.node).map_or("", |n| n.grpc_address.as_str());
-        let fail = |failure| NodeError { node: ask.node.clone(), address: address.to_owned(), failure };
+    async fn call<'c>(&'c self, number: usize, ask: NodeAsk<'c>, alternative: bool) -> Done<'c> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let share = if alternative { left / 2 } else { left };
         let message = v1::LookupRequest {
@@ -168,24 +160,25 @@ impl Fanout<'_> {
             features: ask.asks.iter().map(|a| a.encode(self.split)).collect(),
         };
         let sent = message.features.iter().map(sent_bytes).collect();
-        let result = match self.channels.get(address) {
-            Err(problem) => Err(fail(NodeFailure::Address(problem))),
-            Ok(_) if left.is_zero() => Err(fail(NodeFailure::TimedOut(Duration::ZERO))),
+        let result = match self.channels.get(self.address(ask.node)) {
+            Err(problem) => Err(NodeFailure::Address(problem)),
+            Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
             Ok(channel) => {
                 let mut client = EmbeddingClient::new(channel)
                     .max_decoding_message_size(self.config.max_message_bytes)
                     .max_encoding_message_size(self.config.max_message_bytes);
                 match tokio::time::timeout(share, client.lookup(message)).await {
-                    Err(_) => Err(fail(NodeFailure::TimedOut(share))),
+                    Err(_) => Err(NodeFailure::TimedOut(share)),
                     Ok(Ok(response)) => Ok(Reply { response: response.into_inner(), sent }),
-                    Ok(Err(status)) => Err(fail(NodeFailure::Status {
+                    Ok(Err(status)) => Err(NodeFailure::Status {
                         code: code_of(&status),
                         message: status.message().to_owned(),
                         epoch: epoch_of(&status),
-                    })),
+                    }),
                 }
             }
         };
+        let result = result.map_err(|failure| self.failed(ask.node, failure));
         Done { number, ask, result }
     }
 
@@ -196,13 +189,10 @@ impl Fanout<'_> {
         asked: Vec<Ask>,
         reply: Reply,
         out: &mut Gathered,
-    ) -> Result<Vec<Answered>, NodeError> {
+    ) -> Result<Vec<Answered>, Box<NodeError>> {
         let answered: Vec<usize> = reply.response.features.iter().map(answer_bytes).collect();
-        let checked = answer::check(self.split, asked, reply.response).map_err(|bad| NodeError {
-            node: node.clone(),
-            address: self.map.nodes.get(node).map_or_else(String::new, |n| n.grpc_address.clone()),
-            failure: bad.into(),
-        })?;
+        let checked = answer::check(self.split, asked, reply.response)
+            .map_err(|bad| self.failed(node, NodeFailure::BadAnswer(bad)))?;
         for ((answer, sent), received) in checked.iter().zip(reply.sent).zip(answered) {
             out.rows_requested += answer.ask.ids().len() as u64;
             let bytes = match answer.ask {
@@ -214,10 +204,9 @@ impl Fanout<'_> {
         Ok(checked)
     }
 
-    /// Remembers how a node behaved. Only what concerns the whole node makes it asked last: not a partition
+    /// Remembers how a call to a node ended; None: well. Only what concerns the whole node makes it asked last: not a partition
     /// that it does not serve, nor a queue that was full for a moment.
-    fn note(&self, node: &NodeId, error: Option<&NodeError>) {
-        let code = error.map(NodeError::code);
+    fn note(&self, node: &NodeId, code: Option<ErrorCode>) {
         if let Some(metrics) = self.metrics {
             metrics.rpc(code);
         }
@@ -231,18 +220,30 @@ impl Fanout<'_> {
         }
     }
 
+    fn address(&self, node: &NodeId) -> &str {
+        self.map.nodes.get(node).map_or("", |entry| entry.grpc_address.as_str())
+    }
+
+    fn failed(&self, node: &NodeId, failure: NodeFailure) -> Box<NodeError> {
+        Box::new(NodeError { node: node.clone(), address: self.address(node).to_owned(), failure })
+    }
+
+    fn too_late(&self, node: &NodeId) -> ClientError {
+        ClientError::DeadlineExceeded { timeout: self.options.timeout, node: Some(node.clone()) }
+    }
+
     fn nobody_left(
         &self,
         NobodyLeft((table, slot)): NobodyLeft,
-        tried: &Tried,
-        last: Option<NodeError>,
+        tried: &Tried<'_>,
+        last: Option<Box<NodeError>>,
     ) -> ClientError {
         let split = &self.split.tables[table];
         ClientError::Unavailable {
             table: split.layout.schema.table_version.clone(),
             partition: split.partitions[slot as usize],
             tried: tried[table][slot as usize].len(),
-            last: last.map(Box::new),
+            last,
         }
     }
 }

@@ -247,10 +247,10 @@ fn look_up(
     let mut questions = asks::build(&split, &route, options);
     if let Some(fails) = fails.filter(|_| !questions.is_empty()) {
         let lost = questions.swap_remove(fails % questions.len());
-        let mut tried: Vec<Vec<Vec<NodeId>>> =
+        let mut tried: crate::route::Tried<'_> =
             split.tables.iter().map(|t| vec![Vec::new(); t.partitions.len()]).collect();
         for (table, slot) in &lost.pieces {
-            tried[*table][*slot as usize].push(lost.node.clone());
+            tried[*table][*slot as usize].push(lost.node);
         }
         let route = router.elsewhere(&lost.pieces, &tried).unwrap();
         questions.extend(asks::build(&split, &route, options));
@@ -258,7 +258,7 @@ fn look_up(
     let mut answers = Vec::new();
     for question in questions {
         let encoded = question.asks.iter().map(|ask| ask.encode(&split));
-        let features = encoded.map(|ask| node_answers(tables, &map, &question.node, &ask)).collect();
+        let features = encoded.map(|ask| node_answers(tables, &map, question.node, &ask)).collect();
         let response = v1::LookupResponse { features, epoch: 1, node: question.node.to_string() };
         answers.extend(answer::check(&split, question.asks, response).unwrap());
     }

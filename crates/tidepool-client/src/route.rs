@@ -53,7 +53,7 @@ impl Route<'_> {
 pub(crate) struct NobodyLeft(pub(crate) Piece);
 
 /// Nodes that were asked, per table and slot.
-pub(crate) type Tried = Vec<Vec<Vec<NodeId>>>;
+pub(crate) type Tried<'m> = Vec<Vec<Vec<&'m NodeId>>>;
 
 /// Health of a node; smaller is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,31 +113,34 @@ impl<'m> Router<'m> {
         });
         match whole {
             Some(group) => self.assemble(pieces(), |piece| self.node(group, piece)),
-            None => self.assemble(pieces(), |piece| self.candidates(piece, &[]).next()),
+            None => self.assemble(pieces(), |piece| self.best(piece, &[])),
         }
     }
 
     /// The route for pieces that failed, to nodes that have not been tried for them.
-    pub(crate) fn elsewhere(&self, pieces: &[Piece], tried: &Tried) -> Result<Route<'m>, NobodyLeft> {
+    pub(crate) fn elsewhere(&self, pieces: &[Piece], tried: &Tried<'_>) -> Result<Route<'m>, NobodyLeft> {
         self.assemble(pieces.iter().copied(), |(table, slot)| {
-            self.candidates((table, slot), &tried[table][slot as usize]).next()
+            self.best((table, slot), &tried[table][slot as usize])
         })
     }
 
     /// Whether each of `pieces` could still be asked of a node that is up and was not tried.
-    pub(crate) fn has_alternative(&self, pieces: &[Piece], tried: &Tried) -> bool {
+    pub(crate) fn has_alternative(&self, pieces: &[Piece], tried: &Tried<'_>) -> bool {
         pieces.iter().all(|(table, slot)| {
             let tried = &tried[*table][*slot as usize];
             self.candidates((*table, *slot), tried).any(|node| self.health(node) == Health::Up)
         })
     }
 
-    /// The nodes that hold a piece and are not in `tried`, best first.
-    fn candidates(&self, piece: Piece, tried: &[NodeId]) -> impl Iterator<Item = &'m NodeId> {
-        let nodes = self.groups.iter().filter_map(|group| self.node(group, piece));
-        let mut nodes: Vec<_> = nodes.filter(|node| !tried.contains(*node)).collect();
-        nodes.sort_by_key(|node| self.health(node));
-        nodes.into_iter()
+    /// The healthiest node that holds a piece and is not in `tried`; of equals, the preferred group's.
+    fn best(&self, piece: Piece, tried: &[&NodeId]) -> Option<&'m NodeId> {
+        self.candidates(piece, tried).min_by_key(|node| self.health(node))
+    }
+
+    /// The nodes that hold a piece and are not in `tried`.
+    fn candidates(&self, piece: Piece, tried: &[&NodeId]) -> impl Iterator<Item = &'m NodeId> {
+        let nodes = self.groups.iter().filter_map(move |group| self.node(group, piece));
+        nodes.filter(move |node| !tried.contains(node))
     }
 
     fn partition(&self, (table, slot): Piece) -> PartitionIndex {

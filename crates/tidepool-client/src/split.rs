@@ -247,7 +247,8 @@ mod tests {
     #[test]
     fn malformed_requests_are_refused_and_the_feature_named() {
         let refused = |change: fn(&mut FeatureLookup)| Split::new(&request(change), &map(), 0).unwrap_err();
-        let cases: [(fn(&mut FeatureLookup), &str); 6] = [
+        type Change = fn(&mut FeatureLookup);
+        let cases: [(Change, &str); 6] = [
             (|f| f.lengths = Some(vec![2, 2]), "the lengths add up to 4, there are 5 ids"),
             (|f| f.lengths = Some(vec![u32::MAX, u32::MAX, 7]), "the lengths add up to 8589934597"),
             (|f| f.weights = Some(vec![1.0; 4]), "4 weights for 5 ids"),

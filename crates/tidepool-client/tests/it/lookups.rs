@@ -155,7 +155,8 @@ async fn a_node_that_hangs_costs_half_the_budget_and_all_hanging_is_the_deadline
 
 #[tokio::test]
 async fn a_lie_is_never_an_answer() {
-    let lies: [(fn(&mut v1::LookupResponse), fn(&BadAnswer) -> bool); 5] = [
+    type Lie = (fn(&mut v1::LookupResponse), fn(&BadAnswer) -> bool);
+    let lies: [Lie; 5] = [
         (|r| r.features[0].rows.truncate(5), |b| matches!(b, BadAnswer::Length { field: "rows", .. })),
         (
             |r| r.features[0].table_version.as_mut().unwrap().version = "v2".into(),
