@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        header::KeyCheck,
+        header::{Header, KeyCheck},
         index::build,
         write::{PartitionPlan, write_partition},
     };
@@ -181,5 +181,41 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_tail_pad_that_is_not_zero_is_noticed_though_checksums_are_right() {
+        let dir = TempDir::new().unwrap();
+        let path = write(&dir, &keys_in_order());
+        let mut bytes = std::fs::read(&path).unwrap();
+        let file_bytes = bytes.len() as u64;
+        let mut header = Header::decode(bytes.first_chunk().unwrap(), file_bytes).unwrap();
+        let range = |kind| {
+            let section = header.section(kind).unwrap();
+            section.offset as usize..section.end() as usize
+        };
+        let (rows, checksums, footer) =
+            (range(SectionKind::Rows), range(SectionKind::Checksums), range(SectionKind::Footer));
+        let pad = rows.end - 1;
+        bytes[pad] = 1;
+        // The rows are one block. Its checksum, that of the checksums (in footer and section table), that
+        // of the footer: all made right.
+        let block = crc32c::crc32c(&bytes[rows]);
+        bytes[checksums.start..checksums.start + 4].copy_from_slice(&block.to_le_bytes());
+        let whole = crc32c::crc32c(&bytes[checksums]);
+        let in_footer = footer.end - 8;
+        bytes[in_footer..in_footer + 4].copy_from_slice(&whole.to_le_bytes());
+        let footer = crc32c::crc32c(&bytes[footer]);
+        for section in &mut header.sections {
+            match section.kind {
+                SectionKind::Checksums => section.crc32c = whole,
+                SectionKind::Footer => section.crc32c = footer,
+                _ => {}
+            }
+        }
+        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+        std::fs::write(&path, bytes).unwrap();
+        let error = PartitionFile::open(&path).unwrap().verify().unwrap_err();
+        assert!(matches!(&error, VerifyError::TailPad { offset, .. } if *offset == pad as u64), "{error}");
     }
 }
