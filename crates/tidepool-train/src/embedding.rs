@@ -46,6 +46,12 @@ impl Embedding {
         self.grad.row_mut(at).scaled_add(share, &gradient);
     }
 
+    /// The gradients as they stand, `[rows, dim]`.
+    #[cfg(test)]
+    pub(crate) fn gradient(&self) -> &Array2<f32> {
+        &self.grad
+    }
+
     /// One step of the optimiser on the touched rows; clears their gradients.
     pub(crate) fn step(&mut self, adam: &Adam) {
         for row in self.touched.drain(..) {

@@ -173,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::rng::Rng;
 
     /// Every pair of a liked and a not liked example, one by one.
     fn auc_of_pairs(scores: &[f32], labels: &[bool]) -> f64 {

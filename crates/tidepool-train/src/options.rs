@@ -54,6 +54,9 @@ pub struct RankerOptions {
     /// Share of user and item ids that are replaced by the default row in training, so that the model knows what to
     /// do with ids it has never seen.
     pub missing_ids: f32,
+    /// Share of user and item rows that a training example sees rounded to 4 bits, as they will be stored; the gradient
+    /// goes to the row itself.
+    pub rounded_rows: f32,
     /// Cross layers.
     pub cross_layers: usize,
     /// Widths of the hidden layers.
@@ -65,7 +68,7 @@ impl Default for TrainOptions {
         Self {
             seed: 1,
             pretrain: PretrainOptions {
-                epochs: 12,
+                epochs: 15,
                 batch: 512,
                 temperature: 0.2,
                 learning_rate: 0.01,
@@ -79,10 +82,11 @@ impl Default for TrainOptions {
                 learning_rate: 1e-3,
                 table_learning_rate: 1e-3,
                 pretrained_learning_rate: 3e-4,
-                weight_decay: 0.05,
+                weight_decay: 0.5,
                 table_weight_decay: 0.05,
-                dropout: 0.3,
+                dropout: 0.5,
                 missing_ids: 0.05,
+                rounded_rows: 1.0,
                 cross_layers: 2,
                 hidden: vec![64, 32],
             },

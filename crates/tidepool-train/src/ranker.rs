@@ -1,7 +1,7 @@
 //! Training of tables and ranker together, from random tables or from pretrained ones, until the validation slice says
 //! stop.
 
-use ndarray::{Array1, Array2, ArrayView1, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut1, s};
 use tidepool_types::Keying;
 
 use crate::{
@@ -130,7 +130,8 @@ impl<'a> Trainer<'a> {
             let defaults =
                 (self.params.user.mean_row(&self.seen.user), self.params.item.mean_row(&self.seen.item));
             for batch in order.chunks(self.options.batch) {
-                self.train_batch(batch, &defaults);
+                self.add_gradients(batch, &defaults);
+                self.step();
             }
             let model = self.model();
             let quality = Quality::of(&model.predict(self.data, &self.data.validation), &labels);
@@ -150,11 +151,14 @@ impl<'a> Trainer<'a> {
         Ok(best.map_or_else(|| self.model(), |(_, _, model)| model))
     }
 
-    fn train_batch(&mut self, events: &[Event], defaults: &(Array1<f32>, Array1<f32>)) {
+    /// Adds the gradients of a batch to all parameters, and gives its mean loss. `defaults` stand for the user and item
+    /// rows that are left out.
+    fn add_gradients(&mut self, events: &[Event], defaults: &(Array1<f32>, Array1<f32>)) -> f64 {
         let data = self.data;
         let mut x = Array2::zeros((events.len(), columns::WIDTH));
         let mut examples = Vec::with_capacity(events.len());
         let missing = f64::from(self.options.missing_ids);
+        let rounded = f64::from(self.options.rounded_rows);
         for (mut row, event) in x.rows_mut().into_iter().zip(events) {
             let user = &data.users[event.user as usize];
             let Item { genres, .. } = &data.items[event.item as usize];
@@ -170,6 +174,11 @@ impl<'a> Trainer<'a> {
             let mut bag = row.slice_mut(s![columns::GENRES]);
             let share = 1.0 / genres.len().max(1) as f32;
             genres.iter().for_each(|&g| bag.scaled_add(share, &self.params.genre.rows.row(g as usize)));
+            for entity in [columns::USER, columns::ITEM] {
+                if self.rng.uniform() < rounded {
+                    round_to_codes(row.slice_mut(s![entity]));
+                }
+            }
             row.slice_mut(s![columns::OCCUPATION])
                 .assign(&self.params.occupation.rows.row(user.occupation as usize));
             row[columns::AGE] = self.age.apply(user.age);
@@ -178,11 +187,16 @@ impl<'a> Trainer<'a> {
         }
         let labels: Vec<f32> = events.iter().map(|e| f32::from(u8::from(e.label))).collect();
         let pass = self.params.net.forward(x, Some((self.options.dropout, &mut self.rng)));
-        let (_, d_logits) = log_loss_of_logits(&pass.logits, &labels);
+        let (loss, d_logits) = log_loss_of_logits(&pass.logits, &labels);
         let d_x = self.params.net.backward(&pass, d_logits);
         for (d, example) in d_x.rows().into_iter().zip(&examples) {
             self.scatter(d, example);
         }
+        loss
+    }
+
+    /// One step of the optimiser on everything that has a gradient.
+    fn step(&mut self) {
         self.step += 1;
         let RankerOptions { learning_rate, table_learning_rate, weight_decay, table_weight_decay, .. } =
             *self.options;
@@ -229,6 +243,16 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// Rounds a row to sixteen even steps between its extremes: what 4-bit storage leaves of it, but for the last digits.
+fn round_to_codes(mut row: ArrayViewMut1<'_, f32>) {
+    let extremes = (f32::INFINITY, f32::NEG_INFINITY);
+    let (low, high) = row.iter().fold(extremes, |(low, high), &v| (low.min(v), high.max(v)));
+    let step = (high - low) / 15.0;
+    if step > 0.0 {
+        row.mapv_inplace(|v| low + ((v - low) / step).round() * step);
+    }
+}
+
 fn row_or<'a>(table: &'a Embedding, place: Option<u32>, default: &'a Array1<f32>) -> ArrayView1<'a, f32> {
     place.map_or_else(|| default.view(), |place| table.rows.row(place as usize))
 }
@@ -258,5 +282,73 @@ fn dense(name: &str, table: &Embedding, seen: &[bool]) -> TrainedTable {
         ids: (0..seen.len() as u64).collect(),
         rows: rows.collect(),
         default_row: default.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::assert_gradient,
+        options::TrainOptions,
+        synthetic::{SyntheticSize, synthetic},
+    };
+
+    #[test]
+    fn gradients_of_all_tables_are_those_of_finite_differences() {
+        let data = synthetic(1, SyntheticSize { users: 6, items: 30, events: 60 });
+        let options = RankerOptions {
+            dropout: 0.0,
+            missing_ids: 0.0,
+            rounded_rows: 0.0,
+            ..TrainOptions::default().ranker
+        };
+        let mut params = Parameters::random(&data, &options, 5);
+        // Rows of ordinary size, so that gradients stand clear of rounding.
+        for table in [&mut params.user, &mut params.item, &mut params.genre, &mut params.occupation] {
+            table.rows *= 8.0;
+        }
+        let none = (Array1::zeros(ENTITY_DIM), Array1::zeros(ENTITY_DIM));
+        let batch = &data.train[..12];
+        let run = |params: &Parameters| {
+            let mut trainer = Trainer::new(&data, &options, params.clone(), 0.0, 1);
+            let loss = trainer.add_gradients(batch, &none);
+            (loss, trainer.params)
+        };
+        let (_, after) = run(&params);
+        type Pick = fn(&mut Parameters) -> &mut Embedding;
+        let tables: [(&str, Pick, &Embedding); 4] = [
+            ("user", |p| &mut p.user, &after.user),
+            ("item", |p| &mut p.item, &after.item),
+            ("genre", |p| &mut p.genre, &after.genre),
+            ("occupation", |p| &mut p.occupation, &after.occupation),
+        ];
+        for (name, pick, with_gradient) in tables {
+            let start = pick(&mut params).rows.clone();
+            let mut moved = params.clone();
+            assert_gradient(name, &start, with_gradient.gradient(), |rows| {
+                pick(&mut moved).rows = rows.clone();
+                run(&moved).0
+            });
+        }
+    }
+
+    #[test]
+    fn rounding_leaves_sixteen_values_and_keeps_the_extremes() {
+        let mut rng = Rng::new(4);
+        let row = Array1::from_shape_simple_fn(200, || rng.normal());
+        let mut rounded = row.clone();
+        round_to_codes(rounded.view_mut());
+        let mut values: Vec<f32> = rounded.to_vec();
+        values.sort_by(f32::total_cmp);
+        values.dedup_by(|a, b| (*a - *b).abs() < 1e-4);
+        assert_eq!(values.len(), 16);
+        let step = (values[15] - values[0]) / 15.0;
+        for (before, after) in row.iter().zip(&rounded) {
+            assert!((before - after).abs() <= step / 2.0 + 1e-5, "{before} {after}");
+        }
+        let mut flat = Array1::from_elem(4, 0.25);
+        round_to_codes(flat.view_mut());
+        assert_eq!(flat, Array1::from_elem(4, 0.25));
     }
 }

@@ -27,7 +27,12 @@ impl Default for SyntheticSize {
 /// How steeply the popularity of items falls.
 const ZIPF_EXPONENT: f64 = 0.9;
 /// Dimensions of the planted taste.
-const TASTE: usize = 6;
+const TASTE: usize = 3;
+/// The logit of a user and an item about whom there is nothing to say.
+const BASE_LOGIT: f32 = -0.6;
+/// People look for what they will like: an item that is met by chance is looked at with this probability at least,
+/// and with the more the likelier it is to be liked.
+const LOOKED_AT_FROM: f64 = 0.1;
 /// Age of the youngest user, and years from there to the oldest.
 const AGES: (f64, f64) = (16.0, 55.0);
 
@@ -84,7 +89,7 @@ impl Truth {
         let genre_by_age = normals(GENRES.len(), 0.5);
         let genre_of_occupation = OCCUPATIONS.iter().map(|_| normals(GENRES.len(), 0.5)).collect();
         let mut tastes =
-            |n: u32| (0..n).map(|_| std::array::from_fn(|_| rng.normal() * 0.75)).collect::<Vec<_>>();
+            |n: u32| (0..n).map(|_| std::array::from_fn(|_| rng.normal() * 0.9)).collect::<Vec<_>>();
         let (user_taste, item_taste) = (tastes(size.users), tastes(size.items));
         Self { user_bias, user_taste, item_bias, item_taste, genre_of_occupation, genre_by_age }
     }
@@ -102,13 +107,13 @@ impl Truth {
             })
             .sum::<f32>()
             / item.genres.len().max(1) as f32;
-        let logit = 0.2 + self.user_bias[u] + self.item_bias[i] + taste + by_genre;
+        let logit = BASE_LOGIT + self.user_bias[u] + self.item_bias[i] + taste + by_genre;
         1.0 / (1.0 + (-logit).exp())
     }
 }
 
-/// Makes a data set; the same seed and size always make the same one. Items are met by a Zipf law of their place,
-/// most users have tens of events and a few have hundreds, and the item ids are spread over all of `u64`.
+/// Makes a data set; the same seed and size always make the same one. Items are met by a Zipf law of their place
+/// and by taste, most users have tens of events and a few have hundreds, and the item ids are spread over all of `u64`.
 #[must_use]
 pub fn synthetic(seed: u64, size: SyntheticSize) -> Dataset {
     let mut rng = Rng::fork(seed, 0);
@@ -144,10 +149,12 @@ pub fn synthetic(seed: u64, size: SyntheticSize) -> Dataset {
         while count < wanted {
             let point = rng.uniform() * total;
             let i = popularity.partition_point(|&sum| sum <= point).min(items.len() - 1);
-            if std::mem::replace(&mut seen[i], true) {
+            let probability = truth.probability(u, user, i, &items[i]);
+            let looked_at = LOOKED_AT_FROM + (1.0 - LOOKED_AT_FROM) * f64::from(probability);
+            if seen[i] || rng.uniform() >= looked_at {
                 continue;
             }
-            let probability = truth.probability(u, user, i, &items[i]);
+            seen[i] = true;
             time += 1 + rng.below(3_600) as i64;
             events.push(Event {
                 user: u as u32,
