@@ -131,6 +131,7 @@ impl Loader {
         let sizes = sizes.await.unwrap_or_default();
 
         let old = self.state.borrow().clone();
+        let again = old.assigned && old.epoch == assignment.epoch;
         let mut snapshot = Snapshot::clone(&self.snapshot.load());
         snapshot.epoch = assignment.epoch;
         let held = |w: &Wanted| snapshot.partition(&w.schema, w.partition);
@@ -155,14 +156,16 @@ impl Loader {
                     Some(capacity) if needed > capacity.saturating_sub(taken) => {
                         let path = wanted.path;
                         let refused = LoadError::Capacity { path, needed, taken, capacity };
-                        tracing::error!("{refused}");
+                        if !again {
+                            tracing::error!("{refused}");
+                        }
                         status.state = PartitionState::Failed(refused.to_string());
                     }
                     _ => {
                         // A second try does not hide what was wrong at the first.
                         let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
                         if let Some(Held { status: before, .. }) = before
-                            && matches!(before.state, PartitionState::Failed(_))
+                            && again
                         {
                             status.state = before.state.clone();
                         }
@@ -174,8 +177,10 @@ impl Loader {
             partitions.push(Held { status, rows });
         }
         self.snapshot.store(Arc::new(snapshot));
-        let (partitions_count, loading) = (partitions.len(), jobs.len());
-        tracing::info!(epoch = %assignment.epoch, partitions = partitions_count, loading, "working on an assignment");
+        if !again {
+            let (epoch, loading) = (assignment.epoch, jobs.len());
+            tracing::info!(%epoch, partitions = partitions.len(), loading, "working on an assignment");
+        }
         self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, partitions });
         self.publish();
         jobs
@@ -197,12 +202,15 @@ impl Loader {
                 (PartitionState::Ready, file_bytes, rows)
             }
             Err(error) => {
-                let problem = chain(&error);
-                tracing::error!(
-                    table = %wanted.schema.table_version, partition = %wanted.partition,
-                    "a partition could not be loaded: {problem}"
-                );
-                (PartitionState::Failed(problem), 0, 0)
+                let failed = PartitionState::Failed(chain(&error));
+                // A try that fails as the one before it is no news.
+                if self.state.borrow().partitions.get(at).is_none_or(|held| held.status.state != failed) {
+                    tracing::error!(
+                        table = %wanted.schema.table_version, partition = %wanted.partition,
+                        error = chain(&error), "a partition could not be loaded"
+                    );
+                }
+                (failed, 0, 0)
             }
         };
         self.state.send_modify(|all| {
