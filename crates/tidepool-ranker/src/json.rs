@@ -170,9 +170,9 @@ struct Rows<'v> {
 }
 
 /// A candidate feature: a list of entries, or two of them.
-fn rows(value: &Value) -> Result<Rows<'_>, String> {
-    let list = |value| match value {
-        &Value::Array(ref rows) => Ok(rows.iter().map(entry).collect::<Vec<_>>()),
+fn rows<'v>(value: &'v Value) -> Result<Rows<'v>, String> {
+    let list = |value: &'v Value| match value {
+        Value::Array(rows) => Ok(rows.iter().map(entry).collect::<Vec<_>>()),
         _ => Err("a list with one entry per candidate is expected".to_owned()),
     };
     weighted(value, list)
