@@ -11,7 +11,7 @@ use std::{
 };
 
 use tidepool_cluster::ClusterMap;
-use tidepool_types::Epoch;
+use tidepool_types::{Epoch, Pooling, TableVersion};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -20,11 +20,11 @@ use crate::{
     channels::{Channels, Dial},
     config::ClientConfig,
     error::ClientError,
-    fanout::Fanout,
+    fanout::{Fanout, Gathered},
     map_watch,
-    merge::merge,
+    merge::{merge, stored_rows},
     metrics::Metrics,
-    request::{LookupOptions, LookupOutcome, LookupRequest},
+    request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, StoredRow},
     route::{Penalties, Router},
     split::Split,
 };
@@ -154,20 +154,63 @@ impl Client {
         options: &LookupOptions,
     ) -> Result<LookupOutcome, ClientError> {
         let start = Instant::now();
+        let result = self
+            .gather(request, options, |map, split, gathered| LookupOutcome {
+                features: merge(split, &gathered.answers),
+                epoch: map.epoch,
+                nodes_touched: gathered.nodes_touched,
+                fallbacks: gathered.fallbacks,
+                rows_requested: gathered.rows_requested,
+                wire_bytes: gathered.wire_bytes,
+            })
+            .await;
+        if let Some(metrics) = &self.inner.metrics {
+            metrics.lookup(&result, start.elapsed());
+        }
+        result
+    }
+
+    /// Where each id lives and its row as stored there, for people who look into a table. In the order of
+    /// `ids`.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub async fn stored_rows(
+        &self,
+        table_version: &TableVersion,
+        ids: &[u64],
+        timeout: Duration,
+    ) -> Result<Vec<StoredRow>, ClientError> {
+        let feature = FeatureLookup {
+            table_version: table_version.clone(),
+            pooling: Pooling::None,
+            ids: ids.to_vec(),
+            lengths: None,
+            weights: None,
+        };
+        let request = LookupRequest { request_id: "stored-rows".into(), features: vec![feature] };
+        let options = LookupOptions { timeout, ..self.default_options() };
+        self.gather(&request, &options, |_, split, gathered| stored_rows(split, &gathered)).await
+    }
+
+    /// Has every needed partition answered, and lets `finish` make something of it.
+    async fn gather<T>(
+        &self,
+        request: &LookupRequest,
+        options: &LookupOptions,
+        finish: impl Fn(&ClusterMap, &Split<'_>, Gathered<'_>) -> T,
+    ) -> Result<T, ClientError> {
         let mut options = options.clone();
         options.exact |= self.inner.config.exact;
         // A budget that no clock can hold is a year.
         let year = Duration::from_secs(365 * 86_400);
-        let deadline = start + options.timeout.min(year);
+        let deadline = Instant::now() + options.timeout.min(year);
         let map = self.map();
-        let mut result = self.attempt(request, &options, deadline, &map).await;
+        let mut result = self.attempt(request, &options, deadline, &map, &finish).await;
         if let Err(error) = &result
             && self.newer_map(error, map.epoch, deadline).await
         {
-            result = self.attempt(request, &options, deadline, &self.map()).await;
-        }
-        if let Some(metrics) = &self.inner.metrics {
-            metrics.lookup(&result, start.elapsed());
+            result = self.attempt(request, &options, deadline, &self.map(), &finish).await;
         }
         result
     }
@@ -185,13 +228,14 @@ impl Client {
         self.wait_for_map(|map| map.epoch >= told, wait).await.is_ok()
     }
 
-    async fn attempt(
+    async fn attempt<T>(
         &self,
         request: &LookupRequest,
         options: &LookupOptions,
         deadline: Instant,
         map: &ClusterMap,
-    ) -> Result<LookupOutcome, ClientError> {
+        finish: impl Fn(&ClusterMap, &Split<'_>, Gathered<'_>) -> T,
+    ) -> Result<T, ClientError> {
         let inner = &*self.inner;
         if map.epoch == Epoch(0) {
             return Err(ClientError::NoMap);
@@ -216,13 +260,6 @@ impl Client {
             deadline,
         };
         let gathered = fanout.run(&router).await?;
-        Ok(LookupOutcome {
-            features: merge(&split, &gathered.answers),
-            epoch: map.epoch,
-            nodes_touched: gathered.nodes_touched,
-            fallbacks: gathered.fallbacks,
-            rows_requested: gathered.rows_requested,
-            wire_bytes: gathered.wire_bytes,
-        })
+        Ok(finish(map, &split, gathered))
     }
 }

@@ -50,9 +50,11 @@ pub(crate) struct Fanout<'a> {
 
 /// Every needed partition, answered once.
 #[derive(Debug, Default)]
-pub(crate) struct Gathered {
+pub(crate) struct Gathered<'m> {
     /// In the order of the questions.
     pub(crate) answers: Vec<Answered>,
+    /// Which node gave each of them.
+    pub(crate) answered_by: Vec<&'m NodeId>,
     pub(crate) nodes_touched: u32,
     pub(crate) fallbacks: u32,
     pub(crate) rows_requested: u64,
@@ -90,7 +92,7 @@ impl Fanout<'_> {
     ///
     /// # Errors
     /// [`ClientError`]: a refusal, the deadline, or nobody left to ask.
-    pub(crate) async fn run<'c>(&'c self, router: &Router<'c>) -> Result<Gathered, ClientError> {
+    pub(crate) async fn run<'c>(&'c self, router: &Router<'c>) -> Result<Gathered<'c>, ClientError> {
         let blank = |t: &TableSplit<'_>| vec![Vec::new(); t.partitions.len()];
         let mut state = State {
             tried: self.split.tables.iter().map(blank).collect(),
@@ -99,7 +101,7 @@ impl Fanout<'_> {
             asked: 0,
         };
         let mut out = Gathered::default();
-        let mut answers: Vec<(usize, Vec<Answered>)> = Vec::new();
+        let mut answers: Vec<(usize, &NodeId, Vec<Answered>)> = Vec::new();
         let route = router.first().map_err(|nobody| self.nobody_left(nobody, &state.tried, None))?;
         self.ask(router, &route, &mut state);
         while let Some(Done { number, ask, result }) = state.calls.next().await {
@@ -107,7 +109,7 @@ impl Fanout<'_> {
             let checked = result.and_then(|reply| self.accept(node, ask.asks, reply, &mut out));
             self.note(node, checked.as_ref().err().map(|error| error.code()));
             match checked {
-                Ok(checked) => answers.push((number, checked)),
+                Ok(checked) => answers.push((number, node, checked)),
                 Err(error) if self.deadline <= Instant::now() => {
                     debug!(%error, "lookup deadline");
                     return Err(self.too_late(node));
@@ -126,8 +128,11 @@ impl Fanout<'_> {
                 Err(error) => return Err(ClientError::Refused(error)),
             }
         }
-        answers.sort_by_key(|(number, _)| *number);
-        out.answers = answers.into_iter().flat_map(|(_, answers)| answers).collect();
+        answers.sort_by_key(|(number, ..)| *number);
+        for (_, node, of_call) in answers {
+            out.answered_by.resize(out.answered_by.len() + of_call.len(), node);
+            out.answers.extend(of_call);
+        }
         out.nodes_touched = as_u32(state.nodes.len());
         Ok(out)
     }
@@ -188,7 +193,7 @@ impl Fanout<'_> {
         node: &NodeId,
         asked: Vec<Ask>,
         reply: Reply,
-        out: &mut Gathered,
+        out: &mut Gathered<'_>,
     ) -> Result<Vec<Answered>, Box<NodeError>> {
         let answered: Vec<usize> = reply.response.features.iter().map(answer_bytes).collect();
         let checked = answer::check(self.split, asked, reply.response)

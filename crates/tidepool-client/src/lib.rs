@@ -32,5 +32,6 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use error::{ClientError, NodeError, NodeFailure};
 pub use request::{
-    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, WireBytes, WireForm,
+    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, StoredRow, WireBytes,
+    WireForm,
 };

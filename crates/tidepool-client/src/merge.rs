@@ -10,7 +10,8 @@ use tidepool_types::Pooling;
 use crate::{
     answer::Answered,
     asks::{Ask, PoolAsk},
-    request::FeatureVectors,
+    fanout::Gathered,
+    request::{FeatureVectors, StoredRow},
     split::{FeatureSplit, Split, TableSplit, as_u32},
 };
 
@@ -60,6 +61,28 @@ pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVecto
             };
             out.sequence = rows.sequence.unwrap_or(0);
             out
+        })
+        .collect()
+}
+
+/// What was gathered for the first feature, an unpooled one, row by row: as stored, and from which node.
+pub(crate) fn stored_rows(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<StoredRow> {
+    let Some(feature) = split.features.first() else { return Vec::new() };
+    let table = &split.tables[feature.table];
+    let row_bytes = table.layout.schema.row_bytes();
+    let mut found = vec![None; table.ids.len()];
+    for (answer, node) in gathered.answers.iter().zip(&gathered.answered_by) {
+        for (at, id) in answer.ask.ids().iter().enumerate() {
+            let row = || answer.body.slice(at * row_bytes..(at + 1) * row_bytes);
+            found[*id as usize] = Some((*node, (!answer.is_missing(at)).then(row)));
+        }
+    }
+    let members = feature.members.iter().map(|member| *member as usize);
+    members
+        .filter_map(|at| {
+            let (node, row) = found[at].clone()?;
+            let partition = table.partitions[table.slot_of[at] as usize];
+            Some(StoredRow { id: table.ids[at], partition, node: node.clone(), row })
         })
         .collect()
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tidepool_types::{Epoch, Pooling, TableVersion};
+use bytes::Bytes;
+use tidepool_types::{Epoch, NodeId, PartitionIndex, Pooling, TableVersion};
 
 /// Every feature that one caller wants looked up together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,6 +55,19 @@ pub enum WireForm {
     Gather,
     /// One partial sum per bag, pooled by the node. Unpooled features are gathered all the same.
     Pool,
+}
+
+/// An id as its table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRow {
+    /// The id that was asked for.
+    pub id: u64,
+    /// Where it lives, or would live.
+    pub partition: PartitionIndex,
+    /// The node that answered.
+    pub node: NodeId,
+    /// The row as stored, without fingerprint; None: the table has no such id.
+    pub row: Option<Bytes>,
 }
 
 /// The answer to a [`LookupRequest`].
