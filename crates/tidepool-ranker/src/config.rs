@@ -22,13 +22,13 @@ pub struct RawConfig {
     /// Where HTTP listens.
     pub http_address: String,
     /// `host:port` that the cluster reaches gRPC by; empty: what it listens at.
-    pub advertised_grpc_address: String,
+    pub advertise_address: String,
     /// `host:port` that the cluster reaches HTTP by; empty: what it listens at.
-    pub advertised_http_address: String,
+    pub advertise_http_address: String,
     /// `host:port` of every controller; at least one.
     pub controllers: Vec<String>,
     /// Root of the artifact store; required.
-    pub store_dir: String,
+    pub store: String,
     /// Where the last cluster map is kept; required.
     pub data_dir: String,
     /// The replica group that is asked first; empty: by turns.
@@ -36,9 +36,9 @@ pub struct RawConfig {
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
     /// Threads of the CPU pool; 0: one per core.
-    pub cpu_threads: u32,
+    pub pool_threads: u32,
     /// Dense runs that may wait for a thread.
-    pub cpu_queue_len: u32,
+    pub pool_queue_len: u32,
     /// Candidates that a request may have.
     pub max_candidates: u32,
     /// Ids that a request may have.
@@ -63,15 +63,15 @@ impl Default for RawConfig {
             ranker: String::new(),
             grpc_address: format!("127.0.0.1:{}", ports::RANKER_GRPC),
             http_address: format!("127.0.0.1:{}", ports::RANKER_HTTP),
-            advertised_grpc_address: String::new(),
-            advertised_http_address: String::new(),
+            advertise_address: String::new(),
+            advertise_http_address: String::new(),
             controllers: vec![format!("127.0.0.1:{}", ports::CONTROLLER_GRPC)],
-            store_dir: String::new(),
+            store: String::new(),
             data_dir: String::new(),
             preferred_group: String::new(),
             exact: false,
-            cpu_threads: 0,
-            cpu_queue_len: 256,
+            pool_threads: 0,
+            pool_queue_len: 256,
             max_candidates: 10_000,
             max_ids: 1_000_000,
             max_request_bytes: 32 << 20,
@@ -94,13 +94,13 @@ pub struct Config {
     /// Where HTTP listens; port 0: a free one.
     pub http_address: SocketAddr,
     /// `host:port` that the cluster reaches gRPC by; `None`: what it listens at.
-    pub advertised_grpc_address: Option<String>,
+    pub advertise_address: Option<String>,
     /// `host:port` that the cluster reaches HTTP by; `None`: what it listens at.
-    pub advertised_http_address: Option<String>,
+    pub advertise_http_address: Option<String>,
     /// `host:port` of every controller.
     pub controllers: Vec<String>,
     /// Root of the artifact store.
-    pub store_dir: PathBuf,
+    pub store: PathBuf,
     /// Where the last cluster map is kept.
     pub data_dir: PathBuf,
     /// The replica group that is asked first.
@@ -108,9 +108,9 @@ pub struct Config {
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
     /// Threads of the CPU pool.
-    pub cpu_threads: usize,
+    pub pool_threads: usize,
     /// Dense runs that may wait for a thread.
-    pub cpu_queue_len: usize,
+    pub pool_queue_len: usize,
     /// What one request may ask for.
     pub limits: Limits,
     /// Size of the largest request, in bytes.
@@ -146,21 +146,21 @@ impl TryFrom<RawConfig> for Config {
             problems.check(good, format!("{key} = {address:?}: not host:port"));
             Some(address.to_owned())
         };
-        let advertised_grpc_address =
-            advertised("advertised_grpc_address", &raw.advertised_grpc_address, &mut problems);
-        let advertised_http_address =
-            advertised("advertised_http_address", &raw.advertised_http_address, &mut problems);
+        let advertise_address =
+            advertised("advertise_address", &raw.advertise_address, &mut problems);
+        let advertise_http_address =
+            advertised("advertise_http_address", &raw.advertise_http_address, &mut problems);
         problems.check(!raw.controllers.is_empty(), "controllers: at least one");
         for controller in raw.controllers.iter().filter(|c| !is_host_port(c)) {
             problems.add(format!("controllers: {controller:?} is not host:port"));
         }
-        problems.check(!raw.store_dir.is_empty(), "store_dir: must be given");
+        problems.check(!raw.store.is_empty(), "store: must be given");
         problems.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         let preferred_group = (!raw.preferred_group.is_empty())
             .then(|| problems.parse("preferred_group", &raw.preferred_group))
             .flatten();
-        problems.check(raw.cpu_threads <= 4096, "cpu_threads: at most 4096");
-        problems.check((1..=1_000_000).contains(&raw.cpu_queue_len), "cpu_queue_len: from 1 to 1000000");
+        problems.check(raw.pool_threads <= 4096, "pool_threads: at most 4096");
+        problems.check((1..=1_000_000).contains(&raw.pool_queue_len), "pool_queue_len: from 1 to 1000000");
         problems.check(raw.max_candidates > 0, "max_candidates: at least 1");
         problems.check(raw.max_ids > 0, "max_ids: at least 1");
         problems.check(raw.max_request_bytes >= 1024, "max_request_bytes: at least 1024");
@@ -174,7 +174,7 @@ impl TryFrom<RawConfig> for Config {
         let load_retry = duration("load_retry_ms", raw.load_retry_ms);
         let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
         problems.check(default_deadline <= max_deadline, "default_deadline_ms: at most max_deadline_ms");
-        let cpu_threads = match raw.cpu_threads {
+        let pool_threads = match raw.pool_threads {
             0 => CpuPool::default_threads(),
             threads => threads as usize,
         };
@@ -183,15 +183,15 @@ impl TryFrom<RawConfig> for Config {
                 ranker: ranker?,
                 grpc_address: grpc_address?,
                 http_address: http_address?,
-                advertised_grpc_address,
-                advertised_http_address,
+                advertise_address,
+                advertise_http_address,
                 controllers: raw.controllers,
-                store_dir: raw.store_dir.into(),
+                store: raw.store.into(),
                 data_dir: raw.data_dir.into(),
                 preferred_group,
                 exact: raw.exact,
-                cpu_threads,
-                cpu_queue_len: raw.cpu_queue_len as usize,
+                pool_threads,
+                pool_queue_len: raw.pool_queue_len as usize,
                 limits: Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids },
                 max_request_bytes: raw.max_request_bytes as usize,
                 default_deadline,
@@ -217,7 +217,7 @@ mod tests {
     fn minimal() -> RawConfig {
         RawConfig {
             ranker: "ranker-1".into(),
-            store_dir: "store".into(),
+            store: "store".into(),
             data_dir: "data".into(),
             ..RawConfig::default()
         }
@@ -233,7 +233,7 @@ mod tests {
     fn the_minimum_is_enough() {
         let config = Config::try_from(minimal()).unwrap();
         assert_eq!(config.grpc_address.port(), 7420);
-        assert!(config.cpu_threads >= 1);
+        assert!(config.pool_threads >= 1);
         assert_eq!(config.preferred_group, None);
     }
 
@@ -244,7 +244,7 @@ mod tests {
             grpc_address: "here".into(),
             controllers: vec!["nowhere".into()],
             data_dir: String::new(),
-            cpu_queue_len: 0,
+            pool_queue_len: 0,
             default_deadline_ms: 60_000,
             load_retry_ms: 0,
             ..minimal()
@@ -258,7 +258,7 @@ mod tests {
                 "grpc_address",
                 "controllers",
                 "data_dir",
-                "cpu_queue_len",
+                "pool_queue_len",
                 "load_retry_ms",
                 "default_deadline_ms"
             ]

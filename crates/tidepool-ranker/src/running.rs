@@ -70,13 +70,13 @@ fn joined<T>(
 /// # Errors
 /// [`StartError`] names the address, directory or store that cannot be had.
 pub async fn start(config: Config, token: CancellationToken) -> Result<Running, StartError> {
-    let store = ArtifactStore::open(&config.store_dir)?;
+    let store = ArtifactStore::open(&config.store)?;
     let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
-    let pool = CpuPool::new(config.cpu_threads, config.cpu_queue_len)?;
+    let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
     pool.register(&registry, "tidepool_ranker")?;
     let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
     let grpc = bind_tcp(config.grpc_address).await.map_err(net)?;
@@ -108,8 +108,8 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     };
     let report = RankerReport {
         ranker: config.ranker.to_string(),
-        grpc_address: config.advertised_grpc_address.clone().unwrap_or_else(|| grpc_address.to_string()),
-        http_address: config.advertised_http_address.clone().unwrap_or_else(|| http_address.to_string()),
+        grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
+        http_address: config.advertise_http_address.clone().unwrap_or_else(|| http_address.to_string()),
         epoch: 0,
         releases: Vec::new(),
     };
@@ -171,6 +171,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         reports: to_send,
         maps,
         map_file,
+        shutdown: shutdown.clone(),
         connected,
     };
     // The session ends as the draining begins, so that the controller sends nobody here any more.

@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tidepool_client::ClusterMap;
 use tidepool_proto::v1::{RankerReport, control_client::ControlClient};
+use tidepool_runtime::shutdown::Shutdown;
 use tokio::{sync::watch, time};
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint};
@@ -33,6 +34,7 @@ pub(crate) struct Session {
     pub(crate) reports: watch::Receiver<RankerReport>,
     pub(crate) maps: watch::Sender<Arc<ClusterMap>>,
     pub(crate) map_file: PathBuf,
+    pub(crate) shutdown: Shutdown,
     /// The controller that is followed now, for `/status`.
     pub(crate) connected: Arc<ArcSwapOption<String>>,
 }
@@ -107,9 +109,17 @@ impl Session {
         }
         info!(%epoch, "cluster map");
         let file = self.map_file.clone();
-        let saved = tokio::task::spawn_blocking(move || save(&file, &map)).await;
-        if let Err(error) = saved.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            warn!(%error, %epoch, path = %self.map_file.display(), "the cluster map could not be saved");
+        // A task of its own, which the draining waits for: a map that was served is there after a restart,
+        // even if the ranker is asked to end at this moment. Awaited, so that maps are saved in order.
+        let saving = self.shutdown.spawn(async move {
+            let shown = file.display().to_string();
+            let saved = tokio::task::spawn_blocking(move || save(&file, &map)).await;
+            if let Err(error) = saved.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                warn!(%error, %epoch, path = shown, "the cluster map could not be saved");
+            }
+        });
+        if let Err(error) = saving.await {
+            warn!(%error, %epoch, "the saving of a cluster map was lost");
         }
     }
 }

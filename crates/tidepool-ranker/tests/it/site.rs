@@ -359,9 +359,9 @@ pub(crate) fn raw_config(store: &Store, controller: SocketAddr, data_dir: PathBu
         grpc_address: "127.0.0.1:0".into(),
         http_address: "127.0.0.1:0".into(),
         controllers: vec![controller.to_string()],
-        store_dir: store.artifacts.root().display().to_string(),
+        store: store.artifacts.root().display().to_string(),
         data_dir: data_dir.display().to_string(),
-        cpu_threads: 2,
+        pool_threads: 2,
         default_deadline_ms: 20_000,
         load_retry_ms: 50,
         max_candidates: 100,
@@ -375,7 +375,8 @@ impl TestRanker {
     pub(crate) async fn start(raw: RawConfig) -> Self {
         let token = CancellationToken::new();
         let running = start(Config::try_from(raw).unwrap(), token.clone()).await.unwrap();
-        timeout(DEADLINE, running.health.wait_ready()).await.expect("it did not become ready");
+        let ready = timeout(DEADLINE, running.health.wait_ready()).await;
+        assert!(ready.is_ok(), "it did not become ready: {:?}", running.health.readiness());
         let client = RankerClient::connect(format!("http://{}", running.grpc_address)).await.unwrap();
         Self { running, client, token }
     }
