@@ -31,7 +31,6 @@ pub(crate) struct Handle {
     states: watch::Receiver<ClusterState>,
     maps: watch::Receiver<Arc<ClusterMap>>,
     sessions: Arc<AtomicU64>,
-    metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -64,7 +63,7 @@ impl Handle {
         let (done, answer) = oneshot::channel();
         let sent = self.commands.send(Command { event, done }).await;
         sent.map_err(|_| RequestError::ShuttingDown)?;
-        self.wait(answer).await
+        answer.await.map_err(|_| RequestError::ShuttingDown)?
     }
 
     /// The same for a request, which is turned away when the queue is full.
@@ -76,12 +75,6 @@ impl Handle {
             }
             mpsc::error::TrySendError::Closed(_) => RequestError::ShuttingDown,
         })?;
-        self.wait(answer).await
-    }
-
-    async fn wait(&self, answer: oneshot::Receiver<Result<(), RequestError>>) -> Result<(), RequestError> {
-        let waiting = self.commands.max_capacity() - self.commands.capacity();
-        self.metrics.queued_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         answer.await.map_err(|_| RequestError::ShuttingDown)?
     }
 
@@ -123,7 +116,6 @@ pub(crate) fn spawn(
         states: state_snapshots,
         maps: map_snapshots,
         sessions: Arc::new(AtomicU64::new(1)),
-        metrics: metrics.clone(),
     };
     let actor = Actor {
         state,
@@ -153,6 +145,8 @@ impl Actor {
             tokio::select! {
                 command = self.commands.recv() => {
                     let Some(Command { event, done }) = command else { return };
+                    let waiting = self.commands.len();
+                    self.metrics.queued_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
                     let gone = matches!(event, Event::NodeGone { .. } | Event::RankerGone { .. });
                     let owed = gone.then(|| event.clone());
                     let applied = self.apply(event).await;
@@ -254,4 +248,74 @@ pub(crate) fn recover(
     }
     durable.map.validate().map_err(|e| corrupt(chain(&e)))?;
     Ok((found.revision, Some(durable)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidepool_cluster::{NodeReport, Settings};
+    use tidepool_types::{Epoch, ErrorCode, Name, NodeId};
+
+    use super::*;
+    use crate::metastore::Versioned;
+
+    /// Fails as often as it is told.
+    struct Flaky {
+        failures: Arc<AtomicU64>,
+        revision: u64,
+    }
+
+    impl Metastore for Flaky {
+        fn load(&mut self) -> Result<Option<Versioned>, MetastoreError> {
+            Ok(None)
+        }
+
+        fn store(&mut self, expected: u64, _: &[u8]) -> Result<u64, MetastoreError> {
+            assert_eq!(expected, self.revision);
+            let fails = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if fails.is_ok() {
+                let source = std::io::ErrorKind::StorageFull.into();
+                return Err(MetastoreError::Io { tried: "write", path: "state".into(), source });
+            }
+            self.revision += 1;
+            Ok(self.revision)
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_published_that_was_not_written_down_and_no_end_is_forgotten() {
+        let failures = Arc::new(AtomicU64::new(1));
+        let metastore = Box::new(Flaky { failures: failures.clone(), revision: 0 });
+        let settings = Settings { reconnect_grace: Duration::ZERO, group_settle: Duration::ZERO };
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let state = ClusterState::new(settings);
+        let (handle, task) = spawn(state, (0, metastore), Instant::now(), 4, metrics.clone());
+        let node = NodeId(Name::new("a-1").unwrap());
+        let session = handle.new_session();
+        let report = NodeReport {
+            node: node.clone(),
+            group: Name::new("a").unwrap(),
+            grpc_address: "a-1:1".into(),
+            http_address: String::new(),
+            capacity_bytes: 0,
+            epoch: Epoch(0),
+            partitions: Vec::new(),
+        };
+        let event = Event::NodeReported { session, report };
+        let refused = handle.report(event.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Unavailable);
+        assert_eq!(handle.state().map(), &ClusterMap::default());
+        assert_eq!(metrics.persist_failures.get(), 1);
+
+        handle.report(event).await.unwrap();
+        assert!(handle.state().map().nodes[&node].up);
+        failures.store(1, Ordering::SeqCst);
+        let gone = Event::NodeGone { node: node.clone(), session };
+        assert_eq!(handle.report(gone).await.unwrap_err().code(), ErrorCode::Unavailable);
+        let mut maps = handle.maps();
+        assert!(maps.borrow_and_update().nodes[&node].up);
+        let down = maps.wait_for(|map| !map.nodes[&node].up);
+        assert!(time::timeout(Duration::from_secs(30), down).await.is_ok(), "it is tried again unasked");
+        drop(handle);
+        task.await.unwrap();
+    }
 }

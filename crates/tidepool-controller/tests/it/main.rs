@@ -1,0 +1,7 @@
+//! The controller over real gRPC on loopback, with a store of hand-written manifests.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod fixture;
+mod releases;
+mod restart;
+mod sessions;
