@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::{
     config::{InvalidConfig, Problems},
+    logs::{self, LogOptions},
     pool::CpuPool,
 };
 use tidepool_types::{Name, ports};
@@ -27,9 +28,9 @@ pub struct RawConfig {
     pub advertise_http_address: String,
     /// `host:port` of every controller; at least one.
     pub controllers: Vec<String>,
-    /// Root of the artifact store; required.
+    /// Root of the artifact store.
     pub store: String,
-    /// Where the last cluster map is kept; required.
+    /// Where the last cluster map is kept.
     pub data_dir: String,
     /// The replica group that is asked first; empty: by turns.
     pub preferred_group: String,
@@ -55,6 +56,8 @@ pub struct RawConfig {
     pub load_retry_ms: u64,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout_ms: u64,
+    /// Log lines.
+    pub log: LogOptions,
 }
 
 impl Default for RawConfig {
@@ -66,8 +69,8 @@ impl Default for RawConfig {
             advertise_address: String::new(),
             advertise_http_address: String::new(),
             controllers: vec![format!("127.0.0.1:{}", ports::CONTROLLER_GRPC)],
-            store: String::new(),
-            data_dir: String::new(),
+            store: "data/store".into(),
+            data_dir: "data/ranker".into(),
             preferred_group: String::new(),
             exact: false,
             pool_threads: 0,
@@ -80,6 +83,7 @@ impl Default for RawConfig {
             connect_timeout_ms: 500,
             load_retry_ms: 5_000,
             drain_timeout_ms: 10_000,
+            log: LogOptions::default(),
         }
     }
 }
@@ -125,6 +129,8 @@ pub struct Config {
     pub load_retry: Duration,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout: Duration,
+    /// Log lines; whoever owns the process sets them up.
+    pub log: LogOptions,
 }
 
 /// No duration of a ranker is longer than a day.
@@ -146,8 +152,7 @@ impl TryFrom<RawConfig> for Config {
             problems.check(good, format!("{key} = {address:?}: not host:port"));
             Some(address.to_owned())
         };
-        let advertise_address =
-            advertised("advertise_address", &raw.advertise_address, &mut problems);
+        let advertise_address = advertised("advertise_address", &raw.advertise_address, &mut problems);
         let advertise_http_address =
             advertised("advertise_http_address", &raw.advertise_http_address, &mut problems);
         problems.check(!raw.controllers.is_empty(), "controllers: at least one");
@@ -173,6 +178,9 @@ impl TryFrom<RawConfig> for Config {
         let connect_timeout = duration("connect_timeout_ms", raw.connect_timeout_ms);
         let load_retry = duration("load_retry_ms", raw.load_retry_ms);
         let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
+        if let Err(error) = logs::check(&raw.log) {
+            problems.add(error.to_string());
+        }
         problems.check(default_deadline <= max_deadline, "default_deadline_ms: at most max_deadline_ms");
         let pool_threads = match raw.pool_threads {
             0 => CpuPool::default_threads(),
@@ -199,6 +207,7 @@ impl TryFrom<RawConfig> for Config {
                 connect_timeout,
                 load_retry,
                 drain_timeout,
+                log: raw.log,
             })
         })
     }
@@ -215,12 +224,7 @@ mod tests {
     use super::*;
 
     fn minimal() -> RawConfig {
-        RawConfig {
-            ranker: "ranker-1".into(),
-            store: "store".into(),
-            data_dir: "data".into(),
-            ..RawConfig::default()
-        }
+        RawConfig { ranker: "ranker-1".into(), ..RawConfig::default() }
     }
 
     #[test]

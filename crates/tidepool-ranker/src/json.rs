@@ -357,10 +357,7 @@ mod tests {
         assert!(refusal(r#"{"model": "m", "user": {}, "candidates": {}, "topk": 1}"#).contains("topk"));
         assert_eq!(rank(r#"{"a": "x"}"#, "{}"), "user feature \"a\": \"x\" is no number");
         assert_eq!(rank(r#"{"a": [null]}"#, "{}"), "user feature \"a\": null is no number");
-        assert!(
-            rank(r#"{"a": 1e39}"#, "{}").contains("1e39 is beyond f32")
-                || rank(r#"{"a": 1e39}"#, "{}").contains("beyond f32")
-        );
+        assert!(rank(r#"{"a": 1e39}"#, "{}").contains("beyond f32"));
         assert!(rank(r#"{"a": {"ids": [1], "weights": [1, 2]}}"#, "{}").contains("shape of the ids"));
         assert!(rank(r#"{"a": {"weights": [1]}}"#, "{}").contains("ids are missing"));
         assert!(rank(r#"{"a": {"ids": [1], "w": [1]}}"#, "{}").contains("unknown key \"w\""));

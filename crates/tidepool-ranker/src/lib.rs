@@ -13,6 +13,8 @@ mod http;
 pub mod json;
 mod loaded;
 mod metrics;
+#[cfg(test)]
+mod overload_tests;
 mod rank;
 mod releases;
 mod request;

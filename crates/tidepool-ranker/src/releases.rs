@@ -69,6 +69,14 @@ impl Releases {
         self.0.load_full()
     }
 
+    /// One release, loaded.
+    #[cfg(test)]
+    pub(crate) fn of(map: Arc<ClusterMap>, loaded: LoadedRelease) -> Self {
+        let entry = map.releases[0].clone();
+        let slot = Slot { entry, state: State::Ready(Arc::new(loaded)), loading: None };
+        Self(Arc::new(ArcSwap::from_pointee(Snapshot { seen: true, map, slots: vec![slot] })))
+    }
+
     /// The release that answers a request for `model`: the named one, or the current one.
     pub(crate) fn pin(
         &self,
@@ -301,5 +309,55 @@ fn take_load(now: &mut Snapshot, done: Done) {
             }
             slot.state = State::Failed(problem);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `m` r1 is current, r2 is not.
+    fn snapshot(states: [State; 2]) -> Snapshot {
+        let entry = |release: &str, state: v1::ReleaseState| v1::ReleaseEntry {
+            model: "m".into(),
+            release: release.into(),
+            tables: Vec::new(),
+            state: state.into(),
+        };
+        let releases = vec![entry("r1", v1::ReleaseState::Current), entry("r2", v1::ReleaseState::Ready)];
+        let map = v1::ClusterMap { epoch: 1, releases, ..v1::ClusterMap::default() };
+        let map = Arc::new(ClusterMap::try_from(map).unwrap());
+        let slots = map.releases.iter().cloned().zip(states);
+        let slots = slots.map(|(entry, state)| Slot { entry, state, loading: None }).collect();
+        Snapshot { seen: true, map, slots }
+    }
+
+    #[test]
+    fn a_ranker_that_is_not_ready_says_why() {
+        let failed = || State::Failed("no such file".into());
+        assert_eq!(Snapshot::default().readiness(false), Err("no cluster map has been seen".into()));
+        let empty = Snapshot { seen: true, ..Snapshot::default() };
+        assert_eq!(empty.readiness(true), Err("no release is loaded".into()));
+        for was_ready in [false, true] {
+            assert_eq!(
+                snapshot([State::Loading, failed()]).readiness(was_ready),
+                Err("release r1 of model m is being loaded".into())
+            );
+            assert_eq!(
+                snapshot([failed(), State::Loading]).readiness(was_ready),
+                Err("the current release r1 of model m is not loaded: no such file".into())
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_loaded_is_not_served_and_what_is_unknown_is_not_found() {
+        let snapshot = snapshot([State::Loading, State::Failed("no such file".into())]);
+        let code = |release| snapshot.pin("m", release).unwrap_err().code();
+        assert_eq!(code(None), tidepool_types::ErrorCode::NotServed);
+        assert_eq!(code(Some("r2")), tidepool_types::ErrorCode::NotServed);
+        assert_eq!(code(Some("r3")), tidepool_types::ErrorCode::NotFound);
+        let unseen = Snapshot::default().pin("m", None).unwrap_err();
+        assert!(matches!(unseen, RankError::NoMap));
     }
 }
