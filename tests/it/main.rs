@@ -1,3 +1,8 @@
 //! One binary for every test that needs more than one crate.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
+mod bad_input;
 mod conventions;
+mod fixture;
+mod lifecycle;
+mod same_answers;

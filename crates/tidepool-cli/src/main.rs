@@ -1,2 +1,86 @@
-//! The `tidepool` command.
-fn main() {}
+//! The `tidepool` command: every role of the cluster, and every tool of its operators, as subcommands.
+
+mod commands;
+mod demo;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::{Outcome, Output};
+
+/// Exit codes, the same for every command; 2, wrong usage, is clap's.
+const FAILED: u8 = 1;
+const PROMISE_BROKEN: u8 = 3;
+
+/// Embedding tables on sharded CPU nodes, dense models on rankers, one release for both.
+#[derive(Parser)]
+#[command(version, about, propagate_version = true)]
+struct Cli {
+    /// Print one JSON object as the last line of stdout; everything else goes to stderr.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The controller's gRPC address.
+    #[arg(long, global = true, env = "TIDEPOOL_CONTROLLER", value_name = "HOST:PORT",
+          default_value_t = format!("127.0.0.1:{}", tidepool_types::ports::CONTROLLER_GRPC))]
+    controller: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train on real ratings, start a cluster of processes, rank every test user, and show the results.
+    Demo(demo::Args),
+    /// Run a controller.
+    Controller(commands::role::Args),
+    /// Run an embedding node.
+    Node(commands::role::Args),
+    /// Run a ranker.
+    Ranker(commands::role::Args),
+    /// Build table versions and have them served.
+    #[command(subcommand)]
+    Table(commands::table::Command),
+    /// Publish releases and promote them.
+    #[command(subcommand)]
+    Release(commands::release::Command),
+    /// Look ids up in a served table and show where each row came from.
+    Lookup(commands::lookup::Args),
+    /// Send a ranking request from a JSON file to a ranker.
+    Rank(commands::rank::Args),
+    /// Check configuration files.
+    #[command(subcommand)]
+    Config(commands::config::Command),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    match run(cli, output) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::PromiseBroken) => ExitCode::from(PROMISE_BROKEN),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let controller = cli.controller;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Demo(args) => Box::pin(demo::run(args, output)).await,
+            Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
+            Command::Node(args) => Box::pin(commands::role::node(args, output)).await,
+            Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,
+            Command::Table(command) => commands::table::run(command, &controller, output).await,
+            Command::Release(command) => commands::release::run(command, &controller, output).await,
+            Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
+            Command::Rank(args) => commands::rank::run(args, &controller, output).await,
+            Command::Config(command) => commands::config::run(command, output),
+        }
+    })
+}

@@ -1,0 +1,9 @@
+//! The subcommands that are not the demo: a file each, thin over the libraries that do the work.
+
+pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod lookup;
+pub(crate) mod rank;
+pub(crate) mod release;
+pub(crate) mod role;
+pub(crate) mod table;

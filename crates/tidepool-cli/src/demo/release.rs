@@ -1,0 +1,123 @@
+//! The release that the demo serves: trained now, or reused when the same data, seed and options made it before.
+
+use std::{fs, path::Path, time::Instant};
+
+use anyhow::{Context, Result};
+use indicatif::MultiProgress;
+use serde::{Deserialize, Serialize};
+use tidepool_store::{ArtifactStore, content_hash};
+use tidepool_train::{
+    Dataset, ExportOptions, Phase, Progress, TrainOptions, TrainingReport, export_release, train,
+};
+use tidepool_types::{Name, ReleaseManifest};
+
+use crate::output::{Output, bar};
+
+/// Marks a folder as the demo's own, which `--fresh` may empty, and holds what training measured.
+const TRAINING_FILE: &str = "training.json";
+const STORE_DIR: &str = "store";
+
+/// A release in its store, with what training said of it.
+pub(crate) struct Prepared {
+    pub(crate) dataset: Dataset,
+    pub(crate) store: ArtifactStore,
+    pub(crate) manifest: ReleaseManifest,
+    pub(crate) report: TrainingReport,
+    /// It was there already.
+    pub(crate) reused: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Training {
+    /// Hash of data, options and program version: another one is another release.
+    made_from: String,
+    report: TrainingReport,
+}
+
+/// Trains and exports, or finds that done in `dir` already.
+pub(crate) async fn prepare(
+    dir: &Path,
+    dataset: Dataset,
+    seed: u64,
+    fresh: bool,
+    output: Output,
+) -> Result<Prepared> {
+    let options = TrainOptions { seed, ..TrainOptions::default() };
+    let text = format!("{} {options:?} {dataset:?}", env!("CARGO_PKG_VERSION"));
+    let made_from = content_hash(text.as_bytes());
+    let model = Name::new(dataset.name.as_str())?;
+    let release = Name::new(format!("demo-{}", &made_from[..8]))?;
+    if !fresh && let Some((store, manifest, report)) = find(dir, &made_from, &model, &release) {
+        output.line(format!("release {model} {release}: reused (train again with --fresh)"));
+        return Ok(Prepared { dataset, store, manifest, report, reused: true });
+    }
+    clear(dir)?;
+    let dir = dir.to_owned();
+    let began = Instant::now();
+    let prepared = tokio::task::spawn_blocking(move || -> Result<Prepared> {
+        let report_progress = &mut bars();
+        let outcome = train(&dataset, &options, report_progress)?;
+        let store = ArtifactStore::open(dir.join(STORE_DIR))?;
+        let export = ExportOptions::new(model, release.clone(), release);
+        let manifest = export_release(&store, &outcome.model, &export)?;
+        let training = Training { made_from, report: outcome.report };
+        let file = dir.join(TRAINING_FILE);
+        fs::write(&file, serde_json::to_vec_pretty(&training)?)
+            .with_context(|| format!("writing {}", file.display()))?;
+        Ok(Prepared { dataset, store, manifest, report: training.report, reused: false })
+    })
+    .await??;
+    output.line(format!("trained and exported in {:.1} s", began.elapsed().as_secs_f64()));
+    Ok(prepared)
+}
+
+/// The release of an earlier run, if it is whole and was made from the same things.
+fn find(
+    dir: &Path,
+    made_from: &str,
+    model: &Name,
+    release: &Name,
+) -> Option<(ArtifactStore, ReleaseManifest, TrainingReport)> {
+    let text = fs::read(dir.join(TRAINING_FILE)).ok()?;
+    let training: Training = serde_json::from_slice(&text).ok()?;
+    let store = ArtifactStore::open(dir.join(STORE_DIR)).ok()?;
+    let files = store.release(model, release).ok()?;
+    (training.made_from == made_from).then_some((store, files.manifest, training.report))
+}
+
+/// Empties what an earlier run left; a folder that the demo did not make is left alone.
+fn clear(dir: &Path) -> Result<()> {
+    let store = dir.join(STORE_DIR);
+    if store.exists() && dir.join(TRAINING_FILE).exists() {
+        fs::remove_dir_all(&store).with_context(|| format!("removing {}", store.display()))?;
+        fs::remove_file(dir.join(TRAINING_FILE)).context("removing the old training.json")?;
+    } else if store.exists() {
+        // Training was cut off before its last step: no training.json was written, but these are its tables.
+        let only_ours = fs::read_dir(&store)?
+            .filter_map(Result::ok)
+            .all(|e| e.file_name().to_str().is_some_and(|n| matches!(n, "tables" | "releases")));
+        anyhow::ensure!(only_ours, "{} is not a store of the demo; name another --dir", store.display());
+        fs::remove_dir_all(&store).with_context(|| format!("removing {}", store.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
+}
+
+/// A progress bar per phase of training.
+fn bars() -> impl FnMut(Progress) {
+    let all = MultiProgress::new();
+    let mut shown: Vec<(Phase, indicatif::ProgressBar)> = Vec::new();
+    move |progress: Progress| {
+        let known = shown.iter().position(|(phase, _)| *phase == progress.phase);
+        let at = known.unwrap_or_else(|| {
+            shown.push((progress.phase, all.add(bar(progress.phase.as_str(), Some(progress.total)))));
+            shown.len() - 1
+        });
+        let (_, bar) = &shown[at];
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+        if progress.done == progress.total {
+            bar.finish();
+        }
+    }
+}

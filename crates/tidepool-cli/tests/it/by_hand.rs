@@ -1,0 +1,155 @@
+//! A cluster by hand, from the command line alone: configuration, tables from files, lookups, refusals.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::command::{Role, failure, json, tidepool};
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn http_get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_table_from_csv_is_built_served_and_looked_up() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("störe");
+    let csv = dir.path().join("vektörs.csv");
+    fs::write(&csv, "id,a,b,c,d,e,f,g,h\n42,-1,-0.5,0,0.25,0.5,1,2,3\n7,0,0,0,0,0,0,0,0\n").unwrap();
+
+    let (code, built) = json(&[
+        "table",
+        "build",
+        "user@v1",
+        "--from",
+        &text(&csv),
+        "--store",
+        &text(&store),
+        "--partitions",
+        "4",
+    ]);
+    assert_eq!(code, 0);
+    assert_eq!(built["manifest"]["schema"]["rows"], 2);
+    let again = failure(&["table", "build", "user@v1", "--from", &text(&csv), "--store", &text(&store)]);
+    assert!(again.0 == 1 && again.1.contains("user") && again.1.contains("v1"), "{again:?}");
+
+    let set = |role: &str| vec![("store", text(&store)), ("data_dir", text(&dir.path().join(role)))];
+    let mut of_controller = set("controller");
+    of_controller.push(("group_settle_ms", "0".into()));
+    let controller = Role::start(dir.path(), "controller", &of_controller);
+    let mut of_node = set("node");
+    of_node.push(("controllers", format!("[\"{}\"]", controller.grpc_address)));
+    of_node.extend([("node", "a-1".to_owned()), ("group", "a".to_owned())]);
+    let node = Role::start(dir.path(), "node", &of_node);
+
+    let with_controller = |args: &[&str]| json(&[&["--controller", &controller.grpc_address], args].concat());
+    let (code, served) = with_controller(&["table", "serve", "user@v1"]);
+    assert_eq!((code, &served["serving"]), (0, &json!(true)));
+    let (code, found) = with_controller(&["lookup", "user", "42", "7", "99"]);
+    assert_eq!(code, 0);
+    assert_eq!(found["table_version"], json!({ "table": "user", "version": "v1" }));
+    let row = &found["rows"][0];
+    assert_eq!(row["stored_row"], "205486fb443400bc");
+    assert_eq!(row["node"], "a-1");
+    assert_eq!(found["rows"][1]["values"], json!([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]));
+    assert_eq!((&found["rows"][2]["found"], &found["rows"][2]["stored_row"]), (&json!(false), &json!(null)));
+
+    let unknown = failure(&["--controller", &controller.grpc_address, "lookup", "nobody", "1"]);
+    assert!(unknown.0 == 1 && unknown.1.contains("nobody") && unknown.1.contains("user@v1"), "{unknown:?}");
+
+    for (role, metric) in [(&controller, "tidepool_controller_epoch"), (&node, "tidepool_node_lookups_total")]
+    {
+        assert!(http_get(&role.http_address, "/metrics").contains(metric));
+        assert!(http_get(&role.http_address, "/healthz").starts_with("HTTP/1.1 200"));
+        assert!(http_get(&role.http_address, "/readyz").starts_with("HTTP/1.1 200"));
+        assert!(http_get(&role.http_address, "/status").contains("epoch"));
+    }
+
+    // A second process on a taken port says which, and ends; the first lives on.
+    let mut taken = vec!["node".to_owned()];
+    for (key, value) in of_node.iter().chain(&[("grpc_address", node.grpc_address.clone())]) {
+        let value = if *key == "data_dir" { text(&dir.path().join("other")) } else { value.clone() };
+        taken.extend(["--set".to_owned(), format!("{key}={value}")]);
+    }
+    let taken = failure(&taken.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(taken.0 == 1 && taken.1.contains(&node.grpc_address), "{taken:?}");
+    assert_eq!(with_controller(&["lookup", "user@v1", "42"]).0, 0);
+
+    let log = node.log.clone();
+    assert_eq!(node.terminate(), 0, "{}", fs::read_to_string(&log).unwrap());
+    assert_eq!(controller.terminate(), 0);
+}
+
+#[test]
+fn the_samples_are_valid_once_their_required_keys_are_given() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    for role in ["controller", "node", "ranker"] {
+        let sample = text(&samples.join(format!("{role}.toml")));
+        let (code, checked) = json(&["config", "check", &sample]);
+        assert_eq!((code, &checked["role"]), (0, &json!(role)));
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_all_its_problems() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("node-1.toml");
+    fs::write(&file, "node = \"a/b\"\ngroup = \"\"\ngrpc_address = \"nowhere\"\n").unwrap();
+    let (code, said) = failure(&["config", "check", &text(&file)]);
+    assert_eq!(code, 1);
+    for key in ["node", "group", "grpc_address"] {
+        assert!(said.contains(key), "{said}");
+    }
+    fs::write(&file, "nodee = \"a\"\n").unwrap();
+    assert!(failure(&["config", "check", &text(&file)]).1.contains("nodee"));
+    let unnamed = dir.path().join("x.toml");
+    fs::write(&unnamed, "").unwrap();
+    assert!(failure(&["config", "check", &text(&unnamed)]).1.contains("--role"));
+}
+
+#[test]
+fn wrong_usage_is_2_and_an_absent_controller_is_named() {
+    assert_eq!(failure(&["lookup"]).0, 2);
+    assert_eq!(failure(&["table", "build", "no-version", "--from", "x.csv", "--store", "s"]).0, 2);
+    let (code, said) = failure(&["--controller", "127.0.0.1:1", "release", "list"]);
+    assert!(code == 1 && said.contains("127.0.0.1:1") && said.contains("--controller"), "{said}");
+    assert!(tidepool().arg("--version").output().unwrap().status.success());
+}
+
+#[test]
+fn bad_table_files_are_refused_and_leave_nothing_behind() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    let cases = [
+        ("nan.csv", "1,0.5,NaN\n", "nan.csv"),
+        ("twice.csv", "1,0.5,1\n1,0.5,2\n", "1"),
+        ("short.csv", "1,0.5,1\n2,0.5\n", "short.csv"),
+        ("id.csv", "-1,0.5,1\n", "id.csv"),
+        ("empty.csv", "", "empty.csv"),
+        ("odd.csv", "1,0.5,1,2\n", "3"),
+        ("cut.npy", "\u{93}NUMPY", "cut.npy"),
+        ("kind.txt", "1,2\n", "kind.txt"),
+    ];
+    for (name, content, named) in cases {
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        let (code, said) =
+            failure(&["table", "build", "t@v1", "--from", &text(&file), "--store", &text(&store)]);
+        assert!(code == 1 && said.contains(named), "{name}: {said}");
+        assert!(!store.join("tables/t/v1").exists(), "{name} left a version");
+    }
+}

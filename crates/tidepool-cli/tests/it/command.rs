@@ -1,0 +1,84 @@
+//! Running the binary: to its end, or as a role that is ended with its test.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// The command, without what the environment of the tests may say to it.
+pub(crate) fn tidepool() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidepool"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TIDEPOOL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs to the end with `--json`; gives the exit code and the object of the last line.
+pub(crate) fn json(args: &[&str]) -> (i32, Value) {
+    let output = tidepool().arg("--json").args(args).output().unwrap();
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(stdout.lines().count(), 1, "{args:?} printed {stdout:?}; {}", stderr(&output));
+    (output.status.code().unwrap(), serde_json::from_str(&stdout).unwrap())
+}
+
+/// Runs to the end, expecting failure; gives the exit code and what stderr says.
+pub(crate) fn failure(args: &[&str]) -> (i32, String) {
+    let output = tidepool().args(args).output().unwrap();
+    assert!(!output.status.success(), "{args:?} succeeded");
+    (output.status.code().unwrap(), stderr(&output))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A role that runs until it is dropped.
+pub(crate) struct Role {
+    child: Child,
+    pub(crate) grpc_address: String,
+    pub(crate) http_address: String,
+    pub(crate) log: PathBuf,
+}
+
+impl Role {
+    /// Starts `tidepool ROLE` with these keys set and waits until it listens.
+    pub(crate) fn start(dir: &Path, role: &str, set: &[(&str, String)]) -> Self {
+        let log = dir.join(format!("{role}.log"));
+        let mut command = tidepool();
+        command.args(["--json", role, "--until-stdin-closes"]);
+        for (key, value) in set {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command.args(["--set", "grpc_address=127.0.0.1:0", "--set", "http_address=127.0.0.1:0"]);
+        let log_file = File::create(&log).unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("{role} said {line:?}: {}", std::fs::read_to_string(&log).unwrap()));
+        let address = |key: &str| said[key].as_str().unwrap().to_owned();
+        Self { child, grpc_address: address("grpc_address"), http_address: address("http_address"), log }
+    }
+
+    /// Sends SIGTERM and gives the exit code.
+    pub(crate) fn terminate(mut self) -> i32 {
+        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
