@@ -37,6 +37,13 @@ impl Embedding {
         }
     }
 
+    /// Scales the rows to `length`, their root mean square, and forgets the optimiser's moments: another loss begins.
+    pub(crate) fn restart(&mut self, length: f32) {
+        let squares: f32 = self.rows.iter().map(|v| v * v).sum();
+        let mean = (squares / self.rows.nrows().max(1) as f32).sqrt().max(1e-6);
+        *self = Self::from_rows(&self.rows * (length / mean));
+    }
+
     /// Adds `share * gradient` to the gradient of `row`.
     pub(crate) fn add_gradient(&mut self, row: u32, share: f32, gradient: ArrayView1<'_, f32>) {
         let at = row as usize;

@@ -88,12 +88,12 @@ pub enum TrainError {
         /// Which.
         table: TableVersion,
         /// Why.
-        source: BuildError,
+        source: Box<BuildError>,
     },
     /// A table's name cannot be the name of a folder.
     #[error("a table cannot be named so")]
     Name(#[from] NameError),
     /// The release cannot be written.
     #[error("cannot write the release")]
-    Store(#[from] StoreError),
+    Store(#[source] Box<StoreError>),
 }

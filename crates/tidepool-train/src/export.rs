@@ -51,10 +51,12 @@ pub fn export_release(
         let table_version =
             TableVersion { table: Name::new(table.name.as_str())?, version: options.version.clone() };
         write_table(store, table, &table_version, options)
-            .map_err(|source| TrainError::Table { table: table_version.clone(), source })?;
+            .map_err(|source| TrainError::Table { table: table_version.clone(), source: Box::new(source) })?;
         versions.push(table_version);
     }
-    Ok(store.write_release(&options.model, &options.release, &versions, &spec.to_toml(), &model.onnx())?)
+    store
+        .write_release(&options.model, &options.release, &versions, &spec.to_toml(), &model.onnx())
+        .map_err(|source| TrainError::Store(Box::new(source)))
 }
 
 fn write_table(

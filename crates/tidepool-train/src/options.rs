@@ -73,7 +73,7 @@ impl Default for TrainOptions {
                 temperature: 0.2,
                 learning_rate: 0.01,
                 weight_decay: 0.01,
-                row_length: 0.5,
+                row_length: 0.25,
             },
             ranker: RankerOptions {
                 max_epochs: 20,

@@ -11,7 +11,6 @@ use tidepool_types::RowFormat;
 use crate::{
     contrastive,
     data::{Dataset, Event},
-    embedding::Embedding,
     error::TrainError,
     metrics::{Quality, paired_bootstrap},
     model::TrainedModel,
@@ -146,7 +145,7 @@ fn fit(
         let Parameters { user, item, .. } = &mut params;
         contrastive::pretrain(data, &options.pretrain, options.seed, user, item, &mut done)?;
         for table in [user, item] {
-            restart(table, options.pretrain.row_length);
+            table.restart(options.pretrain.row_length);
         }
     }
     let (phase, rate) = if pretrained {
@@ -166,13 +165,6 @@ fn fit(
     let model = trainer.run(&mut done)?;
     tell(phase, total, total, last);
     Ok(model)
-}
-
-/// Scales pretrained rows to a mean length and forgets the optimiser's moments: another loss begins.
-fn restart(table: &mut Embedding, length: f32) {
-    let squares: f32 = table.rows.iter().map(|v| v * v).sum();
-    let mean = (squares / table.rows.nrows().max(1) as f32).sqrt().max(1e-6);
-    *table = Embedding::from_rows(&table.rows * (length / mean));
 }
 
 fn measure(

@@ -1,4 +1,5 @@
 //! From data to a release in a store, on a small synthetic set.
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
