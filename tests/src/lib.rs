@@ -211,7 +211,8 @@ impl Sandbox {
         }
     }
 
-    /// Publishes a release that is in the store, waits until it is loaded, and promotes it.
+    /// Publishes a release that is in the store, waits until it is loaded, promotes it, and waits until
+    /// every ranker has heard of that.
     ///
     /// # Errors
     /// What the controller says, or what is missing at the deadline.
@@ -227,8 +228,10 @@ impl Sandbox {
             Ok(cluster.releases.iter().find(of_release).is_some_and(|s| s.waiting_for.is_empty()))
         })
         .await?;
-        control.promote_release(v1::PromoteReleaseRequest { model, release }).await?;
-        Ok(())
+        let request = v1::PromoteReleaseRequest { model: model.clone(), release: release.clone() };
+        let epoch = control.promote_release(request).await?.into_inner().epoch;
+        self.wait_for("every ranker to hear of it", async |c| Ok(c.rankers.iter().all(|r| r.epoch >= epoch)))
+            .await
     }
 
     /// Asks the controller until `ok`, for at most [`DEADLINE`].

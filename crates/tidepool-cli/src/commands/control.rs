@@ -51,7 +51,8 @@ pub(crate) async fn publish(
     Ok(control.publish_release(request).await.map_err(|s| refusal(&s))?.into_inner())
 }
 
-/// Waits until nothing is missing before `release` can be promoted, then promotes it.
+/// Waits until nothing is missing before `release` can be promoted, promotes it, and waits until every
+/// ranker has heard of it: then the next request is answered by it.
 pub(crate) async fn promote(
     control: &mut ControlClient<Channel>,
     model: &Name,
@@ -71,7 +72,26 @@ pub(crate) async fn promote(
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     let request = v1::PromoteReleaseRequest { model: model.to_string(), release: release.to_string() };
-    Ok(control.promote_release(request).await.map_err(|s| refusal(&s))?.into_inner())
+    let status = control.promote_release(request).await.map_err(|s| refusal(&s))?.into_inner();
+    loop {
+        let late = rankers_before(control, status.epoch).await?;
+        if late.is_empty() {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "{model} {release} is promoted, but these rankers have not heard of it: {}",
+                late.join(", ")
+            );
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// The connected rankers that do not follow the cluster map of `epoch` yet.
+async fn rankers_before(control: &mut ControlClient<Channel>, epoch: u64) -> Result<Vec<String>> {
+    let cluster = control.get_cluster(v1::GetClusterRequest {}).await.map_err(|s| refusal(&s))?.into_inner();
+    Ok(cluster.rankers.into_iter().filter(|r| r.epoch < epoch).map(|r| r.ranker).collect())
 }
 
 /// Has a table version served (or no longer served), and waits until every partition is ready.
