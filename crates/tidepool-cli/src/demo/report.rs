@@ -134,17 +134,35 @@ impl<'a> Report<'a> {
 
     fn print_sizes(&self, output: Output) {
         output.line(format!(
-            "\n{:<12} {:>7} {:>4} {:>6} {:>9} {:>11} {:>9} {:>10} {:>10} {:>9}",
-            "table", "rows", "dim", "format", "B per row", "rows + keys", "index", "file", "as f16", "as f32"
+            "\n{:<12} {:>6} {:>4} {:>6} | {:>5} {:>7} {:>7} | {:>11} {:>6} {:>7} | {:>8} {:>8}",
+            "table",
+            "rows",
+            "dim",
+            "format",
+            "B/row",
+            "of f16",
+            "of f32",
+            "rows + keys",
+            "index",
+            "file",
+            "as f16",
+            "as f32"
         ));
+        let share = |part: u64, whole: u64| match whole {
+            0 => "-".to_owned(),
+            _ => format!("{:.1} %", part as f64 / whole as f64 * 100.0),
+        };
         for t in &self.measured.sizes {
+            let row_bytes = t.row_bytes as u64 * t.rows;
             output.line(format!(
-                "{:<12} {:>7} {:>4} {:>6} {:>9} {:>11} {:>9} {:>10} {:>10} {:>9}",
+                "{:<12} {:>6} {:>4} {:>6} | {:>5} {:>7} {:>7} | {:>11} {:>6} {:>7} | {:>8} {:>8}",
                 t.table,
                 t.rows,
                 t.dim,
                 t.format,
                 t.row_bytes,
+                share(row_bytes, t.f16_bytes),
+                share(row_bytes, t.f32_bytes),
                 t.rows_and_keys_bytes,
                 t.index_bytes,
                 t.file_bytes,
@@ -153,7 +171,8 @@ impl<'a> Report<'a> {
             ));
         }
         output
-            .line("(bytes; file = rows, keys, index, checksums and a 4 KiB header page for each partition)");
+            .line("(bytes of all rows; file = rows, keys, index, checksums and a 4 KiB header page for each");
+        output.line(" partition: tables as small as these are mostly header pages)");
     }
 
     fn print_serving(&self, output: Output) {
