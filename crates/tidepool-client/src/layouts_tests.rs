@@ -360,16 +360,22 @@ proptest! {
 #[test]
 fn weights_that_cancel_and_sums_beyond_f32_become_the_default_row() {
     let tables = [table(0, 2, RowFormat::F32, Keying::Dense, 4, true)];
-    let of = |pooling, weights: Vec<f32>| FeatureLookup {
+    let of = |pooling, ids: [u64; 2], weights: [f32; 2]| FeatureLookup {
         table_version: tables[0].version.clone(),
         pooling,
-        ids: vec![1, 2],
+        ids: ids.to_vec(),
         lengths: Some(vec![2]),
-        weights: Some(weights),
+        weights: Some(weights.to_vec()),
     };
-    let features = vec![of(Pooling::Mean, vec![1.5, -1.5]), of(Pooling::Sum, vec![f32::MAX, f32::MAX])];
+    let features = vec![
+        of(Pooling::Mean, [1, 2], [1.5, -1.5]),
+        of(Pooling::Sum, [1, 2], [f32::MAX; 2]),
+        // The sum of these stays within f32, that of their weights does not.
+        of(Pooling::Mean, [3, 3], [f32::MAX; 2]),
+    ];
     let mut huge = tables.clone();
-    huge[0].stored = (0..4u64).map(|id| (id, [3.0f32, 4.0].map(f32::to_le_bytes).concat())).collect();
+    let rows = [[3.0f32, 4.0], [3.0, 4.0], [3.0, 4.0], [0.1, 0.2]];
+    huge[0].stored = (0..).zip(rows.map(|row| row.map(f32::to_le_bytes).concat())).collect();
     let request = LookupRequest { request_id: String::new(), features };
     for wire_form in [WireForm::Gather, WireForm::Pool] {
         let options = LookupOptions { wire_form: Some(wire_form), ..Default::default() };

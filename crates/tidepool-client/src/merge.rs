@@ -171,6 +171,8 @@ fn pooled(
         if feature.pooling == Pooling::Mean && found > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a bag's mean is f32")]
             let divisor = weight_sums.get(bag).copied().unwrap_or(found as f32);
+            // A sum of weights beyond f32 would make a mean of 0 out of any rows.
+            let divisor = if divisor.is_finite() { divisor } else { f32::NAN };
             vector.iter_mut().for_each(|v| *v /= divisor);
         }
         settle(table, vector, found, &mut out.defaulted_bags);

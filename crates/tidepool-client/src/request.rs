@@ -113,6 +113,6 @@ pub struct FeatureVectors {
     pub missing_ids: u32,
     /// Vectors that are the table's default row: of bags with nothing found (empty ones too), of ids not
     /// found with [`Pooling::None`], and of bags that have no finite result (a weighted mean whose weights
-    /// add up to 0, a sum beyond f32).
+    /// add up to 0 or beyond f32, a sum beyond f32).
     pub defaulted_bags: u32,
 }
