@@ -59,7 +59,7 @@ impl IndexShape {
     /// Whether such an index can exist: parts with buckets, and a slot for every row.
     pub(crate) const fn is_sound(&self) -> bool {
         if self.rows == 0 {
-            self.parts == 0 && self.buckets_per_part == 0 && self.slots_per_part == 0
+            self.seed == 0 && self.parts == 0 && self.buckets_per_part == 0 && self.slots_per_part == 0
         } else {
             self.parts > 0 && self.buckets_per_part > 0 && self.slots() >= self.rows as u64
         }

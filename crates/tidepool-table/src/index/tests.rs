@@ -70,6 +70,8 @@ fn the_empty_index_finds_nothing() {
     assert_eq!(built.shape, IndexShape::EMPTY);
     let index = built.view(&[]);
     assert_eq!(index.row(index.probe(42)), None);
+    assert!(IndexShape::EMPTY.is_sound());
+    assert!(!IndexShape { seed: 1, ..IndexShape::EMPTY }.is_sound(), "an empty file has one form");
 }
 
 /// Pilots and rows of docs/table-format.md. They are part of the format: if this test fails, files that
