@@ -1,4 +1,4 @@
-//! Compiles `proto/` with protox, so that nobody needs a `protoc`.
+//! Compiles `proto/` with protox, so that nobody needs a `protoc`. Messages are decoded by `BoundedCodec`.
 
 use std::{error::Error, path::Path};
 
@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["common", "lookup", "control", "rank"].map(|name| root.join(format!("tidepool/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    let configured = tonic_prost_build::configure().bytes(".").codec_path("crate::BoundedCodec");
+    configured.compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! The wire: gRPC generated from `proto/`, and its conversions to the types of the other crates.
 //!
 //! **Invariant:** no logic. What comes in is either converted whole or refused with an error that names
-//! the field; a defaulted field never slips through as a value.
+//! the field; a defaulted field never slips through as a value. Decoding a message takes memory in
+//! proportion to its bytes: how many fields it may have is bounded ([`MAX_FIELDS`]).
 //!
 //! Read first: [`v1`], [`status_of`], [`WireError`].
 
+mod codec;
 mod convert;
 pub mod pack;
 mod status;
 
+pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS};
 pub use convert::WireError;
 pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, epoch_of, status_of};
 

@@ -1,0 +1,125 @@
+//! prost's codec with a bound on what a message can grow to when it is decoded.
+//!
+//! An empty repeated message takes two bytes on the wire and a hundred times that in memory, so a limit on
+//! the bytes of a message alone would let a peer fill the memory. The fields are therefore counted before
+//! any is decoded: they are walked over by key and length, which touches a few bytes of each.
+
+use std::marker::PhantomData;
+
+use bytes::Buf;
+use prost::{
+    Message,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
+use tonic::{
+    Status,
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
+};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
+/// The most fields that a message may have at its top level, each repetition counted: four tables of the
+/// largest layout fit a node's report. At 184 bytes for the feature of a lookup, the largest repeated
+/// message that strangers send, they take 46 MiB beside the message itself.
+pub const MAX_FIELDS: usize = 1 << 18;
+
+/// prost's codec that refuses a message of more than [`MAX_FIELDS`] fields. The generated code uses it for
+/// every method, in both directions.
+#[derive(Debug)]
+pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for BoundedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for BoundedCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BoundedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        BoundedDecoder(ProstDecoder::default())
+    }
+}
+
+/// [`ProstDecoder`], after the fields have been counted.
+#[derive(Debug)]
+pub struct BoundedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default> Decoder for BoundedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // A message lies in one piece: tonic collects it before it is decoded.
+        if has_too_many_fields(buf.chunk()) {
+            // As tonic says of a message with too many bytes.
+            return Err(Status::out_of_range(format!(
+                "message of more than {MAX_FIELDS} fields at its top level"
+            )));
+        }
+        self.0.decode(buf)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}
+
+/// Whether there are more than [`MAX_FIELDS`]. Bytes that are no message are left to the decoder, which
+/// stops where this does.
+fn has_too_many_fields(mut message: &[u8]) -> bool {
+    let mut fields = 0;
+    while message.has_remaining() {
+        let skipped = decode_key(&mut message)
+            .and_then(|(tag, wire_type)| skip_field(wire_type, tag, &mut message, DecodeContext::default()));
+        if skipped.is_err() {
+            break;
+        }
+        fields += 1;
+    }
+    fields > MAX_FIELDS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1;
+
+    #[test]
+    fn fields_are_counted_as_far_as_the_bytes_are_a_message() {
+        let of = |features: usize| {
+            let feature = v1::FeatureRequest::default();
+            v1::LookupRequest { features: vec![feature; features], ..Default::default() }.encode_to_vec()
+        };
+        assert!(!has_too_many_fields(&[]));
+        assert!(!has_too_many_fields(&of(MAX_FIELDS)));
+        assert!(has_too_many_fields(&of(MAX_FIELDS + 1)));
+        let mut cut = of(MAX_FIELDS);
+        cut.extend([0x2a, 0x7f]);
+        assert!(!has_too_many_fields(&cut), "the last field is cut off");
+        let mut other = of(MAX_FIELDS);
+        v1::LookupRequest { deadline_us: 1, ..Default::default() }.encode(&mut other).unwrap();
+        assert!(has_too_many_fields(&other), "every field counts");
+        // What a feature has in it does not count.
+        let whole = v1::FeatureRequest { ids: vec![0x2a; 8 * MAX_FIELDS].into(), ..Default::default() };
+        let request = v1::LookupRequest { features: vec![whole], ..Default::default() };
+        assert!(!has_too_many_fields(&request.encode_to_vec()));
+    }
+
+    #[test]
+    fn the_bound_in_memory_is_as_stated() {
+        assert!(size_of::<v1::FeatureRequest>() <= 184, "{}", size_of::<v1::FeatureRequest>());
+        assert!(size_of::<v1::FeatureRequest>() * MAX_FIELDS <= 46 << 20);
+    }
+}
