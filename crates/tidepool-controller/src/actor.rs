@@ -9,6 +9,7 @@ use std::{
 };
 
 use tidepool_cluster::{ClusterMap, ClusterState, Durable, Effect, Event, SessionId, step};
+use tidepool_runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
@@ -16,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    error::{RequestError, chain},
+    error::RequestError,
     metastore::{Metastore, MetastoreError},
     metrics::Metrics,
 };

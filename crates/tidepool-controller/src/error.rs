@@ -1,11 +1,9 @@
 //! What can go wrong: with one request, and with the controller itself.
 
-use std::{error, net::SocketAddr};
-
 use thiserror::Error;
 use tidepool_cluster::StepError;
 use tidepool_proto::{WireError, status_of};
-use tidepool_runtime::net::NetError;
+use tidepool_runtime::{error::chain, net::NetError};
 use tidepool_store::StoreError;
 use tidepool_types::ErrorCode;
 use tonic::Status;
@@ -56,17 +54,6 @@ impl From<RequestError> for Status {
     }
 }
 
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
-}
-
 /// Why a controller could not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -87,16 +74,4 @@ pub enum StartError {
     /// A metric could not be registered: a defect.
     #[error("could not register the metrics")]
     Metrics(#[from] prometheus::Error),
-}
-
-/// Why a controller ended before it was told to.
-#[derive(Debug, Error)]
-#[error("the {what} server at {address} ended: {problem}")]
-pub struct ServeError {
-    /// "gRPC" or "HTTP".
-    pub what: &'static str,
-    /// Where it listened.
-    pub address: SocketAddr,
-    /// What it said.
-    pub problem: String,
 }

@@ -19,5 +19,6 @@ mod session;
 mod status;
 
 pub use config::{Config, RawConfig};
-pub use controller::{Running, start};
-pub use error::{ServeError, StartError};
+pub use controller::start;
+pub use error::StartError;
+pub use tidepool_runtime::{error::ServeError, serve::Running};

@@ -1,10 +1,11 @@
 //! The metrics of a controller. They are registered in a registry of its own: several may share a process.
 
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
-    exponential_buckets,
+    Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, PullingGauge, Registry,
+    core::Collector, exponential_buckets,
 };
 use tidepool_cluster::{ClusterState, ReleaseState};
+use tokio::sync::watch;
 
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
@@ -86,6 +87,35 @@ impl Metrics {
             self.releases.with_label_values(&[state_word(release_state)]).set(count(releases));
         }
     }
+}
+
+/// Shows how many replicas of partitions the map places, and how many are ready. They are counted when they
+/// are asked for, not with each report: the count looks at every partition of the map.
+///
+/// # Errors
+/// When `registry` has a metric of such a name already.
+pub(crate) fn register_replicas(
+    registry: &Registry,
+    states: watch::Receiver<ClusterState>,
+) -> prometheus::Result<()> {
+    let gauge = |name: &str, help: &str, count: fn((u64, u64)) -> u64| {
+        let states = states.clone();
+        let value = move || {
+            let state = states.borrow().clone();
+            count(state.replicas_placed_and_ready()) as f64
+        };
+        registry.register(Box::new(PullingGauge::new(name, help, Box::new(value))?))
+    };
+    gauge(
+        "tidepool_controller_placed_partitions",
+        "Partitions that the cluster map places, each once per replica group",
+        |(placed, _)| placed,
+    )?;
+    gauge(
+        "tidepool_controller_ready_partitions",
+        "Those of them that are ready on their node",
+        |(_, ready)| ready,
+    )
 }
 
 /// The word for a state in labels and in `/status`.

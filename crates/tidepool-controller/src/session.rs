@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidepool_cluster::{ClusterMap, Event, SessionId};
 use tidepool_proto::{WireError, v1};
+use tidepool_runtime::error::chain;
 use tidepool_types::{Name, NodeId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tonic::{Status, Streaming};
 use crate::{
     actor::Handle,
     convert::{node_report, ranker_report},
-    error::{RequestError, chain},
+    error::RequestError,
 };
 
 /// What differs between the sessions of nodes and of rankers.

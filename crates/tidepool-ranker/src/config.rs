@@ -144,20 +144,15 @@ impl TryFrom<RawConfig> for Config {
         let ranker = problems.parse("ranker", &raw.ranker);
         let grpc_address = problems.parse("grpc_address", &raw.grpc_address);
         let http_address = problems.parse("http_address", &raw.http_address);
-        let advertised = |key: &str, address: &str, problems: &mut Problems| {
-            if address.is_empty() {
-                return None;
-            }
-            let good = is_host_port(address);
-            problems.check(good, format!("{key} = {address:?}: not host:port"));
-            Some(address.to_owned())
-        };
-        let advertise_address = advertised("advertise_address", &raw.advertise_address, &mut problems);
-        let advertise_http_address =
-            advertised("advertise_http_address", &raw.advertise_http_address, &mut problems);
+        let advertise_address =
+            problems.advertised(("advertise_address", raw.advertise_address), ("grpc_address", grpc_address));
+        let advertise_http_address = problems.advertised(
+            ("advertise_http_address", raw.advertise_http_address),
+            ("http_address", http_address),
+        );
         problems.check(!raw.controllers.is_empty(), "controllers: at least one");
-        for controller in raw.controllers.iter().filter(|c| !is_host_port(c)) {
-            problems.add(format!("controllers: {controller:?} is not host:port"));
+        for controller in &raw.controllers {
+            problems.host_port("controllers", controller);
         }
         problems.check(!raw.store.is_empty(), "store: must be given");
         problems.check(!raw.data_dir.is_empty(), "data_dir: must be given");
@@ -213,10 +208,6 @@ impl TryFrom<RawConfig> for Config {
     }
 }
 
-fn is_host_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-}
-
 #[cfg(test)]
 mod tests {
     use tidepool_runtime::config::sample_matches_defaults;
@@ -246,6 +237,7 @@ mod tests {
         let raw = RawConfig {
             ranker: "a/b".into(),
             grpc_address: "here".into(),
+            http_address: "0.0.0.0:7421".into(),
             controllers: vec!["nowhere".into()],
             data_dir: String::new(),
             pool_queue_len: 0,
@@ -260,6 +252,7 @@ mod tests {
             [
                 "ranker",
                 "grpc_address",
+                "advertise_http_address",
                 "controllers",
                 "data_dir",
                 "pool_queue_len",

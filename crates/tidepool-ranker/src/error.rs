@@ -1,12 +1,11 @@
 //! What can go wrong: with one ranking, with loading a release, and with starting a ranker.
 
-use std::{error::Error, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use thiserror::Error;
 use tidepool_client::ClientError;
 use tidepool_dense::DenseError;
 use tidepool_runtime::{
-    http::HttpError,
     net::NetError,
     pool::{PoolError, SpawnError},
 };
@@ -187,45 +186,10 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Why a running ranker ended.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// The gRPC server ended by itself.
-    #[error("the gRPC server at {address} failed")]
-    Grpc {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        source: tonic::transport::Error,
-    },
-    /// The HTTP server ended by itself.
-    #[error("the HTTP server failed")]
-    Http(#[from] HttpError),
-    /// A task of the ranker ended without a result: a defect.
-    #[error("task {task} broke down: {problem}")]
-    Task {
-        /// Which.
-        task: &'static str,
-        /// What it left.
-        problem: String,
-    },
-}
-
-/// An error and its causes in one line: what travels to a caller, a report or a log.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use tidepool_runtime::error::chain;
+
     use super::*;
 
     #[test]

@@ -11,11 +11,11 @@ use axum::{
     routing::post,
 };
 use serde_json::json;
+use tidepool_runtime::error::chain;
 use tidepool_types::ErrorCode;
 
 use crate::{
     RankError,
-    error::chain,
     json::{self, JsonRequest},
     service::RankService,
 };

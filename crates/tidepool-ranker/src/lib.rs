@@ -26,7 +26,11 @@ mod topk;
 mod wire;
 
 pub use config::{Config, RawConfig};
-pub use error::{LoadError, RankError, RunError, StartError, chain};
+pub use error::{LoadError, RankError, StartError};
 pub use rank::RankAnswer;
 pub use request::{InputRows, Limits, RankFeature, RankRequest, check};
-pub use running::{Running, start};
+pub use running::start;
+pub use tidepool_runtime::{
+    error::{ServeError, chain},
+    serve::Running,
+};

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_proto::v1;
-use tidepool_runtime::{health::Health, shutdown::Shutdown};
+use tidepool_runtime::{error::chain, health::Health, shutdown::Shutdown};
 use tidepool_store::ArtifactStore;
 use tidepool_types::Epoch;
 use tokio::{
@@ -16,12 +16,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{
-    RankError,
-    error::{LoadError, chain},
-    loaded::LoadedRelease,
-    metrics::Metrics,
-};
+use crate::{RankError, error::LoadError, loaded::LoadedRelease, metrics::Metrics};
 
 /// Releases that are loaded at the same time: loading must not take every core from those that serve.
 const CONCURRENT_LOADS: usize = 2;

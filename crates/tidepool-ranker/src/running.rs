@@ -1,6 +1,6 @@
 //! A ranker's life: started with its servers listening, ended by a token, drained in between.
 
-use std::{fs, net::SocketAddr, sync::Arc};
+use std::{fs, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use prometheus::Registry;
@@ -8,20 +8,21 @@ use tidepool_client::{Client, ClientConfig, ClusterMap};
 use tidepool_proto::v1::{RankerReport, ranker_server::RankerServer};
 use tidepool_runtime::{
     health::Health,
-    http::{AdminState, HttpServer},
+    http::HttpServer,
     metrics::register_process,
     net::bind_tcp,
     pool::CpuPool,
+    serve::{Role, Running},
     shutdown::Shutdown,
 };
 use tidepool_store::ArtifactStore;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Server, TcpIncoming};
 use tracing::{info, warn};
 
 use crate::{
-    Config, RunError, StartError, http,
+    Config, StartError, http,
     metrics::Metrics,
     rank::Ranker,
     releases::{Loader, Releases},
@@ -32,37 +33,6 @@ use crate::{
 
 /// The last cluster map, in the data directory.
 const MAP_FILE: &str = "cluster-map.json";
-
-/// A ranker that runs. Dropping it does not end it; cancelling the token does.
-#[derive(Debug)]
-pub struct Running {
-    /// Where gRPC listens.
-    pub grpc_address: SocketAddr,
-    /// Where HTTP listens.
-    pub http_address: SocketAddr,
-    /// Behind `/metrics`.
-    pub registry: Registry,
-    /// Behind `/healthz` and `/readyz`.
-    pub health: Health,
-    life: JoinHandle<Result<(), RunError>>,
-}
-
-impl Running {
-    /// Waits until the ranker has ended.
-    ///
-    /// # Errors
-    /// [`RunError`] when it ended by a failure and not by its token.
-    pub async fn wait(self) -> Result<(), RunError> {
-        joined("life", self.life.await)
-    }
-}
-
-fn joined<T>(
-    task: &'static str,
-    ended: Result<Result<T, RunError>, tokio::task::JoinError>,
-) -> Result<T, RunError> {
-    ended.unwrap_or_else(|error| Err(RunError::Task { task, problem: error.to_string() }))
-}
 
 /// Starts a ranker. It listens when this returns; it is ready when its releases are loaded, which its
 /// `/readyz` says. It ends, after draining, when `token` is cancelled.
@@ -143,17 +113,13 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             document(&facts, &releases.snapshot())
         }
     };
-    let admin_state =
-        AdminState { registry: registry.clone(), health: health.clone(), status: Arc::new(status) };
     let routes = http::routes(service.clone(), config.max_request_bytes);
-    let http_task = tokio::spawn(admin.serve(admin_state, routes, shutdown.clone()));
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let serve = Server::builder()
         .add_service(grpc_service)
         .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), shutdown.draining());
-    let grpc_task = shutdown.spawn(serve);
     let loader = Loader {
         store,
         maps: followed,
@@ -183,47 +149,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         }
     });
     info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
-    let life =
-        tokio::spawn(live(config, token, shutdown, health.clone(), grpc_task, http_task, grpc_address));
-    Ok(Running { grpc_address, http_address, registry, health, life })
-}
-
-type GrpcTask = JoinHandle<Result<(), tonic::transport::Error>>;
-type HttpTask = JoinHandle<Result<(), tidepool_runtime::http::HttpError>>;
-
-/// Waits for the token, or for a server that fails, and drains.
-async fn live(
-    config: Config,
-    token: CancellationToken,
-    shutdown: Shutdown,
-    health: Health,
-    mut grpc: GrpcTask,
-    mut http: HttpTask,
-    address: SocketAddr,
-) -> Result<(), RunError> {
-    let of_grpc = |ended: Result<Result<(), tonic::transport::Error>, _>| {
-        joined("grpc", ended.map(|e| e.map_err(|source| RunError::Grpc { address, source })))
-    };
-    let of_http = |ended: Result<Result<(), tidepool_runtime::http::HttpError>, _>| {
-        joined("http", ended.map(|e| e.map_err(RunError::Http)))
-    };
-    let failed = tokio::select! {
-        () = token.cancelled() => None,
-        ended = &mut grpc => Some(of_grpc(ended)),
-        ended = &mut http => Some(of_http(ended)),
-    };
-    let outcome = shutdown.drain(&health, config.drain_timeout).await;
-    info!(ranker = %config.ranker, %outcome, "ranker stopped");
-    match failed {
-        Some(failure) => failure,
-        None => {
-            // What the bound cut off is abandoned with its connections.
-            if grpc.is_finished() {
-                of_grpc(grpc.await)?;
-            } else {
-                grpc.abort();
-            }
-            of_http(http.await)
-        }
-    }
+    let drain_timeout = config.drain_timeout;
+    let role = Role { word: "ranker", registry, health, status: Arc::new(status), shutdown, drain_timeout };
+    Ok(role.serve((grpc_address, serve), (admin, routes), token, std::future::ready(())))
 }

@@ -6,11 +6,12 @@ use tidepool_proto::{
     status_of,
     v1::{self, ranker_server::Ranker as RankerRpc},
 };
+use tidepool_runtime::error::chain;
 use tidepool_types::ErrorCode;
 use tonic::{Request, Response, Status};
 use tracing::{debug, error};
 
-use crate::{RankError, error::chain, metrics::Metrics, rank::Ranker, request::RankRequest};
+use crate::{RankError, metrics::Metrics, rank::Ranker, request::RankRequest};
 
 /// What gRPC and HTTP share: one way in, counted once.
 #[derive(Clone, Debug)]

@@ -12,13 +12,11 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tidepool_client::ClusterMap;
 use tidepool_proto::v1::{RankerReport, control_client::ControlClient};
-use tidepool_runtime::shutdown::Shutdown;
+use tidepool_runtime::{error::chain, shutdown::Shutdown};
 use tokio::{sync::watch, time};
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
-
-use crate::error::chain;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(2);

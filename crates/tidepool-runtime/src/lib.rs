@@ -27,13 +27,16 @@
 //! admin.await??;
 //! # Ok(()) }
 //! ```
-//! Read first: [`config::load`], [`http::HttpServer`], [`shutdown::Shutdown`].
+//! A role with a gRPC server has the last part done for it by [`serve::Role`].
+//! Read first: [`config::load`], [`serve::Role`], [`shutdown::Shutdown`].
 
 pub mod config;
+pub mod error;
 pub mod health;
 pub mod http;
 pub mod logs;
 pub mod metrics;
 pub mod net;
 pub mod pool;
+pub mod serve;
 pub mod shutdown;

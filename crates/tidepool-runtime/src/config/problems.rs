@@ -1,6 +1,6 @@
 //! A collector, so that whoever writes a configuration sees all that is wrong with it at once.
 
-use std::{fmt::Display, str::FromStr};
+use std::{fmt::Display, net::SocketAddr, str::FromStr};
 
 use thiserror::Error;
 
@@ -58,6 +58,34 @@ impl Problems {
         text.parse::<T>().map_err(|e| self.add(format!("{key} = {text:?}: {e}"))).ok()
     }
 
+    /// Notes `text` as a problem of `key` unless it is `host:port`, with a port that can be connected to.
+    pub fn host_port(&mut self, key: &str, text: &str) -> bool {
+        let good = text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+        let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c));
+        self.check(good && plain, format!("{key}: {text:?} is not host:port"))
+    }
+
+    /// The address that others are told, `text` under `key`; empty, and `None`, for the one that is listened
+    /// at, `listen` under `listen_key`, unless that is one which nobody can connect to.
+    pub fn advertised(
+        &mut self,
+        (key, text): (&str, String),
+        (listen_key, listen): (&str, Option<SocketAddr>),
+    ) -> Option<String> {
+        if !text.is_empty() {
+            self.host_port(key, &text);
+            return Some(text);
+        }
+        if let Some(listen) = listen
+            && listen.ip().is_unspecified()
+        {
+            self.add(format!("{key}: must be given, for nobody can connect to {listen_key} = {listen}"));
+        }
+        None
+    }
+
     /// Whether there is none so far.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -100,6 +128,28 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "threads: at least 1; port = \"x\": invalid digit found in string; name: too long"
+        );
+    }
+
+    #[test]
+    fn an_address_for_others_is_one_that_they_can_connect_to() {
+        let mut problems = Problems::default();
+        for good in ["node-1.example:7410", "127.0.0.1:1", "[::1]:7410"] {
+            assert!(problems.host_port("controllers", good), "{good}");
+        }
+        for bad in ["node-1", "node-1:0", ":7410", "node-1:70000", "http://node-1:7410", "a b:1"] {
+            assert!(!problems.host_port("controllers", bad), "{bad}");
+        }
+        let mut problems = Problems::default();
+        let mut given = |text: &str, listen: &str| {
+            problems.advertised(("advertise_address", text.into()), ("grpc_address", listen.parse().ok()))
+        };
+        assert_eq!(given("", "10.0.0.1:7410"), None);
+        assert_eq!(given("n:7410", "0.0.0.0:7410").as_deref(), Some("n:7410"));
+        assert_eq!(given("", "0.0.0.0:7410"), None);
+        assert_eq!(
+            problems.into_result().unwrap_err().to_string(),
+            "advertise_address: must be given, for nobody can connect to grpc_address = 0.0.0.0:7410"
         );
     }
 
