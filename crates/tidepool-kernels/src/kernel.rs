@@ -27,7 +27,7 @@ impl RowKernel {
     /// A kernel on a given instruction set; `None` when this CPU lacks it.
     #[must_use]
     pub fn with_isa(format: RowFormat, dim: u32, isa: Isa) -> Option<Self> {
-        PoolFns::of(format, isa).map(|fns| Self::assemble(format, dim, isa, fns))
+        PoolFns::of(format, dim as usize, isa).map(|fns| Self::assemble(format, dim, isa, fns))
     }
 
     const fn assemble(format: RowFormat, dim: u32, isa: Isa, fns: PoolFns) -> Self {

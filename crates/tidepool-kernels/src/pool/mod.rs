@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
 
 #[cfg(test)]
@@ -27,13 +29,16 @@ pub(crate) struct PoolFns {
 
 impl PoolFns {
     /// The functions of an instruction set; `None` when this CPU lacks it.
-    pub(crate) fn of(format: RowFormat, isa: Isa) -> Option<Self> {
+    /// Some are made for one dimension, and must be given that one.
+    pub(crate) fn of(format: RowFormat, dim: usize, isa: Isa) -> Option<Self> {
         match isa {
             Isa::Scalar => Some(Self::scalar(format)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::fns(format),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::fns(format, dim),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => None,
+            Isa::Avx2 | Isa::Avx512 => None,
         }
     }
 
