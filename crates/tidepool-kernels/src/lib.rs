@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** nothing here allocates while pooling, does I/O, or knows what a table, a bag's id or a
 //! missing row is: a kernel sees slices of bytes and adds them up. `unsafe` stands in the files of
-//! `pool/` that are named after an instruction set, nowhere else.
+//! `pool/` that are named after an instruction set and in `prefetch.rs`, nowhere else.
 //!
 //! Read first: [`RowKernel`], [`Isa`], [`QuantizeError`].
 //!
@@ -16,10 +16,12 @@ mod error;
 mod isa;
 mod kernel;
 mod pool;
+mod prefetch;
 mod quantize;
 
 pub use error::QuantizeError;
 pub use isa::Isa;
 pub use kernel::RowKernel;
+pub use prefetch::prefetch_read;
 #[cfg(test)]
 mod testing;
