@@ -25,5 +25,6 @@ mod state;
 mod status;
 
 pub use config::{Config, RawConfig};
-pub use error::{ServeError, StartError};
-pub use node::{Running, start};
+pub use error::StartError;
+pub use node::start;
+pub use tidepool_runtime::{error::ServeError, serve::Running};

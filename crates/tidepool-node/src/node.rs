@@ -1,33 +1,30 @@
 //! A node from start to stop: its parts are made, run side by side, and taken down in order.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use prometheus::Registry;
-use serde_json::Value;
 use tidepool_kernels::Isa;
 use tidepool_proto::v1::{self, embedding_server::EmbeddingServer};
 use tidepool_runtime::{
     health::Health,
-    http::{AdminState, HttpServer, StatusFn},
+    http::{HttpServer, StatusFn},
+    metrics::register_process,
     net::bind_tcp,
     pool::CpuPool,
+    serve::{Role, Running},
     shutdown::Shutdown,
 };
 use tidepool_store::ArtifactStore;
 use tidepool_table::PartitionFile;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     config::Config,
     disk::{LastAssignment, VerifiedFiles},
-    error::{ServeError, StartError, chain},
+    error::StartError,
     loader::Loader,
     lookup::Limits,
     metrics::Metrics,
@@ -37,39 +34,6 @@ use crate::{
     state::NodeState,
     status::status,
 };
-
-/// A node that answers. It stops when the token it was started with is cancelled.
-pub struct Running {
-    /// Where lookups are answered.
-    pub grpc_address: SocketAddr,
-    /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are.
-    pub http_address: SocketAddr,
-    /// What `/metrics` shows.
-    pub registry: Registry,
-    /// What `/readyz` shows.
-    pub health: Health,
-    status: StatusFn,
-    supervisor: JoinHandle<Result<(), ServeError>>,
-}
-
-impl Running {
-    /// What `/status` shows.
-    #[must_use]
-    pub fn status(&self) -> Value {
-        (self.status)()
-    }
-
-    /// Waits until the node has stopped: told to, or by itself.
-    ///
-    /// # Errors
-    /// [`ServeError`] when a server of it ended by itself; the rest has then been stopped too.
-    pub async fn wait(self) -> Result<(), ServeError> {
-        let ended = self.supervisor.await;
-        ended.unwrap_or_else(|error| {
-            Err(ServeError { what: "gRPC", address: self.grpc_address, problem: error.to_string() })
-        })
-    }
-}
 
 /// Starts a node: it serves its last assignment at once, and follows the controllers' from then on.
 ///
@@ -83,6 +47,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let store = ArtifactStore::open(&config.store)?;
     make_data_dir(&config.data_dir)?;
     let registry = Registry::new();
+    register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
     let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
     pool.register(&registry, "tidepool_node")?;
@@ -158,80 +123,33 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         inline_max_rows: config.inline_max_rows,
         metrics,
     };
-    let (failed, failures) = mpsc::channel(2);
-    let grpc_server = serve_grpc(&config, service, grpc, grpc_address, &lifecycle, failed.clone());
-    let admin = AdminState { registry: registry.clone(), health: health.clone(), status: status.clone() };
-    let admin = http.serve(admin, axum::Router::new(), lifecycle.clone());
-    let http_server = tokio::spawn(async move {
-        if let Err(error) = admin.await {
-            let problem = chain(&error);
-            let _ = failed.try_send(ServeError { what: "HTTP", address: http_address, problem });
-        }
-    });
-
-    let supervisor = tokio::spawn(supervise(
-        config,
-        health.clone(),
-        lifecycle,
-        shutdown,
-        failures,
-        grpc_server,
-        http_server,
-    ));
-    Ok(Running { grpc_address, http_address, registry, health, status, supervisor })
+    let grpc = serve_grpc(&config, service, grpc, lifecycle.draining());
+    let drain_timeout = config.drain_timeout;
+    let role = Role { word: "node", registry, health, status, shutdown: lifecycle, drain_timeout };
+    Ok(role.serve((grpc_address, grpc), (http, axum::Router::new()), shutdown, std::future::ready(())))
 }
 
 fn make_data_dir(path: &Path) -> Result<(), StartError> {
     fs::create_dir_all(path).map_err(|source| StartError::DataDir { path: path.to_owned(), source })
 }
 
-fn serve_grpc(
+fn serve_grpc<F: Future<Output = ()>>(
     config: &Config,
     service: EmbeddingService<PartitionFile>,
     listener: TcpListener,
-    address: SocketAddr,
-    lifecycle: &Shutdown,
-    failed: mpsc::Sender<ServeError>,
-) -> JoinHandle<()> {
-    let server = Server::builder()
+    draining: F,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
+    Server::builder()
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .add_service(EmbeddingServer::new(service).max_decoding_message_size(config.max_request_bytes))
-        .serve_with_incoming_shutdown(without_delay(listener), lifecycle.draining());
-    lifecycle.spawn(async move {
-        if let Err(error) = server.await {
-            let problem = chain(&error);
-            let _ = failed.try_send(ServeError { what: "gRPC", address, problem });
-        }
-    })
+        .serve_with_incoming_shutdown(without_delay(listener), draining)
 }
 
 /// Answers go out at once: without this, small ones wait for the peer's delayed acknowledgement (40 ms).
 /// The server's own nodelay option does nothing for a listener that is handed to it.
 fn without_delay(listener: TcpListener) -> TcpIncoming {
     TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
-/// Waits for the end, and brings it about: sessions first, so that nobody is sent here any more, then
-/// what is in flight, then the admin server.
-async fn supervise(
-    config: Config,
-    health: Health,
-    lifecycle: Shutdown,
-    shutdown: CancellationToken,
-    mut failures: mpsc::Receiver<ServeError>,
-    grpc_server: JoinHandle<()>,
-    http_server: JoinHandle<()>,
-) -> Result<(), ServeError> {
-    let failure = tokio::select! {
-        () = shutdown.cancelled() => None,
-        Some(failure) = failures.recv() => Some(failure),
-    };
-    let drained = lifecycle.drain(&health, config.drain_timeout).await;
-    grpc_server.abort();
-    let _ = http_server.await;
-    tracing::info!(node = %config.node, %drained, "node stopped");
-    failure.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tidepool_proto::{
     WireError,
     v1::{self, control_client::ControlClient},
 };
+use tidepool_runtime::error::chain;
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -20,7 +21,7 @@ use tonic::{
     transport::{self, Endpoint},
 };
 
-use crate::{error::chain, state::NodeState};
+use crate::state::NodeState;
 
 /// Reports that may wait to be sent. A controller that does not read gets the newest with the next beat.
 const QUEUED_REPORTS: usize = 4;

@@ -10,6 +10,8 @@ pub(crate) struct NodeState {
     pub(crate) epoch: Epoch,
     /// Whether an assignment was received or restored.
     pub(crate) assigned: bool,
+    /// Whether an assignment with partitions has been served whole since the start.
+    pub(crate) served: bool,
     /// In the order of the assignment.
     pub(crate) partitions: Vec<Held>,
 }
@@ -43,13 +45,21 @@ impl NodeState {
         counts
     }
 
-    /// Whether lookups should be sent here; if not, why.
+    /// Whether every partition of the assignment is ready.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.assigned && self.counts().ready == self.partitions.len()
+    }
+
+    /// Whether lookups should be sent here; if not, why. A new assignment that loads, or of which something
+    /// fails, while the node serves does not turn it away: what it cannot answer, clients ask elsewhere.
     pub(crate) fn readiness(&self) -> Result<(), String> {
         if !self.assigned {
             return Err("no assignment yet".into());
         }
         let counts = self.counts();
-        if counts.ready == self.partitions.len() {
+        // What is not assigned any more is let go only when nothing loads.
+        let serves = self.served && counts.loading + counts.ready > 0;
+        if serves || self.is_whole() {
             return Ok(());
         }
         let mut why = format!("{} of {} partitions are ready", counts.ready, self.partitions.len());
