@@ -138,6 +138,7 @@ impl Client {
             timeout: self.inner.config.default_timeout,
             exact: self.inner.config.exact,
             wire_form: None,
+            tenant: None,
         }
     }
 

@@ -158,7 +158,7 @@ impl Fanout<'_> {
         let share = if alternative { left / 2 } else { left };
         let message = v1::LookupRequest {
             request_id: self.request_id.to_owned(),
-            tenant: self.config.tenant.clone(),
+            tenant: self.options.tenant.as_ref().unwrap_or(&self.config.tenant).clone(),
             // 0 means none, so the last microsecond stays one.
             deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
             traceparent: String::new(),

@@ -40,11 +40,13 @@ pub struct LookupOptions {
     pub exact: bool,
     /// Forces a wire form, for tests and benches. None: the cheaper one, per feature and node.
     pub wire_form: Option<WireForm>,
+    /// Who asks. None: the client's own, as configured.
+    pub tenant: Option<String>,
 }
 
 impl Default for LookupOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_millis(500), exact: false, wire_form: None }
+        Self { timeout: Duration::from_millis(500), exact: false, wire_form: None, tenant: None }
     }
 }
 

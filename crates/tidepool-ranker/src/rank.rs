@@ -79,6 +79,7 @@ impl Ranker {
         let (release, epoch) = self.releases.pin(&request.model, request.release.as_deref())?;
         let (candidates, top_k) = (request.candidates, request.top_k);
         let request_id = request.request_id.clone();
+        let tenant = (!request.tenant.is_empty()).then(|| request.tenant.clone());
         let rows = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
         let mut answer = RankAnswer {
             model: release.model.clone(),
@@ -98,7 +99,9 @@ impl Ranker {
             return Ok(answer);
         }
         let begun = Instant::now();
-        let (looked, numbers) = self.look_up(&release, rows, request_id, epoch, deadline, budget).await?;
+        let options = LookupOptions { exact: self.exact, tenant, ..LookupOptions::default() };
+        let asked = self.look_up(&release, rows, (request_id, options), epoch, deadline, budget);
+        let (looked, numbers) = asked.await?;
         answer.lookup_time = begun.elapsed();
         answer.epoch = looked.epoch;
         answer.rows_looked_up = looked.rows;
@@ -127,7 +130,7 @@ impl Ranker {
         &self,
         release: &LoadedRelease,
         rows: Vec<InputRows>,
-        request_id: String,
+        (request_id, options): (String, LookupOptions),
         epoch: Epoch,
         deadline: Instant,
         budget: Duration,
@@ -168,7 +171,7 @@ impl Ranker {
             return Err(RankError::DeadlineExceeded(budget));
         }
         let request = LookupRequest { request_id, features };
-        let options = LookupOptions { timeout, exact: self.exact, wire_form: None };
+        let options = LookupOptions { timeout, ..options };
         let outcome = self.client.lookup(&request, &options).await?;
         let sum = |count: fn(&FeatureVectors) -> u32| {
             outcome.features.iter().fold(0u32, |sum, f| sum.saturating_add(count(f)))

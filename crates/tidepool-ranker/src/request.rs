@@ -15,6 +15,8 @@ const MAX_ELEMENTS: u64 = 1 << 26;
 pub struct RankRequest {
     /// Echoed in logs.
     pub request_id: String,
+    /// On whose behalf; empty: the ranker's own.
+    pub tenant: String,
     /// The whole budget; `None`: the ranker's default.
     pub budget: Option<Duration>,
     /// The model.

@@ -78,7 +78,7 @@ async fn one_call_per_node_of_one_group() {
         ClientConfig { tenant: "ads".into(), registry: Some(registry.clone()), ..Default::default() };
     let client = Client::with_map(config, maps);
     for (wire_form, exact) in [(None, false), (Some(WireForm::Pool), false), (None, true)] {
-        let options = LookupOptions { timeout: PLENTY, exact, wire_form };
+        let options = LookupOptions { timeout: PLENTY, exact, wire_form, tenant: None };
         let outcome = client.lookup(&request().0, &options).await.unwrap();
         assert_right(&outcome);
         assert_eq!((outcome.nodes_touched, outcome.fallbacks, outcome.epoch), (2, 0, Epoch(5)));

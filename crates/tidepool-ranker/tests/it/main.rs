@@ -99,6 +99,7 @@ fn values(name: &str, values: &[f32]) -> v1::Feature {
 fn films_request() -> v1::RankRequest {
     v1::RankRequest {
         request_id: "request-1".into(),
+        tenant: "ads".into(),
         model: "films".into(),
         candidates: 3,
         user: vec![ids("user", &[4], &[]), values("age", &[0.5])],

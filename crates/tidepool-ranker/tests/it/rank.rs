@@ -21,7 +21,7 @@ async fn scores_are_those_computed_by_hand() {
 
     let calls = site.node.calls.lock().unwrap().clone();
     assert_eq!(calls.len(), 1, "one lookup for all features");
-    assert_eq!(calls[0].request_id, "request-1");
+    assert_eq!((&*calls[0].request_id, &*calls[0].tenant), ("request-1", "ads"));
     let user = calls[0].features.iter().find(|f| f.table_version.as_ref().unwrap().table == "user").unwrap();
     assert_eq!(unpack::<u64>(&user.ids).unwrap().collect::<Vec<_>>(), [4], "the user is asked for once");
     site.ranker.stop().await;
