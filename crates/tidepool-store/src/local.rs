@@ -8,7 +8,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 use tidepool_types::{
-    ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion,
+    ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion, paths,
 };
 
 use crate::{
@@ -20,7 +20,6 @@ use crate::{
 /// No manifest and no `model.toml` is larger. The largest layout has 65,536 partitions of about 100 bytes each.
 const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 
-const TABLE_MANIFEST: &str = "manifest.json";
 const RELEASE_MANIFEST: &str = "release.json";
 const MODEL_TOML: &str = "model.toml";
 const MODEL_ONNX: &str = "model.onnx";
@@ -77,9 +76,7 @@ impl ArtifactStore {
         partitions: PartitionCount,
         partition: PartitionIndex,
     ) -> PathBuf {
-        self.table_dir(table)
-            .join(format!("layout-{partitions}"))
-            .join(format!("part-{:05}.tide", partition.0))
+        paths::partition_path(&self.table_dir(table), partitions, partition)
     }
 
     /// The manifest of a table version, and its hash: the version's identity.
@@ -88,7 +85,7 @@ impl ArtifactStore {
     /// [`StoreError::NotFound`] when there is no such version; [`StoreError`] naming the document when it
     /// does not parse, contradicts itself, or is that of another version.
     pub fn table_manifest(&self, table: &TableVersion) -> Result<(TableManifest, String), StoreError> {
-        let path = self.table_dir(table).join(TABLE_MANIFEST);
+        let path = self.table_dir(table).join(paths::MANIFEST_FILE);
         let what = format!("table {table}");
         let bytes = read_document(&path)?.ok_or_else(|| StoreError::NotFound { what, path: path.clone() })?;
         let manifest: TableManifest = parse_json(&path, &bytes)?;
@@ -177,7 +174,7 @@ impl ArtifactStore {
 
         for (table, expected) in manifest.tables.iter().zip(&manifest.table_manifest_hashes) {
             let (_, found) = self.table_manifest(table)?;
-            check_hash(&self.table_dir(table).join(TABLE_MANIFEST), &what, expected, found)?;
+            check_hash(&self.table_dir(table).join(paths::MANIFEST_FILE), &what, expected, found)?;
         }
         Ok(ReleaseFiles { manifest, manifest_hash: content_hash(&bytes), spec, onnx_path })
     }

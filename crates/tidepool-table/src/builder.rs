@@ -6,6 +6,7 @@ use tidepool_kernels::RowKernel;
 use tidepool_types::{
     Keying, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
     TableVersion,
+    paths::{MANIFEST_FILE, layout_dir_name, partition_file_name},
 };
 
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     group::{Member, group},
     header::{KeyCheck, MAX_PARTITION_ROWS},
     index::{self, BuiltIndex, IndexError, IndexShape},
-    paths::{MANIFEST_FILE, layout_dir_name, partition_file_name},
     publish::StagedDir,
     report::Measure,
     write::{PartitionPlan, write_partition},

@@ -2,12 +2,14 @@
 
 use std::{fs, path::Path};
 
-use tidepool_types::{PartitionEntry, PartitionIndex, TableManifest, TableSchema};
+use tidepool_types::{
+    PartitionEntry, PartitionIndex, TableManifest, TableSchema,
+    paths::{MANIFEST_FILE, partition_path},
+};
 
 use crate::{
     error::{OpenError, VerifyError},
     partition::PartitionFile,
-    paths::{MANIFEST_FILE, partition_path},
 };
 
 /// Manifest and every partition of a version. For tools, training and tests: a node opens the partitions

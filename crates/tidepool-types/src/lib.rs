@@ -13,6 +13,7 @@ mod manifest;
 mod mix;
 mod model;
 mod name;
+pub mod paths;
 mod pooling;
 pub mod ports;
 mod row;

@@ -64,8 +64,12 @@ fn rebuilt(spec: TableSpec, rows: &[(u64, Vec<f32>)], partition: usize) -> Vec<u
         builder.push(*id, values).unwrap();
     }
     builder.publish(&dir, &mut |_, _| ()).unwrap();
-    fs::read(tidepool_table::partition_path(&dir, partitions, partitions.indexes().nth(partition).unwrap()))
-        .unwrap()
+    fs::read(tidepool_types::paths::partition_path(
+        &dir,
+        partitions,
+        partitions.indexes().nth(partition).unwrap(),
+    ))
+    .unwrap()
 }
 
 /// Compares bytes, and says where they differ rather than printing them all.

@@ -241,5 +241,5 @@ fn a_version_is_the_same_in_any_directory_and_file_names_are_fixed() {
     assert_eq!(names[16], "manifest.json");
     let count = PartitionCount::new(16).unwrap();
     let third = count.indexes().nth(3).unwrap();
-    assert_eq!(tidepool_table::partition_path(&dir, count, third), dir.join(&names[3]));
+    assert_eq!(tidepool_types::paths::partition_path(&dir, count, third), dir.join(&names[3]));
 }
