@@ -1,6 +1,6 @@
 //! What can go wrong: with one lookup, and with starting a node.
 
-use std::{io, path::PathBuf};
+use std::{error, io, net::SocketAddr, path::PathBuf};
 
 use thiserror::Error;
 use tidepool_kernels::Isa;
@@ -121,6 +121,13 @@ pub(crate) enum LoadError {
     Verify(#[from] VerifyError),
     #[error("could not look at {path}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Manifest(#[from] StoreError),
+    #[error(
+        "{path} (footer crc32c {footer_crc32c:#010x}) is not the file that the manifest of {table} lists",
+        path = path.display()
+    )]
+    NotListed { path: PathBuf, table: TableVersion, footer_crc32c: u32 },
     #[error("{path} is not what the assignment asks for: {differences}", path = path.display())]
     Other { path: PathBuf, differences: String },
     #[error(
@@ -130,6 +137,17 @@ pub(crate) enum LoadError {
     Capacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
     #[error("loading failed inside the node: {0}")]
     Internal(String),
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// Why a node could not start.
@@ -166,4 +184,16 @@ pub enum StartError {
     /// A metric could not be registered: a defect.
     #[error("could not register the metrics")]
     Metrics(#[from] prometheus::Error),
+}
+
+/// Why a node ended before it was told to.
+#[derive(Debug, Error)]
+#[error("the {what} server at {address} ended: {problem}")]
+pub struct ServeError {
+    /// "gRPC" or "HTTP".
+    pub what: &'static str,
+    /// Where it listened.
+    pub address: SocketAddr,
+    /// What it said.
+    pub problem: String,
 }

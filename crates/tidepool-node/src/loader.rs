@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use futures::{StreamExt, stream};
 use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
-use tidepool_runtime::{error::chain, health::Health};
+use tidepool_runtime::health::Health;
 use tidepool_store::ArtifactStore;
 use tidepool_table::PartitionFile;
 use tidepool_types::{PartitionIndex, TableSchema};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     disk::{LastAssignment, VerifiedFiles},
-    error::LoadError,
+    error::{LoadError, chain},
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
@@ -88,10 +88,10 @@ impl Loader {
         let jobs = self.plan(assignment).await;
         let mut loads = stream::iter(jobs)
             .map(|job| {
-                let verified = self.verified.clone();
+                let (store, verified) = (self.store.clone(), self.verified.clone());
                 async move {
                     let (at, wanted) = (job.at, job.wanted.clone());
-                    let loaded = spawn_blocking(move || load(&wanted, &verified)).await;
+                    let loaded = spawn_blocking(move || load(&wanted, &store, &verified)).await;
                     (at, job.wanted, loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string()))))
                 }
             })
@@ -181,8 +181,7 @@ impl Loader {
             let (epoch, loading) = (assignment.epoch, jobs.len());
             tracing::info!(%epoch, partitions = partitions.len(), loading, "working on an assignment");
         }
-        let served = old.served || (old.is_whole() && !old.partitions.is_empty());
-        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, served, partitions });
+        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, partitions });
         self.publish();
         jobs
     }

@@ -1,7 +1,9 @@
-//! One partition file on its way in: opened, compared with what was asked for, verified.
+//! One partition file on its way in: opened, compared with what was asked for and with the manifest of its
+//! version, verified.
 
 use std::{fmt::Display, path::PathBuf, sync::Arc};
 
+use tidepool_store::ArtifactStore;
 use tidepool_table::{PartitionFile, PartitionMeta};
 use tidepool_types::{PartitionIndex, TableSchema};
 
@@ -19,11 +21,16 @@ pub(crate) struct Wanted {
     pub(crate) path: PathBuf,
 }
 
-/// Opens the file, and verifies it if that was not done before. Blocks.
+/// Opens the file. If that was not done before, makes sure that it is the one that the version's manifest
+/// lists, and not the same partition of another build, and verifies it. Blocks.
 ///
 /// # Errors
 /// [`LoadError`] names the file.
-pub(crate) fn load(wanted: &Wanted, verified: &VerifiedFiles) -> Result<PartitionFile, LoadError> {
+pub(crate) fn load(
+    wanted: &Wanted,
+    store: &ArtifactStore,
+    verified: &VerifiedFiles,
+) -> Result<PartitionFile, LoadError> {
     let path = &wanted.path;
     let file = PartitionFile::open(path)?;
     let differences = differences(file.meta(), &wanted.schema, wanted.partition);
@@ -33,10 +40,26 @@ pub(crate) fn load(wanted: &Wanted, verified: &VerifiedFiles) -> Result<Partitio
     let identity = FileIdentity::of(path, file.meta().footer_crc32c)
         .map_err(|source| LoadError::Io { path: path.clone(), source })?;
     if !verified.has(path, &identity) {
+        check_listed(&file, store)?;
         file.verify()?;
         verified.add(path, identity);
     }
     Ok(file)
+}
+
+/// Compares the file with its entry in the manifest. The footer's checksum speaks for the whole file.
+fn check_listed(file: &PartitionFile, store: &ArtifactStore) -> Result<(), LoadError> {
+    let meta = file.meta();
+    let (manifest, _) = store.table_manifest(&meta.table_version)?;
+    let listed = manifest.files.iter().find(|f| f.partition == meta.partition).map(|f| f.footer_crc32c);
+    if manifest.schema.partitions == meta.partitions && listed == Some(meta.footer_crc32c) {
+        return Ok(());
+    }
+    Err(LoadError::NotListed {
+        path: file.path().to_owned(),
+        table: meta.table_version.clone(),
+        footer_crc32c: meta.footer_crc32c,
+    })
 }
 
 /// What the file says of itself that is not what was asked for.

@@ -137,30 +137,6 @@ async fn a_new_version_comes_in_before_the_old_one_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_serves_stays_ready_when_a_new_assignment_does_not_load() {
-    let site = Site::new();
-    let (old, new) = (table(&site, "v1"), table(&site, "v2"));
-    fs::remove_file(site.file(&new, 1)).unwrap();
-    let mut controller = FakeController::start(&Assignment::default()).await;
-    let node = TestNode::start(site.following(&controller)).await;
-    node.ready().await;
-    // Nothing was served by the empty one: the first with partitions is waited for.
-    controller.assign(&assignment(1, &[(&new, &[0, 1])]));
-    controller.settled(1).await;
-    assert_eq!(node.get("/readyz").await.0, "HTTP/1.1 503 Service Unavailable");
-    controller.assign(&assignment(2, &[(&old, &all(&old))]));
-    controller.ready(2).await;
-    node.ready().await;
-    controller.assign(&assignment(3, &[(&old, &all(&old)), (&new, &[0, 1])]));
-    let partitions = controller.settled(3).await;
-    assert!(partitions.iter().any(|p| matches!(p.state, PartitionState::Failed(_))), "{partitions:?}");
-    assert_eq!(node.get("/readyz").await, ("HTTP/1.1 200 OK".into(), "ready\n".into()));
-    assert_eq!(node.running.status()["ready"], true);
-    assert_eq!(found(&node, &old, 1).await, Ok(10));
-    node.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_another_schema_is_refused_and_the_difference_named() {
     let site = Site::new();
     let schema = table(&site, "v1");
@@ -172,6 +148,32 @@ async fn a_file_of_another_schema_is_refused_and_the_difference_named() {
     assert!(problem.contains("dimension 16 instead of 32"), "{problem}");
     assert!(problem.contains("rows of the table 2000 instead of 7"), "{problem}");
     assert_eq!(found(&node, &wrong, 0).await, Err(ErrorCode::NotServed));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sound_file_of_another_build_of_the_version_is_refused() {
+    let (site, elsewhere) = (Site::new(), Site::new());
+    let schema = table(&site, "v1");
+    // The same names and numbers, other rows.
+    let ids = 10_000..12_000;
+    let other = elsewhere.table(version("pin", "v1"), (RowFormat::Int4, 16), Keying::Hashed, 4, ids);
+    assert_eq!(other, schema);
+    let good = read(&site.file(&schema, 1));
+    replace(&site.file(&schema, 1), &read(&elsewhere.file(&other, 1)));
+
+    let mut controller = FakeController::start(&assignment(1, &[(&schema, &all(&schema))])).await;
+    let node = TestNode::start(site.following(&controller)).await;
+    let partitions = controller.settled(1).await;
+    let PartitionState::Failed(problem) = &partitions[1].state else { panic!("{:?}", partitions[1]) };
+    assert!(problem.contains("part-00001.tide") && problem.contains("manifest of pin@v1"), "{problem}");
+    assert_eq!(found(&node, &schema, 1).await, Err(ErrorCode::NotServed));
+    assert_eq!(found(&node, &schema, 0).await, Ok(10));
+
+    replace(&site.file(&schema, 1), &good);
+    let ready = |p: &v1::PartitionStatus| p.state() == v1::PartitionState::Ready;
+    controller.report(|report| report.partitions.iter().all(ready)).await;
+    assert_eq!(found(&node, &schema, 1).await, Ok(10));
     node.stop().await;
 }
 
