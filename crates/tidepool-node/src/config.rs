@@ -42,7 +42,7 @@ pub struct RawConfig {
     pub pool_threads: usize,
     /// Large lookups that may wait for a thread.
     pub pool_queue_len: usize,
-    /// Ids and members up to which a lookup is answered where it arrives.
+    /// Ids, members, bags and features up to which a lookup is answered where it arrives.
     pub inline_max_rows: u64,
     /// Ids in all features of a request together.
     pub max_ids_per_request: u64,
@@ -135,7 +135,7 @@ pub struct Config {
     pub pool_threads: usize,
     /// Large lookups that may wait.
     pub pool_queue_len: usize,
-    /// Ids and members up to which a lookup runs inline.
+    /// Ids, members, bags and features up to which a lookup runs inline.
     pub inline_max_rows: u64,
     /// Ids per request.
     pub max_ids_per_request: u64,

@@ -81,9 +81,12 @@ fn numbers<'a, T: Packed + 'a>(bytes: &'a [u8]) -> impl ExactSizeIterator<Item =
     bytes.chunks_exact(T::BYTES).map(T::get)
 }
 
-/// How many rows a request is about to touch, seen from the lengths of its fields alone.
+/// How much work a request is, seen from the lengths of its fields alone: its ids, members, bags and
+/// features, each counted as one row.
 pub(crate) fn rows_asked(request: &v1::LookupRequest) -> u64 {
-    let rows = |f: &v1::FeatureRequest| f.ids.len() / u64::BYTES + f.members.len() / u32::BYTES;
+    let rows = |f: &v1::FeatureRequest| {
+        1 + f.ids.len() / u64::BYTES + f.members.len() / u32::BYTES + f.bag_lengths.len() / u32::BYTES
+    };
     request.features.iter().map(|f| rows(f) as u64).sum()
 }
 
@@ -250,6 +253,15 @@ mod tests {
     fn too_many_ids_in_all_features_together() {
         let error = decode(vec![good(), good()], 5).unwrap_err();
         assert_eq!(error, LookupError::TooManyIds { ids: 6, limit: 5 });
+    }
+
+    #[test]
+    fn all_that_is_work_is_asked_for() {
+        let of = |features| rows_asked(&v1::LookupRequest { features, ..Default::default() });
+        // A feature, 3 ids, 4 members and 3 bags.
+        assert_eq!(of(vec![good()]), 11);
+        assert_eq!(of(vec![v1::FeatureRequest::default(); 3]), 3, "features cost something without ids too");
+        assert_eq!(of(Vec::new()), 0);
     }
 
     #[test]

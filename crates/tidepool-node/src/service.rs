@@ -23,7 +23,7 @@ pub(crate) struct EmbeddingService<P> {
     pub(crate) snapshot: Arc<ArcSwap<Snapshot<P>>>,
     pub(crate) pool: CpuPool,
     pub(crate) limits: Limits,
-    /// Ids and members up to which a lookup runs inline.
+    /// Ids, members, bags and features up to which a lookup runs inline.
     pub(crate) inline_max_rows: u64,
     pub(crate) metrics: Metrics,
 }
@@ -86,7 +86,7 @@ mod tests {
             snapshot: Arc::default(),
             pool: CpuPool::new(1, 1).unwrap(),
             limits: Limits { ids_per_request: 1000, response_bytes: 1000 },
-            inline_max_rows: 2,
+            inline_max_rows: 3,
             metrics: Metrics::new(&Registry::new()).unwrap(),
         };
         let ask = async |ids: usize| {

@@ -1,7 +1,7 @@
 //! Requests that cannot be: each is refused with a message that names the field, and the node goes on.
 
 use bytes::Bytes;
-use tidepool_proto::{code_of, pack::pack, v1};
+use tidepool_proto::{MAX_FIELDS, code_of, pack::pack, v1};
 use tidepool_types::{ErrorCode, Keying, RowFormat};
 
 use crate::{
@@ -68,11 +68,13 @@ async fn every_malformed_field_is_refused_by_name_and_the_node_goes_on() {
         let many_bags =
             v1::FeatureRequest { members: Bytes::new(), bag_lengths: pack(&[0u32; 1000]), ..good.clone() };
         let too_long = gather(&schema, &vec![1; 1 << 18]);
+        let empty_features = vec![v1::FeatureRequest::default(); MAX_FIELDS + 1];
         for (words, features) in [
             ("feature 0 (user@v1): members: goes with wire_form pool only", vec![gathered_with_bags]),
             ("has 1200 ids, a request may have 1000", vec![gather(&schema, &[1; 600]); 2]),
             ("an answer may have 10000", vec![many_bags]),
             ("message length too large", vec![too_long]),
+            ("more than 262144 fields", empty_features),
         ] {
             let status = client.lookup(request(features)).await.unwrap_err();
             assert_eq!(code_of(&status), ErrorCode::InvalidRequest, "{words}");
