@@ -1,6 +1,6 @@
 //! What can go wrong: with one lookup, and with starting a node.
 
-use std::{error, io, net::SocketAddr, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use thiserror::Error;
 use tidepool_kernels::Isa;
@@ -139,17 +139,6 @@ pub(crate) enum LoadError {
     Internal(String),
 }
 
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
-}
-
 /// Why a node could not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -184,16 +173,4 @@ pub enum StartError {
     /// A metric could not be registered: a defect.
     #[error("could not register the metrics")]
     Metrics(#[from] prometheus::Error),
-}
-
-/// Why a node ended before it was told to.
-#[derive(Debug, Error)]
-#[error("the {what} server at {address} ended: {problem}")]
-pub struct ServeError {
-    /// "gRPC" or "HTTP".
-    pub what: &'static str,
-    /// Where it listened.
-    pub address: SocketAddr,
-    /// What it said.
-    pub problem: String,
 }

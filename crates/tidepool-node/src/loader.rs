@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use futures::{StreamExt, stream};
 use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
-use tidepool_runtime::health::Health;
+use tidepool_runtime::{error::chain, health::Health};
 use tidepool_store::ArtifactStore;
 use tidepool_table::PartitionFile;
 use tidepool_types::{PartitionIndex, TableSchema};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     disk::{LastAssignment, VerifiedFiles},
-    error::{LoadError, chain},
+    error::LoadError,
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
@@ -181,7 +181,8 @@ impl Loader {
             let (epoch, loading) = (assignment.epoch, jobs.len());
             tracing::info!(%epoch, partitions = partitions.len(), loading, "working on an assignment");
         }
-        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, partitions });
+        let served = old.served || (old.is_whole() && !old.partitions.is_empty());
+        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, served, partitions });
         self.publish();
         jobs
     }

@@ -137,6 +137,30 @@ async fn a_new_version_comes_in_before_the_old_one_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_serves_stays_ready_when_a_new_assignment_does_not_load() {
+    let site = Site::new();
+    let (old, new) = (table(&site, "v1"), table(&site, "v2"));
+    fs::remove_file(site.file(&new, 1)).unwrap();
+    let mut controller = FakeController::start(&Assignment::default()).await;
+    let node = TestNode::start(site.following(&controller)).await;
+    node.ready().await;
+    // Nothing was served by the empty one: the first with partitions is waited for.
+    controller.assign(&assignment(1, &[(&new, &[0, 1])]));
+    controller.settled(1).await;
+    assert_eq!(node.get("/readyz").await.0, "HTTP/1.1 503 Service Unavailable");
+    controller.assign(&assignment(2, &[(&old, &all(&old))]));
+    controller.ready(2).await;
+    node.ready().await;
+    controller.assign(&assignment(3, &[(&old, &all(&old)), (&new, &[0, 1])]));
+    let partitions = controller.settled(3).await;
+    assert!(partitions.iter().any(|p| matches!(p.state, PartitionState::Failed(_))), "{partitions:?}");
+    assert_eq!(node.get("/readyz").await, ("HTTP/1.1 200 OK".into(), "ready\n".into()));
+    assert_eq!(node.running.status()["ready"], true);
+    assert_eq!(found(&node, &old, 1).await, Ok(10));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_another_schema_is_refused_and_the_difference_named() {
     let site = Site::new();
     let schema = table(&site, "v1");
