@@ -14,7 +14,7 @@ benches() { cargo test --workspace --locked --bench '*'; }
 
 # The main job on real data. It needs pip for MovieLens, and exits with 3 when a promise is not kept.
 demo() {
-  if ! command -v pip >/dev/null; then
+  if ! python3 -m pip --version >/dev/null 2>&1; then
     echo "check.sh: the demo on MovieLens needs pip; installing python3-pip" >&2
     apt-get update -q && apt-get install -y -q python3-pip
   fi

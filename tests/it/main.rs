@@ -5,4 +5,5 @@ mod bad_input;
 mod conventions;
 mod fixture;
 mod lifecycle;
+mod metrics;
 mod same_answers;

@@ -6,6 +6,7 @@
 use std::{future::Future, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use prometheus::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
 use tidepool_client::{Client, ClientConfig};
@@ -274,6 +275,15 @@ impl Sandbox {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// What the processes show under `/metrics`: of the controller, the nodes and the rankers that run.
+    #[must_use]
+    pub fn registries(&self) -> Vec<Registry> {
+        let controller = self.controller.iter().map(|role| &role.running.registry);
+        let nodes = self.nodes.iter().filter_map(|(_, role)| Some(&role.as_ref()?.running.registry));
+        let rankers = self.rankers.iter().map(|role| &role.running.registry);
+        controller.chain(nodes).chain(rankers).cloned().collect()
     }
 
     /// Nodes in each group.
