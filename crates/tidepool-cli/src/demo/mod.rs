@@ -4,15 +4,17 @@
 
 mod cluster;
 mod data;
+mod folder;
 mod processes;
 mod ranking;
 mod release;
 mod report;
 mod sizes;
 
-use std::{path::PathBuf, time::Instant};
+use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use tidepool_runtime::shutdown;
 
 use crate::output::{Outcome, Output};
 
@@ -39,7 +41,7 @@ pub(crate) struct Args {
     stay: bool,
     /// Rank at most this many users.
     #[arg(long, value_name = "N")]
-    users: Option<usize>,
+    users: Option<NonZeroUsize>,
     /// Seed of training, and of the synthetic data set.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -56,7 +58,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     let result = story(&args, &prepared, &mut cluster, began, output).await;
     if let (Ok(_), true) = (&result, args.stay) {
         output.line("the cluster stays up; end it with Ctrl-C");
-        tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")?;
+        shutdown::signal()?.await;
     }
     let kept = result?;
     cluster.stop().await?;
@@ -79,7 +81,7 @@ async fn story(
         prepared.manifest.tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     ));
     let mut requests = prepared.dataset.test_requests();
-    requests.truncate(args.users.unwrap_or(usize::MAX));
+    requests.truncate(args.users.map_or(usize::MAX, NonZeroUsize::get));
     let ranked = ranking::rank_all(cluster, &prepared.manifest, &requests, args.kill_one, output).await?;
     let missing = ranking::rank_missing(cluster, &prepared.manifest, &requests).await?;
     let top = ranking::top_films(cluster, &prepared.manifest, &prepared.dataset).await?;

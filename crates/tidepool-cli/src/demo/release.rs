@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::MultiProgress;
 use serde::{Deserialize, Serialize};
 use tidepool_store::{ArtifactStore, content_hash};
@@ -11,6 +11,7 @@ use tidepool_train::{
 };
 use tidepool_types::{Name, ReleaseManifest};
 
+use super::folder::Hold;
 use crate::output::{Output, bar};
 
 /// Marks a folder as the demo's own, which `--fresh` may empty, and holds what training measured.
@@ -25,6 +26,8 @@ pub(crate) struct Prepared {
     pub(crate) report: TrainingReport,
     /// It was there already.
     pub(crate) reused: bool,
+    /// Keeps other demos from replacing what this one serves.
+    _hold: Hold,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,10 +51,18 @@ pub(crate) async fn prepare(
     let made_from = content_hash(text.as_bytes());
     let model = Name::new(dataset.name.as_str())?;
     let release = Name::new(format!("demo-{}", &made_from[..8]))?;
+    let taken = dir.to_owned();
+    let mut hold = tokio::task::spawn_blocking(move || Hold::take(&taken, output)).await??;
     if !fresh && let Some((store, manifest, report)) = find(dir, &made_from, &model, &release) {
         output.line(format!("release {model} {release}: reused (train again with --fresh)"));
-        return Ok(Prepared { dataset, store, manifest, report, reused: true });
+        hold.share()?;
+        return Ok(Prepared { dataset, store, manifest, report, reused: true, _hold: hold });
     }
+    ensure!(
+        hold.alone(),
+        "another demo uses the release in {}: end it first, or name another --dir",
+        dir.display()
+    );
     clear(dir)?;
     let dir = dir.to_owned();
     let began = Instant::now();
@@ -65,7 +76,8 @@ pub(crate) async fn prepare(
         let file = dir.join(TRAINING_FILE);
         fs::write(&file, serde_json::to_vec_pretty(&training)?)
             .with_context(|| format!("writing {}", file.display()))?;
-        Ok(Prepared { dataset, store, manifest, report: training.report, reused: false })
+        hold.share()?;
+        Ok(Prepared { dataset, store, manifest, report: training.report, reused: false, _hold: hold })
     })
     .await??;
     output.line(format!("trained and exported in {:.1} s", began.elapsed().as_secs_f64()));
@@ -83,6 +95,13 @@ fn find(
     let training: Training = serde_json::from_slice(&text).ok()?;
     let store = ArtifactStore::open(dir.join(STORE_DIR)).ok()?;
     let files = store.release(model, release).ok()?;
+    // A table that lost a file, or a part of one, is trained anew and not waited for until nodes have given up.
+    for table_version in &files.manifest.tables {
+        let (manifest, _) = store.table_manifest(table_version).ok()?;
+        for partition in manifest.schema.partitions.indexes() {
+            store.partition_file(&manifest, partition).ok()?;
+        }
+    }
     (training.made_from == made_from).then_some((store, files.manifest, training.report))
 }
 
@@ -97,10 +116,10 @@ fn clear(dir: &Path) -> Result<()> {
         let only_ours = fs::read_dir(&store)?
             .filter_map(Result::ok)
             .all(|e| e.file_name().to_str().is_some_and(|n| matches!(n, "tables" | "releases")));
-        anyhow::ensure!(only_ours, "{} is not a store of the demo; name another --dir", store.display());
+        ensure!(only_ours, "{} is not a store of the demo; name another --dir", store.display());
         fs::remove_dir_all(&store).with_context(|| format!("removing {}", store.display()))?;
     }
-    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
+    Ok(())
 }
 
 /// A progress bar per phase of training.
