@@ -30,7 +30,7 @@ use tidepool_types::{InputSource, ModelSpec, Side};
 #[derive(Debug, Error)]
 pub enum JsonError {
     /// Not JSON, or not these keys.
-    #[error("the request does not parse: {0}")]
+    #[error("the request does not parse")]
     Syntax(#[from] serde_json::Error),
     /// A feature is not of the shapes above.
     #[error("{side} feature {name:?}: {problem}", side = word(*.side))]
