@@ -16,7 +16,7 @@ const PROMISE_BROKEN: u8 = 3;
 
 /// Embedding tables on sharded CPU nodes, dense models on rankers, one release for both.
 #[derive(Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(name = "tidepool", version, about, propagate_version = true)]
 struct Cli {
     /// Print one JSON object as the last line of stdout; everything else goes to stderr.
     #[arg(long, global = true)]

@@ -9,7 +9,7 @@ use tidepool_proto::{
 };
 use tidepool_types::{Name, TableVersion};
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 
@@ -30,14 +30,22 @@ pub(crate) async fn channel(what: &str, address: &str) -> Result<Channel> {
 
 /// Connects to the controller.
 pub(crate) async fn connect(controller: &str) -> Result<ControlClient<Channel>> {
-    let channel = channel("controller", controller)
-        .await
-        .context("start one with `tidepool controller`, or name yours with --controller HOST:PORT")?;
+    let channel = channel("controller", controller).await.map_err(|error| {
+        error.context(format!(
+            "the controller at {controller} cannot be reached: start it with `tidepool controller`, or name \
+             yours with --controller HOST:PORT"
+        ))
+    })?;
     Ok(ControlClient::new(channel))
 }
 
 /// A peer's refusal in words: its error code, then its message.
 pub(crate) fn refusal(status: &Status) -> anyhow::Error {
+    // Neither another role nor an HTTP port knows the call; both say so without naming what was asked.
+    let another = status.code() == Code::Unimplemented || status.message().starts_with("grpc-status header");
+    if another {
+        return anyhow!("what answers there does not know this call: is it the gRPC port of the right role?");
+    }
     anyhow!("{}: {}", code_of(status), status.message())
 }
 

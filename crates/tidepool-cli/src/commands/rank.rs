@@ -19,7 +19,8 @@ const SHOWN: usize = 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The request, as `POST /v1/rank` takes it; `-` reads stdin.
+    /// The request, as `POST /v1/rank` takes it; `-` reads stdin. Write numbers that are not ids with a
+    /// point, 1.0 and not 1: which is which is not known here, and whole numbers are sent as ids.
     file: PathBuf,
     /// The ranker's gRPC address; without it the controller is asked for one.
     #[arg(long, value_name = "HOST:PORT")]

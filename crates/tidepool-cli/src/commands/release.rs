@@ -4,15 +4,18 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 use tidepool_dense::DenseModel;
 use tidepool_proto::v1;
-use tidepool_store::ArtifactStore;
+use tidepool_store::{ArtifactStore, StoreError};
 use tidepool_types::{ModelSpec, Name, TableVersion};
 
 use super::control;
 use crate::output::{Outcome, Output};
+
+/// Things a release waits for that people are shown.
+const SHOWN: usize = 3;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -25,6 +28,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("from").required(true).args(["model_toml", "model"])))]
 pub(crate) struct Publish {
     /// Name of the release.
     release: Name,
@@ -41,7 +45,7 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "DIR", requires = "model_toml")]
     store: Option<PathBuf>,
     /// The model, when the release lies in the store already (its files are then not given).
-    #[arg(long, conflicts_with = "model_toml", required_unless_present = "model_toml")]
+    #[arg(long)]
     model: Option<Name>,
 }
 
@@ -59,6 +63,8 @@ pub(crate) struct Promote {
 pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
     match command {
         Command::Publish(args) => {
+            // Before anything is written: a release that nobody could be told of would only be in the way.
+            let mut control = control::connect(controller).await?;
             let model = match (&args.model_toml, &args.onnx, &args.store, &args.model) {
                 (Some(model_toml), Some(onnx), Some(store), _) => {
                     write(store, model_toml, onnx, &args.tables, &args.release)?
@@ -68,7 +74,6 @@ pub(crate) async fn run(command: Command, controller: &str, output: Output) -> R
                     "give --model-toml, --onnx and --store, or --model for a release that is in the store"
                 ),
             };
-            let mut control = control::connect(controller).await?;
             let status = control::publish(&mut control, &model, &args.release).await?;
             show(output, &status, "published");
         }
@@ -118,8 +123,13 @@ fn write(
     let dim_of = |table: &Name| dims.iter().find(|(t, _)| t == table).map(|(_, dim)| *dim);
     DenseModel::load(onnx, &spec, &dim_of)?;
     let bytes = fs::read(onnx).with_context(|| format!("reading {}", onnx.display()))?;
-    store.write_release(&spec.model, release, tables, &text, &bytes)?;
-    Ok(spec.model)
+    match store.write_release(&spec.model, release, tables, &text, &bytes) {
+        Ok(_) => Ok(spec.model),
+        Err(error @ StoreError::AlreadyExists { .. }) => Err(error).with_context(|| {
+            format!("to publish what is in the store, give --model {} and no files", spec.model)
+        }),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn state(status: &v1::ReleaseStatus) -> &'static str {
@@ -144,9 +154,13 @@ fn fields(status: &v1::ReleaseStatus) -> Value {
 fn sentence(status: &v1::ReleaseStatus) -> String {
     let entry = status.release.clone().unwrap_or_default();
     let mut text = format!("{} {}: {}", entry.model, entry.release, state(status));
-    if !status.waiting_for.is_empty() {
-        text.push_str(", waiting for ");
-        text.push_str(&status.waiting_for.join("; "));
+    let (shown, more) = status.waiting_for.split_at(status.waiting_for.len().min(SHOWN));
+    if !shown.is_empty() {
+        text.push_str("; still missing: ");
+        text.push_str(&shown.join("; "));
+    }
+    if !more.is_empty() {
+        text.push_str(&format!("; and {} more, `release list --json` has them", more.len()));
     }
     text
 }

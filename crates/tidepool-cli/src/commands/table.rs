@@ -113,10 +113,12 @@ fn build(args: &Build) -> Result<TableManifest> {
         .with_context(|| format!("reading {}", args.from.display()))?;
     reading.finish_and_clear();
     let writing = bar("building", None);
-    let manifest = builder.publish(&store.table_dir(&args.table_version), &mut |done, total| {
-        writing.set_length(total);
-        writing.set_position(done);
-    })?;
+    let manifest = builder
+        .publish(&store.table_dir(&args.table_version), &mut |done, total| {
+            writing.set_length(total);
+            writing.set_position(done);
+        })
+        .with_context(|| format!("building {} from {}", args.table_version, args.from.display()))?;
     writing.finish_and_clear();
     Ok(manifest)
 }

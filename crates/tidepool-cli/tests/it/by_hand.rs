@@ -153,3 +153,31 @@ fn bad_table_files_are_refused_and_leave_nothing_behind() {
         assert!(!store.join("tables/t/v1").exists(), "{name} left a version");
     }
 }
+
+#[test]
+fn wrong_addresses_and_wrong_usage_are_told_apart() {
+    let dir = TempDir::new().unwrap();
+    let set =
+        [("store", text(&dir.path().join("store"))), ("data_dir", text(&dir.path().join("controller")))];
+    let controller = Role::start(dir.path(), "controller", &set);
+
+    let nobody = failure(&["--controller", "127.0.0.1:1", "release", "list"]);
+    assert!(
+        nobody.0 == 1 && nobody.1.starts_with("error: the controller at 127.0.0.1:1 cannot"),
+        "{nobody:?}"
+    );
+    let http_port = failure(&["--controller", &controller.http_address, "release", "list"]);
+    assert!(http_port.0 == 1 && http_port.1.contains("gRPC port"), "{http_port:?}");
+    let request = dir.path().join("request.json");
+    fs::write(&request, r#"{"model": "m", "user": {}, "candidates": {"item": [1]}}"#).unwrap();
+    let no_ranker = failure(&["rank", &text(&request), "--ranker", &controller.grpc_address]);
+    assert!(no_ranker.0 == 1 && no_ranker.1.contains("right role"), "{no_ranker:?}");
+    fs::write(&request, "{").unwrap();
+    let cut_off = failure(&["rank", &text(&request), "--ranker", &controller.grpc_address]).1;
+    assert_eq!(cut_off.matches("EOF").count(), 1, "{cut_off}");
+
+    assert_eq!(failure(&["demo", "--users", "0"]).0, 2);
+    let neither = failure(&["release", "publish", "r1"]);
+    assert!(neither.0 == 2 && neither.1.contains("--model-toml"), "{neither:?}");
+    assert_eq!(controller.terminate(), 0);
+}
