@@ -10,13 +10,15 @@ use std::{
 
 use tidepool_cluster::ClusterMap;
 use tidepool_proto::v1::{WatchMapRequest, control_client::ControlClient};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::{debug, info, warn};
 
 use crate::{channels::Dial, error::ClientError};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(2);
+/// How long a controller has to begin a stream; one that takes longer must not keep the others from being asked.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// The background task of a client that watches the map by itself.
 #[derive(Debug)]
@@ -63,8 +65,11 @@ impl MapWatch {
         let channel = self.dial.channel(controller)?;
         let mut client = ControlClient::new(channel).max_decoding_message_size(self.max_message_bytes);
         let have_epoch = self.maps.borrow().epoch.0;
-        let stream = client.watch_map(WatchMapRequest { have_epoch }).await.map_err(said)?;
-        let mut stream = stream.into_inner();
+        let answer = timeout(FIRST_ANSWER, client.watch_map(WatchMapRequest { have_epoch })).await;
+        let Ok(answer) = answer else {
+            return Err(format!("no answer within {} ms", FIRST_ANSWER.as_millis()));
+        };
+        let mut stream = answer.map_err(said)?.into_inner();
         info!(controller, have_epoch, "watching the cluster map");
         *reached = true;
         while let Some(map) = stream.message().await.map_err(said)? {

@@ -94,6 +94,16 @@ async fn a_damaged_map_file_is_no_reason_not_to_start() {
 }
 
 #[tokio::test]
+async fn a_controller_that_takes_calls_and_is_silent_does_not_keep_the_next_from_being_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let controller = FakeController::start("127.0.0.1:0", &map(1, &[]));
+    let both = [silent.local_addr().unwrap(), controller.address].map(|a| a.to_string());
+    let client = Client::start(config(&both, &folder.path().join("map.json"))).await.unwrap();
+    wait(&client, 1).await;
+}
+
+#[tokio::test]
 async fn without_a_map_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let client = Client::start(config(&[NOWHERE.into()], &folder.path().join("map.json"))).await.unwrap();
