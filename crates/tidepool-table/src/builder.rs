@@ -1,26 +1,34 @@
 //! [`TableBuilder`]: rows in any order become a published version.
 
-use std::{fs::File, num::NonZeroUsize, path::Path, thread};
+use std::{
+    num::NonZeroUsize,
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+    thread,
+};
 
 use tidepool_kernels::RowKernel;
 use tidepool_types::{
     Keying, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
     TableVersion,
-    paths::{MANIFEST_FILE, layout_dir_name, partition_file_name},
+    paths::{MANIFEST_FILE, layout_dir_name},
 };
 
 use crate::{
+    assemble::{Assembled, Assembly, MIN_CHUNK_BYTES},
     error::BuildError,
-    group::{Member, group},
     header::{KeyCheck, MAX_PARTITION_ROWS},
-    index::{self, BuiltIndex, IndexError, IndexShape},
+    parallel,
     publish::StagedDir,
-    report::Measure,
-    write::{PartitionPlan, write_partition},
+    report::{Measure, RowCost},
+    spill::{Records, Spill},
+    write::PartitionPlan,
 };
 
-/// Rows between two calls of a progress callback.
-const PROGRESS_ROWS: usize = 1 << 16;
+/// Rows that [`TableBuilder::push_many`] gives to one thread at least.
+const ROWS_PER_THREAD: usize = 1 << 10;
+/// The folder of spilled rows, inside the temporary directory of the version.
+const SPILL_DIR: &str = "spill";
 
 /// What a version is to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,48 +74,136 @@ impl TableSpec {
     }
 }
 
-/// Collects the rows of one version, then writes and publishes all of it.
+/// What becomes of an id that is pushed twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duplicates {
+    /// The build is refused; the error names the smallest such id.
+    #[default]
+    Error,
+    /// The row that was pushed last stays.
+    Last,
+}
+
+impl std::str::FromStr for Duplicates {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "error" => Ok(Self::Error),
+            "last" => Ok(Self::Last),
+            _ => Err(format!("{text:?}: error or last is wanted")),
+        }
+    }
+}
+
+/// How a version is built. Apart from [`duplicates`](Self::duplicates), none of it changes a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildOptions {
+    /// What becomes of an id that is pushed twice.
+    pub duplicates: Duplicates,
+    /// How much memory a [staged](TableBuilder::staged) build may use. A quarter of it is for rows on their
+    /// way to the disk, the rest for partitions in the making. A partition of n rows needs `9 n` bytes while
+    /// its index is built, then room for all of its rows or some of them, at least 4 MiB; as many
+    /// partitions are built at once as fit. One partition is built even when it alone needs more than that.
+    pub memory_bytes: u64,
+    /// How many threads work on it.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for BuildOptions {
+    /// Duplicates are errors, 2 GiB, all cores.
+    fn default() -> Self {
+        Self {
+            duplicates: Duplicates::Error,
+            memory_bytes: 2 << 30,
+            threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+}
+
+/// Collects the rows of one version, sorted into partitions, then builds each partition on its own and
+/// publishes all of them at once.
 ///
-/// It holds every stored row and its id in memory until then: `row_bytes + 8` bytes a row, and 16 more
-/// while publishing.
+/// One made with [`new`](Self::new) holds every stored row in memory until then, with 8 bytes for its id. A
+/// [`staged`](Self::staged) one writes rows to disk as they come and keeps to
+/// [`BuildOptions::memory_bytes`], whatever the number of rows.
 #[derive(Debug)]
 pub struct TableBuilder {
     spec: TableSpec,
+    options: BuildOptions,
     kernel: RowKernel,
-    ids: Vec<u64>,
-    /// Stored rows, one after the other, in the order of `ids`.
-    stored: Vec<u8>,
+    staged: Option<StagedDir>,
+    spill: Spill,
+    rows: u64,
     measure: Measure,
     /// Whether rows came as they are stored, so that nothing is known of what they were.
     imported: bool,
-    /// A row on its way: stored, and read back.
-    row: Vec<u8>,
+    /// A record on its way.
+    record: Vec<u8>,
+    /// A row as it reads back.
     values: Vec<f32>,
 }
 
 impl TableBuilder {
-    /// An empty version.
+    /// An empty version, to be collected in memory.
     ///
     /// # Errors
     /// [`BuildError`] when the spec contradicts itself: dimension, default row, full keys of a dense table.
     pub fn new(spec: TableSpec) -> Result<Self, BuildError> {
+        Self::with_options(spec, BuildOptions::default())
+    }
+
+    /// An empty version, to be collected in memory and built as `options` say.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_options(spec: TableSpec, options: BuildOptions) -> Result<Self, BuildError> {
+        Self::check(&spec)?;
+        Ok(Self::assembled(spec, options, None, None))
+    }
+
+    /// An empty version, to be collected on disk, in a temporary directory beside `version_dir`, which is
+    /// removed when the builder is dropped. What killed builds of this version left there is removed now.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a version that exists already; an I/O error.
+    pub fn staged(spec: TableSpec, options: BuildOptions, version_dir: &Path) -> Result<Self, BuildError> {
+        Self::check(&spec)?;
+        let staged = StagedDir::create(version_dir, &spec.table_version.version)?;
+        let dir = staged.create_dir(SPILL_DIR)?;
+        Ok(Self::assembled(spec, options, Some(staged), Some(dir)))
+    }
+
+    fn check(spec: &TableSpec) -> Result<(), BuildError> {
         spec.schema(0).validate().map_err(|source| BuildError::Schema { source })?;
         if spec.full_keys && spec.keying == Keying::Dense {
-            return Err(BuildError::FullKeysOfDense { table: spec.table_version });
+            return Err(BuildError::FullKeysOfDense { table: spec.table_version.clone() });
         }
+        Ok(())
+    }
+
+    fn assembled(
+        spec: TableSpec,
+        options: BuildOptions,
+        staged: Option<StagedDir>,
+        spill_dir: Option<std::path::PathBuf>,
+    ) -> Self {
         let kernel = RowKernel::new(spec.format, spec.dim);
-        let row = vec![0; kernel.row_bytes()];
+        let record_bytes = 8 + costs_bytes(options) + kernel.row_bytes();
+        let spill = Spill::new(spec.partitions, record_bytes, spill_dir, options.memory_bytes / 4);
         let values = vec![0.0; spec.dim as usize];
-        Ok(Self {
+        Self {
             spec,
+            options,
             kernel,
-            ids: Vec::new(),
-            stored: Vec::new(),
+            staged,
+            spill,
+            rows: 0,
             measure: Measure::new(),
             imported: false,
-            row,
+            record: Vec::with_capacity(record_bytes),
             values,
-        })
+        }
     }
 
     /// What is being built.
@@ -116,32 +212,82 @@ impl TableBuilder {
         &self.spec
     }
 
-    /// Rows so far.
+    /// Rows pushed so far.
     #[must_use]
     pub fn rows(&self) -> u64 {
-        self.ids.len() as u64
+        self.rows
     }
 
     /// Adds a row, `dim` elements long, which is quantized now.
     ///
     /// # Errors
     /// [`BuildError`] names the id: wrong length, a value that cannot be stored, a dense id beyond the
-    /// layout. The builder is as it was before. That an id stands twice is noticed by
-    /// [`publish`](Self::publish).
+    /// layout. The builder is as it was before. After [`BuildError::Io`] it is of no more use. That an id
+    /// stands twice is noticed by [`publish`](Self::publish).
     pub fn push(&mut self, id: u64, values: &[f32]) -> Result<(), BuildError> {
-        if values.len() != self.spec.dim as usize {
-            return Err(BuildError::RowLength { id, found: values.len(), dim: self.spec.dim });
+        let location = self.locate(id)?;
+        self.record.clear();
+        let cost =
+            encode(&self.kernel, self.options, (id, location.1), values, &mut self.values, &mut self.record)?;
+        if self.options.duplicates == Duplicates::Error {
+            self.measure.add(id, cost);
         }
-        self.check_id(id)?;
-        self.kernel.quantize(values, &mut self.row).map_err(|source| BuildError::Value { id, source })?;
-        self.kernel.dequantize(&self.row, &mut self.values);
-        self.measure.add(id, values, &self.values);
-        self.ids.push(id);
-        self.stored.extend_from_slice(&self.row);
+        self.push_record(location.0)
+    }
+
+    /// Adds many rows, quantized by all threads: `fill` writes the values of an id. The order of `ids` is
+    /// the order of pushing.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push). No row of `ids` is added then.
+    pub fn push_many(
+        &mut self,
+        ids: &[u64],
+        fill: impl Fn(u64, &mut [f32]) + Sync,
+    ) -> Result<(), BuildError> {
+        let this = &*self;
+        let share = ids.len().div_ceil(this.options.threads.get()).max(ROWS_PER_THREAD);
+        let chunks: Vec<&[u64]> = ids.chunks(share).collect();
+        let encoded = parallel::for_each(
+            chunks,
+            this.options.threads.get(),
+            |_, ids, _| this.encode_many(ids, &fill),
+            &mut |_| (),
+        );
+        let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let record_bytes = 8 + costs_bytes(self.options) + self.kernel.row_bytes();
+        let records = encoded.iter().flat_map(|(records, _)| records.chunks_exact(record_bytes));
+        for (&id, record) in ids.iter().zip(records) {
+            self.spill.push(self.spec.keying.locate(id, self.spec.partitions).partition, record)?;
+            self.rows += 1;
+        }
+        encoded.iter().for_each(|(_, measure)| self.measure.merge(measure));
         Ok(())
     }
 
-    /// Adds a row as it is stored, without key check. Such a version has no quantization report.
+    fn encode_many(
+        &self,
+        ids: &[u64],
+        fill: &(impl Fn(u64, &mut [f32]) + Sync),
+    ) -> Result<(Vec<u8>, Measure), BuildError> {
+        let mut measure = Measure::new();
+        let mut records =
+            Vec::with_capacity(ids.len() * (8 + costs_bytes(self.options) + self.kernel.row_bytes()));
+        let mut values = vec![0.0; self.spec.dim as usize];
+        let mut stored = values.clone();
+        for &id in ids {
+            fill(id, &mut values);
+            let (_, key) = self.locate(id)?;
+            let cost = encode(&self.kernel, self.options, (id, key), &values, &mut stored, &mut records)?;
+            if self.options.duplicates == Duplicates::Error {
+                measure.add(id, cost);
+            }
+        }
+        Ok((records, measure))
+    }
+
+    /// Adds a row as it is stored, without key check; any bytes of that length are taken. Such a version
+    /// has no quantization report.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -150,24 +296,34 @@ impl TableBuilder {
         if row.len() != expected {
             return Err(BuildError::StoredLength { id, found: row.len(), expected });
         }
-        self.check_id(id)?;
+        let (partition, key) = self.locate(id)?;
         self.imported = true;
-        self.ids.push(id);
-        self.stored.extend_from_slice(row);
+        self.record.clear();
+        self.record.extend(key.to_le_bytes());
+        self.record.resize(8 + costs_bytes(self.options), 0);
+        self.record.extend_from_slice(row);
+        self.push_record(partition)
+    }
+
+    fn push_record(&mut self, partition: PartitionIndex) -> Result<(), BuildError> {
+        self.spill.push(partition, &self.record)?;
+        self.rows += 1;
         Ok(())
     }
 
-    /// A dense id that no layout can hold is refused at once; holes can only be seen at the end.
-    fn check_id(&self, id: u64) -> Result<(), BuildError> {
+    /// Partition and key. A dense id that no layout can hold is refused at once; holes can only be seen at
+    /// the end.
+    fn locate(&self, id: u64) -> Result<(PartitionIndex, u64), BuildError> {
         let partitions = self.spec.partitions.get();
         let limit = MAX_PARTITION_ROWS * u64::from(partitions);
         if self.spec.keying == Keying::Dense && id >= limit {
             return Err(BuildError::IdTooLarge { id, partitions, limit });
         }
-        Ok(())
+        let location = self.spec.keying.locate(id, self.spec.partitions);
+        Ok((location.partition, location.key))
     }
 
-    /// Writes all partitions and `manifest.json`, and gives them the name `version_dir` in one step:
+    /// Builds all partitions and `manifest.json`, and gives them the name `version_dir` in one step:
     /// either the whole version is there, on disk, or nothing is. `progress` is told the rows done and the
     /// rows in all.
     ///
@@ -179,28 +335,67 @@ impl TableBuilder {
         version_dir: &Path,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<TableManifest, BuildError> {
-        let staged = StagedDir::create(version_dir, &self.spec.table_version.version)?;
-        let groups = group(&self.ids, self.spec.keying, self.spec.partitions)?;
-        let total = self.rows();
+        let Self { spec, options, kernel, staged, spill, rows, mut measure, imported, .. } = self;
+        let (staged, spilled) = match staged {
+            Some(staged) if staged.target() == version_dir => (staged, true),
+            Some(staged) => {
+                let staged = staged.target().to_owned();
+                return Err(BuildError::StagedElsewhere { staged, path: version_dir.to_owned() });
+            }
+            None => (StagedDir::create(version_dir, &spec.table_version.version)?, false),
+        };
+        let layout = staged.create_dir(&layout_dir_name(spec.partitions))?;
+        let records = spill.into_partitions();
+        let largest = records.iter().map(Records::rows).max().unwrap_or(0);
+        let (workers, chunk_bytes) = workers(options, spec.partitions, largest);
+        let mut assembly = Assembly {
+            plan: PartitionPlan {
+                table_version: spec.table_version.clone(),
+                table_rows: rows,
+                build_seed: spec.seed,
+                dim: spec.dim,
+                format: spec.format,
+                keying: spec.keying,
+                key_check: spec.key_check(),
+                partition: PartitionIndex(0),
+                partitions: spec.partitions,
+            },
+            layout: &layout,
+            duplicates: options.duplicates,
+            costs: options.duplicates == Duplicates::Last && !imported,
+            row_bytes: kernel.row_bytes(),
+            chunk_bytes,
+            threads: NonZeroUsize::new(options.threads.get() / workers).unwrap_or(NonZeroUsize::MIN),
+        };
+        if options.duplicates == Duplicates::Last {
+            // The number of rows stands in every file.
+            let count = |_, records: &Records, _: &dyn Fn(u64)| assembly.distinct(records);
+            let counts = parallel::for_each(records.iter().collect(), workers, count, &mut |_| ());
+            assembly.plan.table_rows = counts.into_iter().sum::<Result<u64, _>>()?;
+        }
+        let total = assembly.plan.table_rows;
         progress(0, total);
-
-        let layout = staged.create_dir(&layout_dir_name(self.spec.partitions))?;
-        let mut files = Vec::with_capacity(groups.len());
-        let mut done = 0;
-        for (members, partition) in groups.into_iter().zip(self.spec.partitions.indexes()) {
-            let rows = members.len() as u64;
-            let mut report = |rows_here: u64| progress(done + rows_here, total);
-            files.push(self.write(&layout, partition, &members, &mut report)?);
-            done += rows;
-            progress(done, total);
+        // Of each row we are told twice.
+        let mut told = 0;
+        let built = build_all(&assembly, records, workers, &mut |rows| {
+            told += rows;
+            progress(told / 2, total);
+        })?;
+        let mut files: Vec<PartitionEntry> = Vec::with_capacity(built.len());
+        for Assembled { entry, measure: of_partition } in built {
+            files.push(entry);
+            of_partition.iter().for_each(|of_partition| measure.merge(of_partition));
         }
         StagedDir::sync_dir(&layout)?;
+        if spilled {
+            staged.remove_dir(SPILL_DIR)?;
+        }
 
         let manifest = TableManifest {
             schema_version: TableManifest::SCHEMA_VERSION,
-            schema: self.spec.schema(total),
+            schema: spec.schema(total),
             files,
-            quantization: if self.imported { None } else { self.measure.report() },
+            quantization: if imported { None } else { measure.report() },
         };
         manifest.validate().map_err(|error| BuildError::Internal(error.to_string()))?;
         let mut json =
@@ -210,82 +405,100 @@ impl TableBuilder {
         staged.publish()?;
         Ok(manifest)
     }
+}
 
-    /// Writes one partition file into `layout`.
-    fn write(
-        &self,
-        layout: &Path,
-        partition: PartitionIndex,
-        members: &[Member],
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<PartitionEntry, BuildError> {
-        let plan = PartitionPlan {
-            table_version: self.spec.table_version.clone(),
-            table_rows: self.rows(),
-            build_seed: self.spec.seed,
-            dim: self.spec.dim,
-            format: self.spec.format,
-            keying: self.spec.keying,
-            key_check: self.spec.key_check(),
-            partition,
-            partitions: self.spec.partitions,
-        };
-        let (index, in_order) = self.arrange(partition, members)?;
-        let keys: Vec<u64> = in_order.iter().map(|member| member.key).collect();
-        let path = layout.join(partition_file_name(partition));
-        let io = |source| BuildError::Io { action: "writing", path: path.clone(), source };
-        let file = File::create_new(&path).map_err(io)?;
-        let row_bytes = self.kernel.row_bytes();
-        let row = |at: usize| {
-            if at > 0 && at.is_multiple_of(PROGRESS_ROWS) {
-                progress(at as u64);
-            }
-            let pushed = in_order[at].pushed;
-            &self.stored[pushed * row_bytes..(pushed + 1) * row_bytes]
-        };
-        let written = write_partition(file, &plan, &keys, &index, row).map_err(io)?;
-        Ok(PartitionEntry {
-            partition,
-            rows: keys.len() as u64,
-            file_bytes: written.file_bytes,
-            footer_crc32c: written.footer_crc32c,
-        })
+/// What a record has between key and row: with `Duplicates::Last` the cost of the row, as only the end
+/// tells which rows count.
+const fn costs_bytes(options: BuildOptions) -> usize {
+    match options.duplicates {
+        Duplicates::Error => 0,
+        Duplicates::Last => RowCost::BYTES,
     }
+}
 
-    /// The index over the members, and the members in row order. Every key is put through the evaluator
-    /// that will serve it: a row that two keys reach, or none, stops the build.
-    fn arrange(
-        &self,
-        partition: PartitionIndex,
-        members: &[Member],
-    ) -> Result<(BuiltIndex, Vec<Member>), BuildError> {
-        if self.spec.keying == Keying::Dense {
-            let none = BuiltIndex { shape: IndexShape::EMPTY, pilots: Vec::new(), remap: Vec::new() };
-            return Ok((none, members.to_vec()));
+/// Appends a record to `out`, and gives what storing the row costs. `stored` is room for the row as it
+/// reads back. On an error `out` may have grown.
+fn encode(
+    kernel: &RowKernel,
+    options: BuildOptions,
+    (id, key): (u64, u64),
+    values: &[f32],
+    stored: &mut [f32],
+    out: &mut Vec<u8>,
+) -> Result<RowCost, BuildError> {
+    if values.len() != kernel.dim() as usize {
+        return Err(BuildError::RowLength { id, found: values.len(), dim: kernel.dim() });
+    }
+    let cost_at = out.len() + 8;
+    let row_at = cost_at + costs_bytes(options);
+    out.extend(key.to_le_bytes());
+    out.resize(row_at + kernel.row_bytes(), 0);
+    kernel.quantize(values, &mut out[row_at..]).map_err(|source| BuildError::Value { id, source })?;
+    kernel.dequantize(&out[row_at..], stored);
+    let cost = RowCost::of(values, stored);
+    if row_at > cost_at {
+        out[cost_at..row_at].copy_from_slice(&cost.to_bytes());
+    }
+    Ok(cost)
+}
+
+/// How many partitions are built at once, and how many bytes of rows each has in memory, when the largest
+/// one has `rows` rows. [`BuildOptions::memory_bytes`] says what for.
+fn workers(options: BuildOptions, partitions: PartitionCount, rows: u64) -> (usize, u64) {
+    let memory = options.memory_bytes / 4 * 3;
+    // Keys and index while the index is built; then index and chunk.
+    let least = rows.saturating_mul(9).max(rows / 10 * 6 + MIN_CHUNK_BYTES).max(1);
+    let most = options.threads.get().min(partitions.get() as usize) as u64;
+    let workers = (memory / least).clamp(1, most);
+    (workers as usize, (memory / workers).saturating_sub(rows / 10 * 6))
+}
+
+/// Builds every partition. After a refusal the other partitions are only checked, so that the error does
+/// not depend on who was faster; after any other error they are left alone.
+fn build_all(
+    assembly: &Assembly<'_>,
+    records: Vec<Records>,
+    workers: usize,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Assembled>, BuildError> {
+    const BUILD: u8 = 0;
+    const CHECK: u8 = 1;
+    const STOP: u8 = 2;
+    let mode = AtomicU8::new(BUILD);
+    let one = |at: usize, records: Records, tell: &dyn Fn(u64)| -> Result<Option<Assembled>, BuildError> {
+        let partition = PartitionIndex(at as u32);
+        let result = match mode.load(Ordering::Relaxed) {
+            BUILD => assembly.assemble(partition, &records, tell).map(Some),
+            CHECK => assembly.check(partition, &records).map(|()| None),
+            _ => Ok(None),
+        };
+        let result = records.discard().and(result);
+        if let Err(error) = &result {
+            let rank = if rank(error).0 < OTHER { CHECK } else { STOP };
+            mode.fetch_max(rank, Ordering::Relaxed);
         }
-        let keys: Vec<u64> = members.iter().map(|member| member.key).collect();
-        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let rows = members.len() as u64;
-        let built = index::build(&keys, self.spec.seed, threads).map_err(|error| match error {
-            IndexError::TooMany(rows) => BuildError::TooManyRows { partition: partition.0, rows },
-            IndexError::Unplaceable => BuildError::Index { partition: partition.0, rows },
-        })?;
-        let remap = built.remap_bytes();
-        let view = built.view(&remap);
-        let mut in_order = vec![None; members.len()];
-        for &member in members {
-            let row = view.row(view.probe(member.key));
-            match row.and_then(|row| in_order.get_mut(row as usize)) {
-                Some(place @ None) => *place = Some(member),
-                _ => {
-                    return Err(BuildError::Internal(format!(
-                        "the index of partition {partition} gives key {:#x} the row {row:?} of another",
-                        member.key
-                    )));
-                }
-            }
+        result
+    };
+    let mut built = Vec::with_capacity(records.len());
+    let mut worst: Option<BuildError> = None;
+    for result in parallel::for_each(records, workers, one, progress) {
+        match result {
+            Ok(assembled) => built.extend(assembled),
+            Err(error) if worst.as_ref().is_some_and(|worst| rank(worst) <= rank(&error)) => {}
+            Err(error) => worst = Some(error),
         }
-        // As many rows as keys, and none reached twice: none is left out.
-        Ok((built, in_order.into_iter().flatten().collect()))
+    }
+    worst.map_or(Ok(built), Err)
+}
+
+/// [`rank`] of what does not name an id.
+const OTHER: u8 = 2;
+
+/// Which of several errors is told: ids that stand twice before ids that are missing, the smallest id first.
+const fn rank(error: &BuildError) -> (u8, u64) {
+    match error {
+        BuildError::DuplicateId { id } => (0, *id),
+        BuildError::MissingId { id, .. } => (1, *id),
+        _ => (OTHER, 0),
     }
 }

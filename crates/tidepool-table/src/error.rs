@@ -243,6 +243,14 @@ pub enum BuildError {
         /// Its directory.
         path: PathBuf,
     },
+    /// A staged build is published where it was begun.
+    #[error("the build was staged for {staged}, it cannot be published as {path}")]
+    StagedElsewhere {
+        /// Where it was begun.
+        staged: PathBuf,
+        /// What was asked for.
+        path: PathBuf,
+    },
     /// The operating system said no.
     #[error("{action} {path}")]
     Io {

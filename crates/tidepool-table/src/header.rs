@@ -112,6 +112,16 @@ impl KeyCheck {
         }
     }
 
+    /// What it writes after the row of `key`: its first [`bytes`](Self::bytes) of these.
+    #[inline]
+    pub(crate) const fn of(self, key: u64) -> [u8; 8] {
+        match self {
+            // The fingerprint is the high half.
+            Self::Fingerprint32 => (key >> 32).to_le_bytes(),
+            Self::None | Self::FullKeys => key.to_le_bytes(),
+        }
+    }
+
     /// Whether it goes with `keying`.
     const fn fits(self, keying: Keying) -> bool {
         matches!(

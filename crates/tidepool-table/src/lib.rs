@@ -8,21 +8,23 @@
 //!
 //! Read first: [`PartitionFile`], [`TableBuilder`], [`LayoutReader`].
 
+mod assemble;
 mod builder;
 mod error;
 mod footer;
-mod group;
 mod header;
 mod index;
 mod layout;
 mod mmap;
+mod parallel;
 mod partition;
 mod publish;
 mod report;
+mod spill;
 mod verify;
 mod write;
 
-pub use builder::{TableBuilder, TableSpec};
+pub use builder::{BuildOptions, Duplicates, TableBuilder, TableSpec};
 pub use error::{BuildError, OpenError, VerifyError};
 pub use header::{KeyCheck, SectionKind};
 pub use layout::LayoutReader;

@@ -1,8 +1,12 @@
 //! A version directory that appears whole or not at all: everything is written and fsynced under a
 //! temporary name beside it, then renamed.
+//!
+//! A build holds a lock (`flock`) on its temporary directory as long as it lives, so one that nobody holds
+//! was left by a build that was killed: the next build of the same version removes it.
 
 use std::{
-    fs::{self, File},
+    ffi::OsStr,
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     process,
@@ -23,6 +27,8 @@ pub(crate) struct StagedDir {
     target: PathBuf,
     parent: PathBuf,
     temp: PathBuf,
+    /// The temporary directory, locked.
+    lock: Option<File>,
     /// Whether the temporary directory is there, and ours to remove.
     remove: bool,
 }
@@ -40,18 +46,52 @@ impl StagedDir {
             _ => PathBuf::from("."),
         };
         create_dirs(&parent)?;
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let temp = parent.join(format!(".tmp-{version}-{}-{serial}", process::id()));
-        let mut staged =
-            Self { version: version.clone(), target: target.to_owned(), parent, temp, remove: false };
+        let mut staged = Self {
+            version: version.clone(),
+            target: target.to_owned(),
+            parent,
+            temp: PathBuf::new(),
+            lock: None,
+            remove: false,
+        };
         staged.refuse_existing()?;
-        // A crashed process of the same number may have left this one behind; nobody else uses the name.
-        if staged.temp.exists() {
-            fs::remove_dir_all(&staged.temp).map_err(failed("removing", &staged.temp))?;
+        staged.remove_leftovers()?;
+        while staged.lock.is_none() {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            staged.temp = staged.parent.join(format!(".tmp-{version}-{}-{serial}", process::id()));
+            match fs::create_dir(&staged.temp) {
+                Ok(()) => staged.lock = lock(&staged.temp)?,
+                // Of a killed process with our number, in another container; or of one that just begins.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed("creating", &staged.temp)(error)),
+            }
         }
-        fs::create_dir(&staged.temp).map_err(failed("creating", &staged.temp))?;
         staged.remove = true;
         Ok(staged)
+    }
+
+    /// Removes the temporary directories of builds of this version that are no more.
+    fn remove_leftovers(&self) -> Result<(), BuildError> {
+        let prefix = format!(".tmp-{}-", self.version);
+        let entries = fs::read_dir(&self.parent).map_err(failed("listing", &self.parent))?;
+        for entry in entries {
+            let name = entry.map_err(failed("listing", &self.parent))?.file_name();
+            let path = self.parent.join(&name);
+            if is_temporary(&name, &prefix) && path.is_dir() && lock(&path)?.is_some() {
+                match fs::remove_dir_all(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(failed("removing", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What it will be called.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
     }
 
     fn refuse_existing(&self) -> Result<(), BuildError> {
@@ -67,6 +107,12 @@ impl StagedDir {
         let path = self.temp.join(name);
         fs::create_dir(&path).map_err(failed("creating", &path))?;
         Ok(path)
+    }
+
+    /// Removes a directory inside, with all that is in it.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<(), BuildError> {
+        let path = self.temp.join(name);
+        fs::remove_dir_all(&path).map_err(failed("removing", &path))
     }
 
     /// Writes a whole small file inside, and waits until the disk has it.
@@ -108,6 +154,28 @@ impl Drop for StagedDir {
     }
 }
 
+/// Whether a directory is called as those of one version are: the prefix, a process number, a serial number.
+fn is_temporary(name: &OsStr, prefix: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.to_str().and_then(|name| name.strip_prefix(prefix)?.split_once('-'));
+    numbers.is_some_and(|(process, serial)| number(process) && number(serial))
+}
+
+/// Locks a directory; `None` when somebody else has locked it, or has removed it meanwhile.
+fn lock(dir: &Path) -> Result<Option<File>, BuildError> {
+    let file = match File::open(dir) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("opening", dir)(error)),
+    };
+    match file.try_lock() {
+        // Whoever cleans up may have had it between our opening and our locking.
+        Ok(()) => Ok(dir.exists().then_some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(failed("locking", dir)(error)),
+    }
+}
+
 /// Makes `dir` and what is missing above it, and waits until the disk has their names.
 fn create_dirs(dir: &Path) -> Result<(), BuildError> {
     let missing: Vec<&Path> =
@@ -117,4 +185,44 @@ fn create_dirs(dir: &Path) -> Result<(), BuildError> {
         StagedDir::sync_dir(if above.as_os_str().is_empty() { Path::new(".") } else { above })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_killed_builds_left_is_removed_and_nothing_else() {
+        let root = tempfile::TempDir::new().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let kept = [".tmp-v1-2-33-0", ".tmp-v1-x-1", ".tmp-v1-7", ".tmp-v2-7-0", "v0"];
+        for name in kept.into_iter().chain([".tmp-v1-33-0", ".tmp-v1-4194304-12"]) {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("file"), b"half").unwrap();
+        }
+        let version = Name::new("v1").unwrap();
+        let living = StagedDir::create(&at("v1"), &version).unwrap();
+        let second = StagedDir::create(&at("v1"), &version).unwrap();
+        let alive = |staged: &StagedDir| staged.temp.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut expected: Vec<String> = kept.map(str::to_owned).into();
+        expected.extend([alive(&living), alive(&second)]);
+        expected.sort();
+        assert_eq!(entries(root.path()), expected);
+
+        second.publish().unwrap();
+        drop(living);
+        let mut expected: Vec<String> = kept.map(str::to_owned).into();
+        expected.push("v1".into());
+        expected.sort();
+        assert_eq!(entries(root.path()), expected);
+    }
 }

@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use thiserror::Error;
-use tidepool_types::mix64;
+use tidepool_types::{mix64, unmix64};
 
 use super::{
     Index, IndexShape,
@@ -36,6 +36,9 @@ pub(crate) enum IndexError {
     /// More keys than rows can be counted.
     #[error("{0} rows in one partition: more than 4,294,967,295; choose more partitions")]
     TooMany(u64),
+    /// Two keys are the same.
+    #[error("a key stands twice")]
+    Duplicate,
     /// Bounded work was not enough.
     #[error("no perfect hash found with {SEEDS} seeds")]
     Unplaceable,
@@ -53,18 +56,41 @@ impl BuiltIndex {
 }
 
 /// Builds the index over distinct `keys` (in any order: the result depends on the set and `seed` alone)
-/// with at most `threads` threads, whose number does not change the result either.
+/// with at most `threads` threads, whose number does not change the result either. The keys are worked on
+/// in place: with them it needs `8 + 0.6` bytes a key.
 ///
 /// # Errors
-/// [`IndexError`]; keys that are not distinct end in `Unplaceable`.
-pub(crate) fn build(keys: &[u64], seed: u64, threads: NonZeroUsize) -> Result<BuiltIndex, IndexError> {
+/// [`IndexError`].
+pub(crate) fn build_owned(
+    mut keys: Vec<u64>,
+    seed: u64,
+    threads: NonZeroUsize,
+) -> Result<BuiltIndex, IndexError> {
     let rows = u32::try_from(keys.len()).map_err(|_| IndexError::TooMany(keys.len() as u64))?;
     if rows == 0 {
         return Ok(BuiltIndex::empty());
     }
-    (0..SEEDS)
-        .find_map(|attempt| try_seed(keys, rows, nth_seed(seed, attempt), threads))
-        .ok_or(IndexError::Unplaceable)
+    for attempt in 0..SEEDS {
+        let seed = nth_seed(seed, attempt);
+        let shape = IndexShape { rows, seed, ..IndexShape::EMPTY };
+        keys.iter_mut().for_each(|key| *key = shape.spread(*key));
+        // In ascending order the keys of a part lie together, and within it those of a bucket.
+        keys.sort_unstable();
+        if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(IndexError::Duplicate);
+        }
+        if let Some(built) = try_seed(&keys, rows, seed, threads) {
+            return Ok(built);
+        }
+        keys.iter_mut().for_each(|x| *x = unmix64(*x) ^ seed);
+    }
+    Err(IndexError::Unplaceable)
+}
+
+/// As [`build_owned`], of keys that are still needed.
+#[cfg(test)]
+pub(crate) fn build(keys: &[u64], seed: u64, threads: NonZeroUsize) -> Result<BuiltIndex, IndexError> {
+    build_owned(keys.to_vec(), seed, threads)
 }
 
 /// The seed of each attempt.
@@ -72,14 +98,12 @@ const fn nth_seed(seed: u64, attempt: u64) -> u64 {
     mix64(seed.wrapping_add((attempt + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
 }
 
-fn try_seed(keys: &[u64], rows: u32, seed: u64, threads: NonZeroUsize) -> Option<BuiltIndex> {
+/// `spread` are the spread keys in ascending order.
+fn try_seed(spread: &[u64], rows: u32, seed: u64, threads: NonZeroUsize) -> Option<BuiltIndex> {
     let parts = u64::from(rows).div_ceil(KEYS_PER_PART) as u32;
     let mut shape = IndexShape { rows, seed, parts, buckets_per_part: 1, slots_per_part: 1 };
-    // In ascending order the keys of a part lie together, and within it those of a bucket.
-    let mut spread: Vec<u64> = keys.iter().map(|&key| shape.spread(key)).collect();
-    spread.sort_unstable();
     let mut part_keys: Vec<&[u64]> = Vec::with_capacity(parts as usize);
-    let mut rest = spread.as_slice();
+    let mut rest = spread;
     for part in 0..u64::from(parts) {
         let (these, later) = rest.split_at(rest.partition_point(|&x| shape.part_and_bucket(x).0 == part));
         part_keys.push(these);

@@ -7,7 +7,9 @@
 mod build;
 mod place;
 
-pub(crate) use build::{BuiltIndex, IndexError, build};
+#[cfg(test)]
+pub(crate) use build::build;
+pub(crate) use build::{BuiltIndex, IndexError, build_owned};
 use tidepool_types::mix64;
 
 /// Spreads a pilot over 64 bits. Part of the file format.

@@ -58,10 +58,10 @@ fn neither_order_nor_threads_change_the_index() {
 
 #[test]
 fn keys_that_are_not_distinct_end() {
-    assert_eq!(build(&[7, 7], 0, one()), Err(IndexError::Unplaceable));
+    assert_eq!(build(&[7, 7], 0, one()), Err(IndexError::Duplicate));
     let mut keys = keys(1000);
     keys[500] = keys[3];
-    assert_eq!(build(&keys, 0, one()), Err(IndexError::Unplaceable));
+    assert_eq!(build(&keys, 0, one()), Err(IndexError::Duplicate));
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod damage;
 mod golden;
 mod layout;
 mod round_trip;
+mod streamed;
