@@ -297,7 +297,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        convert(text, None).unwrap_err().to_string()
+        tidepool_runtime::error::chain(&convert(text, None).unwrap_err())
     }
 
     #[test]
@@ -350,6 +350,7 @@ mod tests {
     #[test]
     fn malformed_documents_are_refused_and_the_place_named() {
         assert!(refusal("{").contains("does not parse"));
+        assert_eq!(refusal("{").matches("EOF").count(), 1, "the cause is not said twice");
         assert!(refusal(r#"{"user": {}, "candidates": {}}"#).contains("model"));
         let rank = |user: &str, candidates: &str| {
             refusal(&format!(r#"{{"model": "m", "user": {user}, "candidates": {candidates}}}"#))
