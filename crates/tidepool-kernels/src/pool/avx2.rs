@@ -4,10 +4,11 @@
 #![expect(unsafe_code, reason = "intrinsics that load and store take raw pointers")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, _mm_and_si128, _mm_castsi128_ps, _mm_cvtph_ps, _mm_loadl_epi64, _mm_loadu_si32,
-    _mm_loadu_si128, _mm_movehdup_ps, _mm_set1_epi8, _mm_srli_epi16, _mm_srli_si128, _mm_unpacklo_epi8,
-    _mm256_add_ps, _mm256_broadcastss_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m128i, __m256, __m256i, _mm_castsi128_ps, _mm_cvtph_ps, _mm_loadl_epi64, _mm_loadu_si32,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_srli_si128, _mm256_add_ps, _mm256_and_si256,
+    _mm256_broadcastd_epi32, _mm256_broadcastss_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_ps, _mm256_srlv_epi32, _mm256_storeu_ps,
 };
 
 use tidepool_types::RowFormat;
@@ -18,42 +19,64 @@ use super::{
 };
 use crate::isa::Isa;
 
-/// The functions for `format`; `None` when this CPU lacks the instructions. This is the only way to
+/// The functions for `format` and `dim`; `None` when this CPU lacks the instructions. This is the only way to
 /// them, which is what makes calling them safe.
-pub(super) fn fns(format: RowFormat) -> Option<PoolFns> {
+pub(super) fn fns(format: RowFormat, dim: usize) -> Option<PoolFns> {
     Isa::Avx2.is_available().then(|| match format {
-        RowFormat::Int4 => of::<Int4>(),
-        RowFormat::Int8 => of::<Int8>(),
-        RowFormat::F16 => of::<F16>(),
-        RowFormat::F32 => of::<F32>(),
+        RowFormat::Int4 => of_dim::<Int4>(dim),
+        RowFormat::Int8 => of_dim::<Int8>(dim),
+        RowFormat::F16 => of_dim::<F16>(dim),
+        RowFormat::F32 => of_dim::<F32>(dim),
     })
 }
 
-fn of<C: WideCodec>() -> PoolFns {
-    PoolFns {
-        accumulate: accumulate::<C>,
-        accumulate_weighted: accumulate_weighted::<C>,
-        dequantize: dequantize::<C>,
+fn of_dim<C: WideCodec>(dim: usize) -> PoolFns {
+    match dim {
+        16 => of::<C, 16>(),
+        32 => of::<C, 32>(),
+        64 => of::<C, 64>(),
+        128 => of::<C, 128>(),
+        256 => of::<C, 256>(),
+        _ => of::<C, 0>(),
     }
 }
 
-fn accumulate<C: WideCodec>(dim: usize, rows: &[&[u8]], acc: &mut [f32]) {
-    check(C::FORMAT, dim, rows, acc);
-    // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
-    unsafe { pool::<C, false>(rows, &[], acc) }
+/// For rows of `DIM` columns; 0 stands for any dimension.
+fn of<C: WideCodec, const DIM: usize>() -> PoolFns {
+    PoolFns {
+        accumulate: accumulate::<C, DIM>,
+        accumulate_weighted: accumulate_weighted::<C, DIM>,
+        dequantize: dequantize::<C, DIM>,
+    }
 }
 
-fn accumulate_weighted<C: WideCodec>(dim: usize, rows: &[&[u8]], weights: &[f32], acc: &mut [f32]) {
-    check(C::FORMAT, dim, rows, acc);
+/// A specialised function knows its dimension when it is compiled.
+const fn known_dim<const DIM: usize>(dim: usize) -> usize {
+    if DIM == 0 { dim } else { DIM }
+}
+
+fn accumulate<C: WideCodec, const DIM: usize>(dim: usize, rows: &[&[u8]], acc: &mut [f32]) {
+    check(C::FORMAT, known_dim::<DIM>(dim), rows, acc);
+    // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
+    unsafe { pool::<C, false, DIM>(rows, &[], acc) }
+}
+
+fn accumulate_weighted<C: WideCodec, const DIM: usize>(
+    dim: usize,
+    rows: &[&[u8]],
+    weights: &[f32],
+    acc: &mut [f32],
+) {
+    check(C::FORMAT, known_dim::<DIM>(dim), rows, acc);
     check_weights(rows, weights);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
-    unsafe { pool::<C, true>(rows, weights, acc) }
+    unsafe { pool::<C, true, DIM>(rows, weights, acc) }
 }
 
-fn dequantize<C: WideCodec>(dim: usize, row: &[u8], out: &mut [f32]) {
-    check(C::FORMAT, dim, &[row], out);
+fn dequantize<C: WideCodec, const DIM: usize>(dim: usize, row: &[u8], out: &mut [f32]) {
+    check(C::FORMAT, known_dim::<DIM>(dim), &[row], out);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
-    unsafe { read_row::<C>(row, out) }
+    unsafe { read_row::<C, DIM>(row, out) }
 }
 
 /// How sixteen elements of a row are read at once.
@@ -84,12 +107,11 @@ impl WideCodec for Int4 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn sixteen(row: &[u8], column: usize, scale_bias: [__m256; 2]) -> [__m256; 2] {
-        // SAFETY: sixteen codes are eight bytes, and the row has them.
-        let packed = unsafe { load_8(row, column / 2) };
-        let nibble = _mm_set1_epi8(0xf);
-        let even = _mm_and_si128(packed, nibble);
-        let odd = _mm_and_si128(_mm_srli_epi16::<4>(packed), nibble);
-        decode(_mm_unpacklo_epi8(even, odd), scale_bias)
+        // SAFETY: eight codes are four bytes, and the row has them.
+        let low = unsafe { load_4(row, column / 2) };
+        // SAFETY: sixteen codes are eight bytes, and these are the second four of them.
+        let high = unsafe { load_4(row, column / 2 + 4) };
+        [decode(nibbles(low), scale_bias), decode(nibbles(high), scale_bias)]
     }
 }
 
@@ -107,7 +129,9 @@ impl WideCodec for Int8 {
     unsafe fn sixteen(row: &[u8], column: usize, scale_bias: [__m256; 2]) -> [__m256; 2] {
         // SAFETY: sixteen codes are sixteen bytes, and the row has them.
         let codes = unsafe { load_16(row, column) };
-        decode(codes, scale_bias)
+        let low = _mm256_cvtepu8_epi32(codes);
+        let high = _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(codes));
+        [decode(low, scale_bias), decode(high, scale_bias)]
     }
 }
 
@@ -147,39 +171,51 @@ impl WideCodec for F32 {
     }
 }
 
-/// `fma(code, scale, bias)` of sixteen byte codes.
+/// The eight codes in the lowest four bytes of `packed`, in order: each lane shifts its own down.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(packed: __m128i) -> __m256i {
+    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let shifted = _mm256_srlv_epi32(_mm256_broadcastd_epi32(packed), shifts);
+    _mm256_and_si256(shifted, _mm256_set1_epi32(0xf))
+}
+
+/// `fma(code, scale, bias)` of eight codes.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn decode(codes: __m128i, [scale, bias]: [__m256; 2]) -> [__m256; 2] {
-    let low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes));
-    let high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(codes)));
-    [_mm256_fmadd_ps(low, scale, bias), _mm256_fmadd_ps(high, scale, bias)]
+fn decode(codes: __m256i, [scale, bias]: [__m256; 2]) -> __m256 {
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, bias)
 }
 
 /// Adds all rows to `acc`, block of columns by block of columns.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C; each row is long enough for `acc.len()` columns; if `WEIGHTED`,
-/// there is a weight for each.
+/// there is a weight for each; `acc` has `DIM` columns, or any number when `DIM` is 0.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn pool<C: WideCodec, const WEIGHTED: bool>(rows: &[&[u8]], weights: &[f32], acc: &mut [f32]) {
+unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const DIM: usize>(
+    rows: &[&[u8]],
+    weights: &[f32],
+    acc: &mut [f32],
+) {
+    let dim = known_dim::<DIM>(acc.len());
     let mut column = 0;
-    while column + 64 <= acc.len() {
+    while column + 64 <= dim {
         // SAFETY: the caller's promises, and 64 columns are left; blocks start at multiples of 16.
-        unsafe { pool_block::<C, WEIGHTED, 4>(column, rows, weights, acc) };
+        unsafe { pool_block::<C, WEIGHTED, 4>(column, dim, rows, weights, acc) };
         column += 64;
     }
-    if column + 32 <= acc.len() {
+    if column + 32 <= dim {
         // SAFETY: the caller's promises, and 32 columns are left.
-        unsafe { pool_block::<C, WEIGHTED, 2>(column, rows, weights, acc) };
+        unsafe { pool_block::<C, WEIGHTED, 2>(column, dim, rows, weights, acc) };
         column += 32;
     }
-    if column + 16 <= acc.len() {
+    if column + 16 <= dim {
         // SAFETY: the caller's promises, and 16 columns are left.
-        unsafe { pool_block::<C, WEIGHTED, 1>(column, rows, weights, acc) };
+        unsafe { pool_block::<C, WEIGHTED, 1>(column, dim, rows, weights, acc) };
         column += 16;
     }
-    if column == acc.len() {
+    if column == dim {
         return;
     }
     if WEIGHTED {
@@ -196,16 +232,17 @@ unsafe fn pool<C: WideCodec, const WEIGHTED: bool>(rows: &[&[u8]], weights: &[f3
 /// Adds `16 * GROUPS` columns of all rows, from `first` on.
 ///
 /// # Safety
-/// As [`pool`]; `first` is a multiple of 16 and `acc` has that many columns from there on.
+/// As [`pool`], for rows of `dim` columns; `first` is a multiple of 16 and `acc` has that many columns from
+/// there on.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
     first: usize,
+    dim: usize,
     rows: &[&[u8]],
     weights: &[f32],
     acc: &mut [f32],
 ) {
-    let dim = acc.len();
     let mut sums = [[_mm256_setzero_ps(); 2]; GROUPS];
     for (group, sum) in sums.iter_mut().enumerate() {
         // SAFETY: `acc` has the columns of this block.
@@ -233,20 +270,22 @@ unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
 /// Writes the values of `row` over `out`.
 ///
 /// # Safety
-/// The CPU has AVX2, FMA and F16C; `row` is long enough for `out.len()` columns.
+/// The CPU has AVX2, FMA and F16C; `row` is long enough for `out.len()` columns, which are
+/// `DIM`, or any number when `DIM` is 0.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn read_row<C: WideCodec>(row: &[u8], out: &mut [f32]) {
+unsafe fn read_row<C: WideCodec, const DIM: usize>(row: &[u8], out: &mut [f32]) {
+    let dim = known_dim::<DIM>(out.len());
     // SAFETY: the caller's promises are this function's needs.
-    let scale_bias = unsafe { C::wide_scale_bias(row, out.len()) };
+    let scale_bias = unsafe { C::wide_scale_bias(row, dim) };
     let mut column = 0;
-    while column + 16 <= out.len() {
+    while column + 16 <= dim {
         // SAFETY: the row has these sixteen columns, and the column is a multiple of 16.
         let values = unsafe { C::sixteen(row, column, scale_bias) };
         // SAFETY: `out` has them too.
         unsafe { store_columns(values, out, column) };
         column += 16;
     }
-    if column < out.len() {
+    if column < dim {
         scalar::read_row::<C>(column, row, out);
     }
 }

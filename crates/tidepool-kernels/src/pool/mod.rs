@@ -34,7 +34,7 @@ impl PoolFns {
         match isa {
             Isa::Scalar => Some(Self::scalar(format)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::fns(format),
+            Isa::Avx2 => avx2::fns(format, dim),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::fns(format, dim),
             #[cfg(not(target_arch = "x86_64"))]
