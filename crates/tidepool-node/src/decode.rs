@@ -47,38 +47,29 @@ impl Feature {
         self.ids.len() / u64::BYTES
     }
 
-    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        numbers(&self.ids)
+    /// Packed, as they came.
+    pub(crate) fn ids(&self) -> &[[u8; u64::BYTES]] {
+        self.ids.as_chunks().0
     }
 }
 
 impl Bags {
-    /// Positions in the ids, bag after bag.
-    pub(crate) fn members(&self) -> impl Iterator<Item = u32> + '_ {
-        numbers(&self.members)
-    }
-
-    /// Members of each bag.
-    pub(crate) fn lengths(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
-        numbers(&self.lengths)
+    /// Packed, as they came.
+    pub(crate) fn packed(&self) -> tidepool_table::Bags<'_> {
+        tidepool_table::Bags {
+            members: self.members.as_chunks().0,
+            lengths: self.lengths.as_chunks().0,
+            weights: self.weighted().then(|| self.weights.as_chunks().0),
+        }
     }
 
     pub(crate) const fn bag_count(&self) -> usize {
         self.lengths.len() / u32::BYTES
     }
 
-    /// One per member; `None` when the request has no weights.
-    pub(crate) fn weights(&self) -> Option<impl Iterator<Item = f32> + '_> {
-        self.weighted().then(|| numbers(&self.weights))
-    }
-
     pub(crate) const fn weighted(&self) -> bool {
         !self.weights.is_empty()
     }
-}
-
-fn numbers<'a, T: Packed + 'a>(bytes: &'a [u8]) -> impl ExactSizeIterator<Item = T> + 'a {
-    bytes.chunks_exact(T::BYTES).map(T::get)
 }
 
 /// How much work a request is, seen from the lengths of its fields alone: its ids, members, bags and
@@ -202,11 +193,12 @@ mod tests {
     fn a_good_feature_is_read_in_place() {
         let features = decode(vec![good()], 3).unwrap();
         let feature = &features[0];
-        assert_eq!(feature.ids().collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(feature.ids(), [7u64, 8, 9].map(u64::to_le_bytes));
         let Form::Pool(bags) = &feature.form else { panic!("not pooled") };
-        assert_eq!(bags.members().collect::<Vec<_>>(), [0, 2, 2, 1]);
-        assert_eq!(bags.lengths().collect::<Vec<_>>(), [3, 0, 1]);
-        assert_eq!(bags.weights().unwrap().collect::<Vec<_>>(), [1.0, 0.5, -2.0, 0.0]);
+        let packed = bags.packed();
+        assert_eq!(packed.members, [0u32, 2, 2, 1].map(u32::to_le_bytes));
+        assert_eq!(packed.lengths, [3u32, 0, 1].map(u32::to_le_bytes));
+        assert_eq!(packed.weights.unwrap(), [1.0f32, 0.5, -2.0, 0.0].map(f32::to_le_bytes));
         assert_eq!((feature.id_count(), bags.bag_count()), (3, 3));
     }
 

@@ -1,20 +1,26 @@
 //! One lookup from request to answer: checked, bounded, then found and gathered or pooled. Pure: it knows
 //! neither gRPC nor threads, so it runs wherever the service wants it to.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tidepool_proto::v1;
-use tidepool_types::{NodeId, PartitionIndex};
+use tidepool_table::{Gathered, LayoutView, LookupScratch, NotHeld, PartitionRows, Pooled};
+use tidepool_types::NodeId;
 
 use crate::{
     decode::{Feature, Form, decode},
     error::{LookupError, NotServed},
-    gather,
-    partitions::{FindRows, LayoutSlots, Snapshot},
-    pool,
-    rows::{Finder, Missing},
+    partitions::Snapshot,
 };
+
+thread_local! {
+    /// What the lookups of a thread work in, one after the other.
+    static SCRATCH: RefCell<LookupScratch> = RefCell::default();
+}
 
 /// What a request may ask for at most.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +63,7 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// [`LookupError`]; all of them but an unheld partition are found before the first row is touched.
-pub(crate) fn answer<P: FindRows>(
+pub(crate) fn answer<P: PartitionRows>(
     request: v1::LookupRequest,
     snapshot: &Snapshot<P>,
     node: &NodeId,
@@ -80,23 +86,24 @@ pub(crate) fn answer<P: FindRows>(
         return Err(LookupError::AnswerTooLarge { bytes, limit: limits.response_bytes });
     }
 
-    let mut answer = Answer::default();
-    let mut finder = Finder::default();
-    answer.response.features.reserve_exact(features.len());
-    for (feature, layout) in features.into_iter().zip(layouts) {
-        answer
-            .add(&feature, layout, &mut finder)
-            .map_err(|partition| not_served(&feature, NotServed::Partition(partition), snapshot))?;
-        if let Some(last) = answer.response.features.last_mut() {
-            last.table_version = Some(v1::TableVersion {
-                table: feature.table_version.table.into(),
-                version: feature.table_version.version.into(),
-            });
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut answer = Answer::default();
+        answer.response.features.reserve_exact(features.len());
+        for (feature, layout) in features.into_iter().zip(layouts) {
+            answer.add(&feature, layout, scratch).map_err(|NotHeld(partition)| {
+                not_served(&feature, NotServed::Partition(partition), snapshot)
+            })?;
+            if let Some(last) = answer.response.features.last_mut() {
+                last.table_version = Some(v1::TableVersion {
+                    table: feature.table_version.table.into(),
+                    version: feature.table_version.version.into(),
+                });
+            }
         }
-    }
-    answer.response.epoch = snapshot.epoch.0;
-    answer.response.node = node.to_string();
-    Ok(answer)
+        answer.response.epoch = snapshot.epoch.0;
+        answer.response.node = node.to_string();
+        Ok(answer)
+    })
 }
 
 fn not_served<P>(feature: &Feature, reason: NotServed, snapshot: &Snapshot<P>) -> LookupError {
@@ -109,49 +116,53 @@ fn not_served<P>(feature: &Feature, reason: NotServed, snapshot: &Snapshot<P>) -
 }
 
 /// The bytes that the answer to a feature has at most.
-fn feature_bytes<P>(feature: &Feature, layout: &LayoutSlots<P>) -> u64 {
+fn feature_bytes<P>(feature: &Feature, layout: &LayoutView<P>) -> u64 {
     // Tags, lengths and counters: nine fields of at most eleven bytes.
     const FRAME: u64 = 99;
     let names = feature.table_version.table.len() + feature.table_version.version.len();
     let bitmap = feature.id_count().div_ceil(8);
     let payload = match &feature.form {
-        Form::Gather => gather::answer_bytes(feature.id_count(), layout.kernel.row_bytes()),
-        Form::Pool(bags) => pool::answer_bytes(bags.bag_count(), layout.kernel.dim(), bags.weighted()),
+        Form::Gather => (feature.id_count() as u64).saturating_mul(layout.kernel().row_bytes() as u64),
+        Form::Pool(bags) => {
+            // Sum, count, and with weights their sum.
+            let numbers = u64::from(layout.kernel().dim()) + 1 + u64::from(bags.weighted());
+            (bags.bag_count() as u64).saturating_mul(numbers * size_of::<f32>() as u64)
+        }
     };
     payload.saturating_add(FRAME + (names + bitmap) as u64)
 }
 
 impl Answer {
-    fn add<'a, P: FindRows>(
+    fn add<P: PartitionRows>(
         &mut self,
         feature: &Feature,
-        layout: &'a LayoutSlots<P>,
-        finder: &mut Finder<'a>,
-    ) -> Result<(), PartitionIndex> {
+        layout: &LayoutView<P>,
+        scratch: &mut LookupScratch,
+    ) -> Result<(), NotHeld> {
         let mut response = v1::FeatureResponse::default();
-        let missing: Missing;
-        match &feature.form {
+        let missing = match &feature.form {
             Form::Gather => {
-                let rows;
-                (rows, missing) = gather::gather(layout, feature, finder)?;
-                self.gather_bytes += rows.len() as u64;
-                response.rows = rows.into();
+                let mut gathered = Gathered::default();
+                layout.gather(feature.ids(), scratch, &mut gathered)?;
+                self.gather_bytes += gathered.rows.len() as u64;
+                response.rows = gathered.rows.into();
+                gathered.missing
             }
             Form::Pool(bags) => {
-                let pooled;
-                (pooled, missing) = pool::pool(layout, feature, bags, finder)?;
+                let mut pooled = Pooled::default();
+                layout.pool(feature.ids(), bags.packed(), scratch, &mut pooled)?;
                 let bytes = pooled.sums.len() + pooled.counts.len() + pooled.weight_sums.len();
                 self.pool_bytes += bytes as u64;
                 response.sums = pooled.sums.into();
                 response.counts = pooled.counts.into();
                 response.weight_sums = pooled.weight_sums.into();
+                pooled.missing
             }
-        }
-        let (bits, count) = missing.finish();
-        response.missing = Bytes::from(bits);
-        response.missing_ids = count;
+        };
+        response.missing = Bytes::from(missing.bits);
+        response.missing_ids = missing.count;
         self.rows += feature.id_count() as u64;
-        self.missing += u64::from(count);
+        self.missing += u64::from(missing.count);
         self.response.features.push(response);
         Ok(())
     }

@@ -4,47 +4,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidepool_kernels::RowKernel;
-use tidepool_table::PartitionFile;
+use tidepool_table::{LayoutView, PartitionFile};
 use tidepool_types::{Epoch, Name, PartitionCount, PartitionIndex, TableSchema, TableVersion};
 
 use crate::error::NotServed;
-
-/// Rows by key. In a node it is a mapped file; in unit tests whatever they like.
-pub(crate) trait FindRows: Send + Sync + 'static {
-    /// Pushes the stored row of each key, or `None`, in the order of `keys`.
-    fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>);
-}
-
-impl FindRows for PartitionFile {
-    fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>) {
-        Self::find_many(self, keys, out);
-    }
-}
-
-/// One layout of one table version, and those of its partitions that are held here.
-#[derive(Debug)]
-pub(crate) struct LayoutSlots<P = PartitionFile> {
-    pub(crate) schema: TableSchema,
-    /// For the rows of this schema; chosen when the layout was first mapped.
-    pub(crate) kernel: RowKernel,
-    slots: Vec<Option<Arc<P>>>,
-}
 
 /// Every layout that is served, at one epoch.
 #[derive(Debug)]
 pub(crate) struct Snapshot<P = PartitionFile> {
     pub(crate) epoch: Epoch,
     /// By table; one table has a few versions, and one version a layout or two, so that part is a list.
-    tables: BTreeMap<Name, Vec<Arc<LayoutSlots<P>>>>,
+    tables: BTreeMap<Name, Vec<Arc<LayoutView<P>>>>,
 }
 
-// Derived, these would ask for `P: Clone` and `P: Default`.
-impl<P> Clone for LayoutSlots<P> {
-    fn clone(&self) -> Self {
-        Self { schema: self.schema.clone(), kernel: self.kernel, slots: self.slots.clone() }
-    }
-}
-
+// Derived, this would ask for `P: Clone`.
 impl<P> Clone for Snapshot<P> {
     fn clone(&self) -> Self {
         Self { epoch: self.epoch, tables: self.tables.clone() }
@@ -57,21 +30,8 @@ impl<P> Default for Snapshot<P> {
     }
 }
 
-impl<P> LayoutSlots<P> {
-    pub(crate) fn new(schema: TableSchema, kernel: RowKernel) -> Self {
-        let slots = schema.partitions.indexes().map(|_| None).collect();
-        Self { schema, kernel, slots }
-    }
-
-    /// The partition, if it is held here.
-    #[inline]
-    pub(crate) fn partition(&self, partition: PartitionIndex) -> Option<&P> {
-        self.slots.get(partition.0 as usize)?.as_deref()
-    }
-
-    fn is(&self, version: &TableVersion, partitions: PartitionCount) -> bool {
-        self.schema.partitions == partitions && &self.schema.table_version == version
-    }
+fn is<P>(layout: &LayoutView<P>, version: &TableVersion, partitions: PartitionCount) -> bool {
+    layout.schema().partitions == partitions && &layout.schema().table_version == version
 }
 
 impl<P> Snapshot<P> {
@@ -88,26 +48,26 @@ impl<P> Snapshot<P> {
         &self,
         version: &TableVersion,
         partitions: PartitionCount,
-    ) -> Result<&LayoutSlots<P>, NotServed> {
+    ) -> Result<&LayoutView<P>, NotServed> {
         let layouts = self.tables.get(&version.table).ok_or(NotServed::Table)?;
-        if let Some(layout) = layouts.iter().find(|l| l.is(version, partitions)) {
+        if let Some(layout) = layouts.iter().find(|l| is(l, version, partitions)) {
             return Ok(layout);
         }
-        let other = layouts.iter().find(|l| &l.schema.table_version == version);
+        let other = layouts.iter().find(|l| &l.schema().table_version == version);
         Err(other.map_or(NotServed::Version, |l| NotServed::Layout {
-            held: l.schema.partitions,
+            held: l.schema().partitions,
             asked: partitions,
         }))
     }
 
     /// A layout and all that is held of it, by its schema; `None` also when the schema is another.
-    fn held(&self, schema: &TableSchema) -> Option<&Arc<LayoutSlots<P>>> {
-        self.tables.get(&schema.table_version.table)?.iter().find(|l| &l.schema == schema)
+    fn held(&self, schema: &TableSchema) -> Option<&Arc<LayoutView<P>>> {
+        self.tables.get(&schema.table_version.table)?.iter().find(|l| l.schema() == schema)
     }
 
     /// The partition of exactly this schema, if it is held.
     pub(crate) fn partition(&self, schema: &TableSchema, partition: PartitionIndex) -> Option<&Arc<P>> {
-        self.held(schema)?.slots.get(partition.0 as usize)?.as_ref()
+        self.held(schema)?.partition(partition)
     }
 
     /// Puts a partition in its place. A layout of the same name and another schema gives way.
@@ -119,24 +79,21 @@ impl<P> Snapshot<P> {
         file: Arc<P>,
     ) {
         let layouts = self.tables.entry(schema.table_version.table.clone()).or_default();
-        layouts.retain(|l| !l.is(&schema.table_version, schema.partitions) || &l.schema == schema);
-        let at = layouts.iter().position(|l| &l.schema == schema).unwrap_or_else(|| {
-            layouts.push(Arc::new(LayoutSlots::new(schema.clone(), kernel)));
+        layouts.retain(|l| !is(l, &schema.table_version, schema.partitions) || l.schema() == schema);
+        let at = layouts.iter().position(|l| l.schema() == schema).unwrap_or_else(|| {
+            layouts.push(Arc::new(LayoutView::new(schema.clone(), kernel)));
             layouts.len() - 1
         });
-        let layout = Arc::make_mut(&mut layouts[at]);
-        if let Some(slot) = layout.slots.get_mut(partition.0 as usize) {
-            *slot = Some(file);
-        }
+        Arc::make_mut(&mut layouts[at]).insert(partition, file);
     }
 
     /// Every partition held.
     pub(crate) fn partitions(&self) -> impl Iterator<Item = &Arc<P>> {
-        self.tables.values().flatten().flat_map(|l| l.slots.iter().flatten())
+        self.tables.values().flatten().flat_map(|l| l.partitions())
     }
 
     /// Every schema of which something is held.
     pub(crate) fn schemas(&self) -> impl Iterator<Item = &TableSchema> {
-        self.tables.values().flatten().map(|l| &l.schema)
+        self.tables.values().flatten().map(|l| l.schema())
     }
 }

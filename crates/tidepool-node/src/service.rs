@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Instant};
 use arc_swap::ArcSwap;
 use tidepool_proto::v1::{self, embedding_server::Embedding};
 use tidepool_runtime::pool::{CpuPool, PoolError};
+use tidepool_table::PartitionRows;
 use tidepool_types::NodeId;
 use tonic::{Request, Response, Status};
 
@@ -14,7 +15,7 @@ use crate::{
     error::LookupError,
     lookup::{Answer, Deadline, Limits, answer},
     metrics::Metrics,
-    partitions::{FindRows, Snapshot},
+    partitions::Snapshot,
 };
 
 /// What lookups are answered with.
@@ -28,7 +29,7 @@ pub(crate) struct EmbeddingService<P> {
     pub(crate) metrics: Metrics,
 }
 
-impl<P: FindRows> EmbeddingService<P> {
+impl<P: PartitionRows> EmbeddingService<P> {
     async fn answer(&self, request: v1::LookupRequest, received: Instant) -> Result<Answer, LookupError> {
         let deadline = Deadline::new(received, request.deadline_us);
         if rows_asked(&request) <= self.inline_max_rows {
@@ -50,7 +51,7 @@ impl<P: FindRows> EmbeddingService<P> {
 }
 
 #[tonic::async_trait]
-impl<P: FindRows> Embedding for EmbeddingService<P> {
+impl<P: PartitionRows> Embedding for EmbeddingService<P> {
     async fn lookup(
         &self,
         request: Request<v1::LookupRequest>,

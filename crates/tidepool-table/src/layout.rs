@@ -1,7 +1,8 @@
 //! [`LayoutReader`]: a whole version opened from its directory.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
+use tidepool_kernels::RowKernel;
 use tidepool_types::{
     PartitionEntry, PartitionIndex, TableManifest, TableSchema,
     paths::{MANIFEST_FILE, partition_path},
@@ -9,6 +10,7 @@ use tidepool_types::{
 
 use crate::{
     error::{OpenError, VerifyError},
+    lookup::LayoutView,
     partition::PartitionFile,
 };
 
@@ -71,6 +73,16 @@ impl LayoutReader {
     #[must_use]
     pub fn partitions(&self) -> &[PartitionFile] {
         &self.partitions
+    }
+
+    /// All of it as a view to look up in, with the kernel for its rows.
+    #[must_use]
+    pub fn into_view(self, kernel: RowKernel) -> LayoutView {
+        let mut view = LayoutView::new(self.manifest.schema, kernel);
+        for file in self.partitions {
+            view.insert(file.meta().partition, Arc::new(file));
+        }
+        view
     }
 
     /// Every id with its stored row, partition by partition, each in row order.

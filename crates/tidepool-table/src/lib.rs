@@ -6,7 +6,7 @@
 //! it is opened, or [`PartitionFile::verify`] names the block that is damaged. `unsafe` stands in `mmap.rs`
 //! alone.
 //!
-//! Read first: [`PartitionFile`], [`TableBuilder`], [`LayoutReader`].
+//! Read first: [`PartitionFile`], [`LayoutView`], [`TableBuilder`].
 
 mod assemble;
 mod builder;
@@ -15,6 +15,7 @@ mod footer;
 mod header;
 mod index;
 mod layout;
+mod lookup;
 mod mmap;
 mod parallel;
 mod partition;
@@ -28,4 +29,6 @@ pub use builder::{BuildOptions, Duplicates, TableBuilder, TableSpec};
 pub use error::{BuildError, OpenError, VerifyError};
 pub use header::{KeyCheck, SectionKind};
 pub use layout::LayoutReader;
-pub use partition::{PartitionFile, PartitionMeta, SectionBytes};
+pub use lookup::{Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, Pooled};
+pub use mmap::prefetch_all;
+pub use partition::{PartitionFile, PartitionMeta, PartitionProbe, SectionBytes};

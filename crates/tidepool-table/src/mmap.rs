@@ -51,3 +51,13 @@ pub(crate) fn prefetch(bytes: &[u8], at: usize) {
 #[cfg(not(target_arch = "x86_64"))]
 #[inline]
 pub(crate) fn prefetch(_bytes: &[u8], _at: usize) {}
+
+/// Asks the CPU to bring every cache line of `bytes` closer. A hint: nothing is read.
+#[inline]
+pub fn prefetch_all(bytes: &[u8]) {
+    const LINE_BYTES: usize = 64;
+    for at in (0..bytes.len()).step_by(LINE_BYTES) {
+        prefetch(bytes, at);
+    }
+    prefetch(bytes, bytes.len().wrapping_sub(1));
+}

@@ -16,11 +16,9 @@ use crate::{
         TAIL_PAD_BYTES,
     },
     index::{Index, IndexShape, Probe},
-    mmap::{MappedFile, prefetch},
+    lookup::PartitionRows,
+    mmap::{MappedFile, prefetch, prefetch_all},
 };
-
-/// How many keys [`PartitionFile::find_many`] has in flight at once.
-const BLOCK_KEYS: usize = 64;
 
 /// What a partition file is part of, and how its rows are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +86,9 @@ pub struct PartitionFile {
     header: Header,
     meta: PartitionMeta,
     index: IndexShape,
+    /// Those of `meta`, computed once.
+    row_bytes: usize,
+    stride: usize,
     /// Rows without the tail pad.
     rows: Range<usize>,
     cold_keys: Range<usize>,
@@ -153,6 +154,8 @@ impl PartitionFile {
         rows.end -= TAIL_PAD_BYTES as usize;
         Ok(Self {
             path: path.to_owned(),
+            row_bytes: meta.row_bytes(),
+            stride: meta.stride(),
             meta,
             index: footer.index,
             rows,
@@ -185,51 +188,17 @@ impl PartitionFile {
             return None;
         }
         match self.meta.keying {
-            Keying::Dense => self.dense_row(location.key),
+            Keying::Dense => self.stride_of(location.key),
             Keying::Hashed => {
-                let index = self.index();
-                self.checked_row(index.row(index.probe(location.key))?, location.key)
+                let row = self.stride_of(self.index_row(location.key)?)?;
+                Some(self.confirm(row, location.key)).filter(|row| !row.is_empty())
             }
-        }
-    }
-
-    /// The stored rows of many ids, as [`find`](Self::find) gives them. `keys` are those of
-    /// [`Keying::locate`] for ids of this partition. `out` is cleared and gets one entry per key, in order.
-    ///
-    /// Keys are worked on in blocks, so that the cache misses of a block overlap.
-    pub fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>) {
-        out.clear();
-        out.reserve(keys.len());
-        if self.meta.keying == Keying::Dense {
-            out.extend(keys.iter().map(|&key| self.dense_row(key)));
-            return;
-        }
-        let index = self.index();
-        let rows = &self.map[self.rows.clone()];
-        let stride = self.meta.stride();
-        let mut probes = [Probe::default(); BLOCK_KEYS];
-        let mut found = [None; BLOCK_KEYS];
-        for block in keys.chunks(BLOCK_KEYS) {
-            for (probe, &key) in probes.iter_mut().zip(block) {
-                *probe = index.probe(key);
-                prefetch(index.pilots(), probe.pilot_at);
-            }
-            for (row, &probe) in found.iter_mut().zip(&probes[..block.len()]) {
-                *row = index.row(probe);
-                if let Some(row) = *row {
-                    // Its first and last line: a stride of up to 66 bytes touches no other.
-                    let at = row as usize * stride;
-                    prefetch(rows, at);
-                    prefetch(rows, at + stride - 1);
-                }
-            }
-            out.extend(found.iter().zip(block).map(|(row, &key)| self.checked_row((*row)?, key)));
         }
     }
 
     /// Every id with its stored row, in row order. Ids are exact for both key checks.
     pub fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let (stride, row_bytes) = (self.meta.stride(), self.meta.row_bytes());
+        let (stride, row_bytes) = (self.stride, self.row_bytes);
         self.map[self.rows.clone()]
             .chunks_exact(stride)
             .zip(0u64..)
@@ -284,25 +253,8 @@ impl PartitionFile {
     /// The bytes of a row, key check included; `None` past the last row.
     #[inline]
     fn stride_of(&self, row: u64) -> Option<&[u8]> {
-        let stride = self.meta.stride();
-        let at = usize::try_from(row).ok()?.checked_mul(stride)?;
-        self.map[self.rows.clone()].get(at..at.checked_add(stride)?)
-    }
-
-    fn dense_row(&self, row: u64) -> Option<&[u8]> {
-        self.stride_of(row)
-    }
-
-    /// The row, when its key check says that it is that of `key`.
-    #[inline]
-    fn checked_row(&self, row: u64, key: u64) -> Option<&[u8]> {
-        let (bytes, check) = self.stride_of(row)?.split_at(self.meta.row_bytes());
-        let matches = match self.meta.key_check {
-            KeyCheck::None => true,
-            KeyCheck::Fingerprint32 => le_u32(check) == fingerprint(key),
-            KeyCheck::FullKeys => le_u64(check) == key,
-        };
-        matches.then_some(bytes)
+        let at = usize::try_from(row).ok()?.checked_mul(self.stride)?;
+        self.map[self.rows.clone()].get(at..at.checked_add(self.stride)?)
     }
 
     /// The id of a row, given its key check.
@@ -316,6 +268,53 @@ impl PartitionFile {
             }
             KeyCheck::FullKeys => unmix64(le_u64(check)),
         }
+    }
+}
+
+/// A key on its way to its row in a [`PartitionFile`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PartitionProbe {
+    key: u64,
+    /// Of no meaning in a dense partition, where the key is the row.
+    index: Probe,
+}
+
+impl PartitionRows for PartitionFile {
+    type Probe = PartitionProbe;
+
+    #[inline]
+    fn probe(&self, key: u64) -> PartitionProbe {
+        match self.meta.key_check {
+            KeyCheck::None => PartitionProbe { key, index: Probe::default() },
+            KeyCheck::Fingerprint32 | KeyCheck::FullKeys => {
+                let index = self.index();
+                let probe = index.probe(key);
+                prefetch(index.pilots(), probe.pilot_at);
+                PartitionProbe { key, index: probe }
+            }
+        }
+    }
+
+    #[inline]
+    fn seek(&self, probe: PartitionProbe) -> &[u8] {
+        let row = match self.meta.key_check {
+            KeyCheck::None => Some(probe.key),
+            KeyCheck::Fingerprint32 | KeyCheck::FullKeys => self.index().row(probe.index),
+        };
+        let bytes = row.and_then(|row| self.stride_of(row)).unwrap_or_default();
+        prefetch_all(bytes);
+        bytes
+    }
+
+    #[inline]
+    fn confirm<'a>(&self, candidate: &'a [u8], key: u64) -> &'a [u8] {
+        let Some((row, check)) = candidate.split_at_checked(self.row_bytes) else { return &[] };
+        let matches = match self.meta.key_check {
+            KeyCheck::None => true,
+            KeyCheck::Fingerprint32 => le_u32(check) == fingerprint(key),
+            KeyCheck::FullKeys => le_u64(check) == key,
+        };
+        if matches { row } else { &[] }
     }
 }
 

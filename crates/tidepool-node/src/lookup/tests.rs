@@ -18,9 +18,19 @@ const LIMITS: Limits = Limits { ids_per_request: 100_000, response_bytes: 1 << 2
 #[derive(Default)]
 struct Plain(HashMap<u64, Vec<u8>>);
 
-impl FindRows for Plain {
-    fn find_many<'a>(&'a self, keys: &[u64], out: &mut Vec<Option<&'a [u8]>>) {
-        out.extend(keys.iter().map(|k| self.0.get(k).map(Vec::as_slice)));
+impl PartitionRows for Plain {
+    type Probe = u64;
+
+    fn probe(&self, key: u64) -> u64 {
+        key
+    }
+
+    fn seek(&self, key: u64) -> &[u8] {
+        self.0.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    fn confirm<'a>(&self, candidate: &'a [u8], _key: u64) -> &'a [u8] {
+        candidate
     }
 }
 

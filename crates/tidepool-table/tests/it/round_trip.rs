@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tidepool_kernels::RowKernel;
-use tidepool_table::{LayoutReader, PartitionFile, TableBuilder, TableSpec};
+use tidepool_table::{
+    Gathered, LayoutReader, LookupScratch, Missing, PartitionFile, TableBuilder, TableSpec,
+};
 use tidepool_types::{Keying, PartitionCount, RowFormat, mix64};
 
 use crate::common::{KEYINGS, all_files, build, build_in, ids, spec, stored, vector};
@@ -29,22 +31,17 @@ fn check(spec: &TableSpec, ids: &[u64]) {
     assert_eq!(entries, expected, "{spec:?}");
     assert_eq!(layout.entries().count(), ids.len());
 
-    let mut found = Vec::new();
-    for (file, partition) in layout.partitions().iter().zip(spec.partitions.indexes()) {
-        let here: Vec<u64> = ids
-            .iter()
-            .copied()
-            .filter(|&id| spec.keying.locate(id, spec.partitions).partition == partition)
-            .collect();
-        let keys: Vec<u64> = here.iter().map(|&id| spec.keying.locate(id, spec.partitions).key).collect();
-        file.find_many(&keys, &mut found);
-        assert_eq!(found, here.iter().map(|&id| file.find(id)).collect::<Vec<_>>());
-        assert!(found.iter().all(Option::is_some));
+    for file in layout.partitions() {
         let bytes = file.section_bytes();
         let sum = bytes.rows + bytes.cold_keys + bytes.index + bytes.checksums + bytes.footer;
         assert_eq!(sum + bytes.header_and_padding, file.file_bytes());
         assert_eq!(file.file_bytes(), std::fs::metadata(file.path()).unwrap().len());
     }
+    let packed: Vec<[u8; 8]> = ids.iter().map(|id| id.to_le_bytes()).collect();
+    let mut gathered = Gathered::default();
+    layout.into_view(kernel).gather(&packed, &mut LookupScratch::default(), &mut gathered).unwrap();
+    assert_eq!(gathered.missing, Missing::default());
+    assert!(gathered.rows.chunks_exact(kernel.row_bytes()).eq(ids.iter().map(|id| &expected[id][..])));
 }
 
 #[test]
@@ -94,25 +91,22 @@ fn absent_ids_are_absent() {
         let published = build(&spec, &present);
         let layout = LayoutReader::open(&published.dir).unwrap();
         let present: BTreeSet<u64> = present.into_iter().collect();
-        let probes = (0..200_000u64).map(|n| mix64(n ^ 0xab5e)).filter(|id| !present.contains(id));
-        let mut keys = vec![Vec::new(); 4];
-        for id in probes {
+        let absent: Vec<u64> =
+            (0..200_000u64).map(|n| mix64(n ^ 0xab5e)).filter(|id| !present.contains(id)).collect();
+        for &id in &absent {
             assert_eq!(layout.find(id), None, "id {id} of {keying:?}");
-            let at = spec.keying.locate(id, spec.partitions);
-            keys[at.partition.0 as usize].push(at.key);
-        }
-        let mut found = Vec::new();
-        for (file, keys) in layout.partitions().iter().zip(&keys) {
-            file.find_many(keys, &mut found);
-            assert_eq!(found.len(), keys.len());
-            assert!(found.iter().all(Option::is_none));
-            assert_eq!(file.find(u64::MAX), layout.find(u64::MAX).filter(|_| file.find(u64::MAX).is_some()));
         }
         if keying.0 == Keying::Dense {
             for id in [5000, 5001, 5002, 5003, u64::MAX] {
                 assert_eq!(layout.find(id), None);
             }
         }
+        let packed: Vec<[u8; 8]> = absent.iter().map(|id| id.to_le_bytes()).collect();
+        let mut gathered = Gathered::default();
+        let view = layout.into_view(RowKernel::new(spec.format, spec.dim));
+        view.gather(&packed, &mut LookupScratch::default(), &mut gathered).unwrap();
+        assert_eq!(gathered.missing.count as usize, absent.len());
+        assert!(gathered.rows.iter().all(|&byte| byte == 0));
     }
 }
 

@@ -1,0 +1,145 @@
+//! Lookups over a layout: packed ids to stored rows, or to one sum per bag. A node and the benches call
+//! the same two functions, [`LayoutView::gather`] and [`LayoutView::pool`].
+//!
+//! Ids are found in blocks, each a step ahead of the next in memory, and sums are taken while the rows of
+//! later ids are on their way (`resolve.rs`). Nothing is allocated per id, and no lock is taken.
+
+mod gather;
+mod pool;
+mod resolve;
+
+use std::sync::Arc;
+
+pub use gather::Gathered;
+pub use pool::{Bags, Pooled};
+use thiserror::Error;
+use tidepool_kernels::RowKernel;
+use tidepool_types::{PartitionIndex, TableSchema};
+
+use crate::partition::PartitionFile;
+
+/// One layout of one table version, and those of its partitions that are held. Cloning it copies
+/// pointers, not rows: a holder changes a copy and swaps it in.
+#[derive(Debug)]
+pub struct LayoutView<P = PartitionFile> {
+    schema: TableSchema,
+    kernel: RowKernel,
+    partitions: Vec<Option<Arc<P>>>,
+}
+
+/// What one lookup after the other works in, so that none of them has to make room first.
+#[derive(Debug, Default)]
+pub struct LookupScratch {
+    /// Rows of the ids of a request; empty between lookups, it only keeps the room.
+    rows: Vec<&'static [u8]>,
+    /// Rows of a piece of a bag, as `rows`.
+    piece: Vec<&'static [u8]>,
+    weights: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+/// Rows by key, found in steps, so that the cache misses of many keys overlap: each step asks the memory
+/// for what the next one reads. A [`PartitionFile`], or in tests whatever they like.
+pub trait PartitionRows: Send + Sync + 'static {
+    /// What is known of a key before memory is read.
+    type Probe: Copy + Default;
+
+    /// Arithmetic only. `key` is that of [`Keying::locate`](tidepool_types::Keying::locate).
+    fn probe(&self, key: u64) -> Self::Probe;
+
+    /// The row that has the key if any has it, with its key check; empty when there is none. Does not
+    /// read it.
+    fn seek(&self, probe: Self::Probe) -> &[u8];
+
+    /// The stored row, when it is that of `key`; empty when it is not. `candidate` is what
+    /// [`seek`](Self::seek) gave for that key.
+    fn confirm<'a>(&self, candidate: &'a [u8], key: u64) -> &'a [u8];
+}
+
+/// Which ids have no row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// One bit per id, lowest first, 1 for missing; no bytes at all while nothing is missing.
+    pub bits: Vec<u8>,
+    /// How many bits are set.
+    pub count: u32,
+}
+
+/// An id falls into a partition that is not held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("partition {0} is not held")]
+pub struct NotHeld(pub PartitionIndex);
+
+impl<P> LayoutView<P> {
+    /// A layout of which nothing is held yet. `kernel` is for the rows of `schema`.
+    #[must_use]
+    pub fn new(schema: TableSchema, kernel: RowKernel) -> Self {
+        let partitions = schema.partitions.indexes().map(|_| None).collect();
+        Self { schema, kernel, partitions }
+    }
+
+    /// What the rows are, and how they are cut.
+    #[must_use]
+    pub fn schema(&self) -> &TableSchema {
+        &self.schema
+    }
+
+    /// What adds them up.
+    #[must_use]
+    pub fn kernel(&self) -> &RowKernel {
+        &self.kernel
+    }
+
+    /// A partition, if it is held.
+    #[inline]
+    #[must_use]
+    pub fn partition(&self, partition: PartitionIndex) -> Option<&Arc<P>> {
+        self.partitions.get(partition.0 as usize)?.as_ref()
+    }
+
+    /// Every partition that is held, in order.
+    pub fn partitions(&self) -> impl Iterator<Item = &Arc<P>> {
+        self.partitions.iter().flatten()
+    }
+
+    /// Puts a partition in its place. One that the layout does not have is ignored.
+    pub fn insert(&mut self, partition: PartitionIndex, rows: Arc<P>) {
+        if let Some(place) = self.partitions.get_mut(partition.0 as usize) {
+            *place = Some(rows);
+        }
+    }
+}
+
+// Derived, this would ask for `P: Clone`.
+impl<P> Clone for LayoutView<P> {
+    fn clone(&self) -> Self {
+        Self { schema: self.schema.clone(), kernel: self.kernel, partitions: self.partitions.clone() }
+    }
+}
+
+impl Missing {
+    fn clear(&mut self) {
+        self.bits.clear();
+        self.count = 0;
+    }
+
+    /// Marks the id at `position` of `ids`.
+    #[cold]
+    fn mark(&mut self, position: usize, ids: usize) {
+        if self.bits.is_empty() {
+            self.bits.resize(ids.div_ceil(8), 0);
+        }
+        self.bits[position / 8] |= 1 << (position % 8);
+        self.count += 1;
+    }
+}
+
+/// The room of a list of rows, for rows of another life.
+fn recycle<'to>(mut rows: Vec<&[u8]>) -> Vec<&'to [u8]> {
+    rows.clear();
+    // Nothing is left to map, and the standard library collects into the same allocation.
+    rows.into_iter().map(|_| [].as_slice()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! The pool form: one sum per bag, over the members that were found, in the order of the request. So the
+//! same request gives the same bits, however its ids are cut into blocks.
+
+use super::{LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, recycle, resolve::Resolver};
+
+/// Members whose rows are handed to the kernel in one call.
+const PIECE_ROWS: usize = 128;
+
+/// Which ids are summed into which vector: packed little-endian numbers, as they travel.
+#[derive(Clone, Copy, Debug)]
+pub struct Bags<'a> {
+    /// `u32` positions in the ids, bag after bag.
+    pub members: &'a [[u8; 4]],
+    /// Members of each bag, `u32`.
+    pub lengths: &'a [[u8; 4]],
+    /// One `f32` per member; `None` for plain sums.
+    pub weights: Option<&'a [[u8; 4]]>,
+}
+
+/// The sums of the bags of a lookup: packed little-endian numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pooled {
+    /// `dim` `f32` per bag.
+    pub sums: Vec<u8>,
+    /// Members that were found, one `u32` per bag.
+    pub counts: Vec<u8>,
+    /// The sum of their weights, one `f32` per bag; empty without weights.
+    pub weight_sums: Vec<u8>,
+    /// Ids without a row, whether or not a bag has them.
+    pub missing: Missing,
+}
+
+impl<P: PartitionRows> LayoutView<P> {
+    /// The sums of `bags` over packed ids (little-endian `u64`), written over `out`.
+    ///
+    /// # Errors
+    /// [`NotHeld`] for the first id whose partition is not; `out` then holds nothing of use.
+    ///
+    /// # Panics
+    /// When a member is no position in `ids`, the lengths do not add up to the members, or there are not
+    /// as many weights as members: the caller has checked that.
+    pub fn pool(
+        &self,
+        ids: &[[u8; 8]],
+        bags: Bags<'_>,
+        scratch: &mut LookupScratch,
+        out: &mut Pooled,
+    ) -> Result<(), NotHeld> {
+        out.clear(bags, self.kernel.dim() as usize);
+        let rows = recycle(std::mem::take(&mut scratch.rows));
+        let mut resolver = Resolver::new(self, ids, rows, &mut out.missing);
+        let mut piece = recycle(std::mem::take(&mut scratch.piece));
+        let (sum, weights) = (&mut scratch.sum, &mut scratch.weights);
+        sum.resize(self.kernel.dim() as usize, 0.0);
+
+        let mut members = bags.members;
+        let mut member_weights = bags.weights;
+        for &length in bags.lengths {
+            let mut left = u32::from_le_bytes(length) as usize;
+            let (mut count, mut weight_sum) = (0u32, 0.0f32);
+            sum.fill(0.0);
+            while left > 0 {
+                let now = left.min(PIECE_ROWS);
+                left -= now;
+                let (these, later) = members.split_at(now);
+                members = later;
+                piece.clear();
+                if let Some(all) = member_weights {
+                    let (these_weights, later) = all.split_at(now);
+                    member_weights = Some(later);
+                    weights.clear();
+                    for (&member, &weight) in these.iter().zip(these_weights) {
+                        let row = resolver.row_of(member)?;
+                        if !row.is_empty() {
+                            let weight = f32::from_le_bytes(weight);
+                            piece.push(row);
+                            weights.push(weight);
+                            weight_sum += weight;
+                        }
+                    }
+                    self.kernel.accumulate_weighted(&piece, weights, sum);
+                } else {
+                    for &member in these {
+                        let row = resolver.row_of(member)?;
+                        if !row.is_empty() {
+                            piece.push(row);
+                        }
+                    }
+                    self.kernel.accumulate(&piece, sum);
+                }
+                count += piece.len() as u32;
+            }
+            let numbers = sum.iter().map(|v| v.to_le_bytes());
+            extend(&mut out.sums, numbers);
+            out.counts.extend_from_slice(&count.to_le_bytes());
+            if bags.weights.is_some() {
+                out.weight_sums.extend_from_slice(&weight_sum.to_le_bytes());
+            }
+        }
+        assert!(members.is_empty(), "bag lengths that leave {} members over", members.len());
+        // Ids that no bag has are looked up too, for they may be missing.
+        resolver.advance_to(ids.len())?;
+        scratch.rows = recycle(resolver.rows);
+        scratch.piece = recycle(piece);
+        Ok(())
+    }
+}
+
+impl<'a, P: PartitionRows> Resolver<'a, '_, P> {
+    #[inline]
+    fn row_of(&mut self, member: [u8; 4]) -> Result<&'a [u8], NotHeld> {
+        let member = u32::from_le_bytes(member) as usize;
+        if member >= self.ready {
+            self.advance_to(member)?;
+        }
+        Ok(self.rows[member])
+    }
+}
+
+impl Pooled {
+    fn clear(&mut self, bags: Bags<'_>, dim: usize) {
+        let count = bags.lengths.len();
+        for (numbers, each) in [
+            (&mut self.sums, dim),
+            (&mut self.counts, 1),
+            (&mut self.weight_sums, usize::from(bags.weights.is_some())),
+        ] {
+            numbers.clear();
+            numbers.reserve(count * each * size_of::<f32>());
+        }
+    }
+}
+
+/// Appends packed numbers.
+#[inline]
+fn extend(packed: &mut Vec<u8>, numbers: impl ExactSizeIterator<Item = [u8; 4]>) {
+    let from = packed.len();
+    packed.resize(from + 4 * numbers.len(), 0);
+    let (places, _) = packed[from..].as_chunks_mut::<4>();
+    for (place, number) in places.iter_mut().zip(numbers) {
+        *place = number;
+    }
+}
