@@ -5,19 +5,22 @@
 //! No batch is repeated, so nothing is in a cache because the bench put it there. The three are timed in
 //! turn, one batch each, and the ratios of a round are printed with their spread:
 //! `cargo bench -p tidepool-table --bench lookup`. `TIDEPOOL_BENCH_ROWS` is the size of the tables
-//! (20 M), which are built once under the target directory.
+//! (20 M), which are built once under the target directory; `TIDEPOOL_BENCH_RESIDENCY` is where their rows
+//! lie: `mapped`, `copied`, or `auto` as in a node.
 #![expect(clippy::unwrap_used, reason = "a bench may end there")]
 
 use std::{
     hint::black_box,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tidepool_kernels::RowKernel;
 use tidepool_table::{
-    Bags, LayoutReader, LayoutView, LookupScratch, Pooled, TableBuilder, TableSpec, prefetch_all,
+    Bags, LayoutReader, LayoutView, LookupScratch, MemoryUse, Pooled, Residency, Smaps, TableBuilder,
+    TableSpec, prefetch_all,
 };
 use tidepool_types::{Keying, Name, PartitionCount, RowFormat, TableVersion, mix64};
 
@@ -67,8 +70,38 @@ fn table(keying: Keying) -> LayoutView {
         builder.publish(&dir, &mut |_, _| ()).unwrap();
     }
     let reader = LayoutReader::open(&dir).unwrap();
-    reader.partitions().iter().for_each(|file| file.verify().unwrap());
-    reader.into_view(kernel)
+    reader.partitions().iter().for_each(|file| file.warm_up(None, &mut |_, _| ()).unwrap());
+    let mut view = reader.into_view(kernel);
+    let used = memory_use(&view);
+    let copy = match std::env::var("TIDEPOOL_BENCH_RESIDENCY").map_or(Residency::Auto, |r| r.parse().unwrap())
+    {
+        // What a node does, for all partitions together, because here they are small.
+        Residency::Auto => used.lacks_huge_pages(),
+        residency => residency == Residency::Copied,
+    };
+    if copy {
+        for file in view.clone().partitions() {
+            view.insert(file.meta().partition, Arc::new(file.to_copied().unwrap()));
+        }
+    }
+    let used = memory_use(&view);
+    eprintln!(
+        "{keying}: {} MB that lookups read, {} MB in memory, {} MB of it on huge pages{}",
+        used.lookup_bytes / 1_000_000,
+        used.resident_bytes / 1_000_000,
+        used.huge_page_bytes / 1_000_000,
+        if copy { ", copied" } else { ", mapped" }
+    );
+    view
+}
+
+fn memory_use(view: &LayoutView) -> MemoryUse {
+    let smaps = Smaps::read().unwrap_or_default();
+    view.partitions().map(|file| file.memory_use(&smaps)).fold(MemoryUse::default(), |a, b| MemoryUse {
+        lookup_bytes: a.lookup_bytes + b.lookup_bytes,
+        resident_bytes: a.resident_bytes + b.resident_bytes,
+        huge_page_bytes: a.huge_page_bytes + b.huge_page_bytes,
+    })
 }
 
 /// Batches without end, each of other ids.

@@ -1,37 +1,228 @@
-//! A file mapped for reading, and prefetching from it: the only unsafe code of this crate.
+//! Memory that lookups read: a mapped file, or a copy in huge pages; and prefetching from it. The only
+//! unsafe code of this crate.
 //!
 //! A published file is never changed, and is removed only by unlinking, which leaves the map whole.
 //! Somebody who truncates one in place takes the pages away under the map, and the process that reads
 //! them dies of SIGBUS: docs/table-format.md says so to operators.
+//!
+//! The kernel can put 2 MiB of a file behind one page table entry only where address and file offset are
+//! both multiples of 2 MiB. So every region is reserved first, without memory and larger than needed, and
+//! the file is put at such an address in it. What is left of the reservation keeps other memory away, so
+//! that `/proc/self/smaps` shows a region apart from its neighbours.
 
-use std::{fs::File, io, ops::Deref};
+use std::{
+    fs::File,
+    io,
+    ops::{Deref, DerefMut, Range},
+    os::fd::AsRawFd,
+    ptr::{self, NonNull},
+    slice,
+};
 
-use memmap2::Mmap;
+use libc::{
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ,
+    PROT_WRITE, c_int, c_void,
+};
+
+/// What a huge page is on x86-64.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// No page is smaller.
+const PAGE_BYTES: usize = 4096;
+
+/// Address space with bytes in it; given back when dropped.
+#[derive(Debug)]
+struct Region {
+    reserved: NonNull<c_void>,
+    reserved_bytes: usize,
+    /// Inside the reservation, at a multiple of 2 MiB.
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a region is owned memory: nothing in it belongs to a thread.
+#[expect(unsafe_code, reason = "raw pointers are not Send by themselves")]
+unsafe impl Send for Region {}
+
+// SAFETY: through a shared region its bytes can only be read.
+#[expect(unsafe_code, reason = "raw pointers are not Sync by themselves")]
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `bytes` of a file, or of fresh memory.
+    #[expect(unsafe_code, reason = "mmap")]
+    fn map(bytes: usize, file: Option<&File>) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let needed = bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
+        let reserved_bytes = needed.checked_add(HUGE_PAGE_BYTES + PAGE_BYTES).ok_or_else(too_large)?;
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let reserved = unsafe { libc::mmap(ptr::null_mut(), reserved_bytes, PROT_NONE, flags, -1, 0) };
+        let reserved = checked(reserved)?;
+        let skip = reserved.addr().get().next_multiple_of(HUGE_PAGE_BYTES) - reserved.addr().get();
+        // SAFETY: less than 2 MiB into a reservation that is longer than that.
+        let start = unsafe { reserved.cast::<u8>().add(skip) };
+        // Dropped from here on if anything fails.
+        let region = Self { reserved, reserved_bytes, start, bytes };
+        let (protection, flags, fd) = match file {
+            Some(file) => (PROT_READ, MAP_SHARED, file.as_raw_fd()),
+            None => (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1),
+        };
+        // SAFETY: the range lies inside the reservation, which nobody else knows of yet.
+        let mapped =
+            unsafe { libc::mmap(start.as_ptr().cast(), needed, protection, flags | MAP_FIXED, fd, 0) };
+        checked(mapped)?;
+        Ok(region)
+    }
+
+    #[expect(unsafe_code, reason = "the bytes are known by address")]
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: `bytes` bytes from `start` on are mapped readable until this is dropped. They do not
+        // change while the slice lives: those of a file are never written to again once it is published
+        // (and bytes are validated before anything is derived from them, with every access bounds-checked,
+        // so even a changed file gives wrong values and not wrong memory), and those of memory only
+        // through `&mut`.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// Tells the kernel something about a range, which grows to whole pages.
+    #[expect(unsafe_code, reason = "madvise")]
+    fn advise(&self, range: Range<usize>, advice: c_int) -> io::Result<()> {
+        let (from, bytes) = self.pages(range);
+        // SAFETY: the range is within the region, and the pieces of advice that this file gives change
+        // how bytes are stored and never what they are.
+        done(unsafe { libc::madvise(from, bytes, advice) })
+    }
+
+    /// Keeps a range in memory until the region is dropped.
+    #[expect(unsafe_code, reason = "mlock")]
+    fn lock(&self, range: Range<usize>) -> io::Result<()> {
+        let (from, bytes) = self.pages(range);
+        // SAFETY: the range is within the region; locking changes no byte.
+        done(unsafe { libc::mlock(from, bytes) })
+    }
+
+    /// The pages that a range touches.
+    #[expect(unsafe_code, reason = "address arithmetic")]
+    fn pages(&self, range: Range<usize>) -> (*mut c_void, usize) {
+        let end = range.end.min(self.bytes);
+        let from = (range.start.min(end) / PAGE_BYTES) * PAGE_BYTES;
+        // SAFETY: within the region.
+        let address = unsafe { self.start.as_ptr().add(from) };
+        (address.cast(), end - from)
+    }
+
+    /// Where a range lies, for smaps.
+    fn addresses(&self, range: Range<usize>) -> Range<usize> {
+        let start = self.start.addr().get();
+        start + range.start.min(self.bytes)..start + range.end.min(self.bytes)
+    }
+}
+
+impl Drop for Region {
+    #[expect(unsafe_code, reason = "munmap")]
+    fn drop(&mut self) {
+        // SAFETY: the whole reservation is ours, and no slice of it outlives this value.
+        let result = done(unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_bytes) });
+        debug_assert!(result.is_ok(), "{result:?}");
+    }
+}
+
+fn checked(address: *mut c_void) -> io::Result<NonNull<c_void>> {
+    if address == MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
+}
+
+fn done(result: c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// The bytes of an immutable file.
 #[derive(Debug)]
-pub(crate) struct MappedFile(Mmap);
+pub(crate) struct MappedFile(Region);
 
 impl MappedFile {
-    /// Maps the whole of `file`, read-only.
-    #[expect(unsafe_code, reason = "a file map is unsafe because others may change the file")]
-    pub(crate) fn map(file: &File) -> io::Result<Self> {
-        // SAFETY: the map is private to this value and read-only. What it shows could change only if the
-        // file were written to, and files of ours are written under a temporary name, published by a
-        // rename, and never opened for writing again. Bytes are validated before anything is derived
-        // from them, and every access to them is bounds-checked, so even a changed file gives wrong
-        // values and not wrong memory.
-        let map = unsafe { Mmap::map(file)? };
-        Ok(Self(map))
+    /// Maps the first `bytes` of `file`, read-only.
+    pub(crate) fn map(file: &File, bytes: usize) -> io::Result<Self> {
+        Region::map(bytes, Some(file)).map(Self)
+    }
+
+    /// Asks for huge pages in a range, which `/proc/self/smaps` then shows apart from the rest. A hint:
+    /// where it is refused, pages are small.
+    pub(crate) fn want_huge_pages(&self, range: Range<usize>) {
+        let _ = self.0.advise(range, libc::MADV_HUGEPAGE);
+    }
+
+    /// Reads a range into memory and puts it behind page tables, as far as it is not.
+    pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        self.0.advise(range, libc::MADV_POPULATE_READ)
+    }
+
+    /// Keeps a range in memory.
+    pub(crate) fn lock(&self, range: Range<usize>) -> io::Result<()> {
+        self.0.lock(range)
+    }
+
+    /// Where a range lies.
+    pub(crate) fn addresses(&self, range: Range<usize>) -> Range<usize> {
+        self.0.addresses(range)
     }
 }
 
 impl Deref for MappedFile {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.0.as_slice()
     }
+}
+
+/// Memory on huge pages, if the kernel has any to give.
+#[derive(Debug)]
+pub(crate) struct HugeMemory(Region);
+
+impl HugeMemory {
+    /// `bytes` zeros.
+    pub(crate) fn zeros(bytes: usize) -> io::Result<Self> {
+        let region = Region::map(bytes, None)?;
+        // A hint: where it is refused, pages are small.
+        let _ = region.advise(0..bytes, libc::MADV_HUGEPAGE);
+        Ok(Self(region))
+    }
+
+    /// Where all of it lies.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        self.0.addresses(0..self.0.bytes)
+    }
+}
+
+impl Deref for HugeMemory {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
+
+impl DerefMut for HugeMemory {
+    #[expect(unsafe_code, reason = "the bytes are known by address")]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: fresh memory of this value alone, mapped writable until it is dropped.
+        unsafe { slice::from_raw_parts_mut(self.0.start.as_ptr(), self.0.bytes) }
+    }
+}
+
+/// How many bytes this process may lock; `None` for no limit.
+#[expect(unsafe_code, reason = "getrlimit")]
+pub(crate) fn lock_limit_bytes() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it writes the limit into a struct of its own type, which lives long enough.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 /// Asks the CPU to bring the cache line of `bytes[at]` closer. A hint: an `at` past the end is ignored.
@@ -43,7 +234,7 @@ pub(crate) fn prefetch(bytes: &[u8], at: usize) {
     if let Some(byte) = bytes.get(at) {
         // SAFETY: the pointer comes from a live reference; a prefetch reads nothing that a program sees
         // and SSE is part of x86_64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(byte).cast()) }
     }
 }
 

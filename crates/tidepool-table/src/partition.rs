@@ -4,6 +4,7 @@ use std::{
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion, mix64, unmix64};
@@ -17,7 +18,7 @@ use crate::{
     },
     index::{Index, IndexShape, Probe},
     lookup::PartitionRows,
-    mmap::{MappedFile, prefetch, prefetch_all},
+    mmap::{HugeMemory, MappedFile, prefetch, prefetch_all},
 };
 
 /// What a partition file is part of, and how its rows are stored.
@@ -82,7 +83,9 @@ pub struct SectionBytes {
 #[derive(Debug)]
 pub struct PartitionFile {
     path: PathBuf,
-    map: MappedFile,
+    map: Arc<MappedFile>,
+    /// What lookups read, when it is read from here and not from the map.
+    copy: Option<Copied>,
     header: Header,
     meta: PartitionMeta,
     index: IndexShape,
@@ -94,6 +97,14 @@ pub struct PartitionFile {
     cold_keys: Range<usize>,
     pilots: Range<usize>,
     remap: Range<usize>,
+}
+
+/// Rows, pilots and remap in memory of their own.
+#[derive(Debug)]
+struct Copied {
+    rows: HugeMemory,
+    pilots: HugeMemory,
+    remap: HugeMemory,
 }
 
 impl PartitionFile {
@@ -114,7 +125,7 @@ impl PartitionFile {
         if bytes < HEADER_BYTES as u64 {
             return Err(OpenError::TooShort { path: path.to_owned(), bytes });
         }
-        let map = MappedFile::map(&file).map_err(io)?;
+        let map = MappedFile::map(&file, bytes as usize).map_err(io)?;
         let Some(page) = map.first_chunk::<HEADER_BYTES>() else {
             return Err(OpenError::TooShort { path: path.to_owned(), bytes: map.len() as u64 });
         };
@@ -151,7 +162,10 @@ impl PartitionFile {
             footer_crc32c,
         };
         let mut rows = range(SectionKind::Rows);
+        map.want_huge_pages(rows.clone());
         rows.end -= TAIL_PAD_BYTES as usize;
+        let (pilots, remap) = (range(SectionKind::Pilots), range(SectionKind::Remap));
+        map.want_huge_pages(pilots.start..remap.end);
         Ok(Self {
             path: path.to_owned(),
             row_bytes: meta.row_bytes(),
@@ -160,9 +174,10 @@ impl PartitionFile {
             index: footer.index,
             rows,
             cold_keys: range(SectionKind::ColdKeys),
-            pilots: range(SectionKind::Pilots),
-            remap: range(SectionKind::Remap),
-            map,
+            pilots,
+            remap,
+            map: Arc::new(map),
+            copy: None,
             header,
         })
     }
@@ -199,7 +214,7 @@ impl PartitionFile {
     /// Every id with its stored row, in row order. Ids are exact for both key checks.
     pub fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let (stride, row_bytes) = (self.stride, self.row_bytes);
-        self.map[self.rows.clone()]
+        self.rows()
             .chunks_exact(stride)
             .zip(0u64..)
             .map(move |(bytes, row)| (self.id_of(row, &bytes[row_bytes..]), &bytes[..row_bytes]))
@@ -246,15 +261,69 @@ impl PartitionFile {
         index.row(index.probe(key))
     }
 
+    /// The rows without the tail pad.
+    #[inline]
+    pub(crate) fn rows(&self) -> &[u8] {
+        self.copy.as_ref().map_or_else(|| &self.map[self.rows.clone()], |copy| &copy.rows)
+    }
+
+    #[inline]
+    pub(crate) fn pilots(&self) -> &[u8] {
+        self.copy.as_ref().map_or_else(|| &self.map[self.pilots.clone()], |copy| &copy.pilots)
+    }
+
+    #[inline]
+    pub(crate) fn remap(&self) -> &[u8] {
+        self.copy.as_ref().map_or_else(|| &self.map[self.remap.clone()], |copy| &copy.remap)
+    }
+
+    /// The map and the ranges of it that lookups read; `None` when they read a copy.
+    pub(crate) fn mapped_ranges(&self) -> Option<(&MappedFile, [Range<usize>; 3])> {
+        let ranges = [self.rows.clone(), self.pilots.clone(), self.remap.clone()];
+        self.copy.is_none().then_some((&*self.map, ranges))
+    }
+
+    /// Where the bytes lie that lookups read.
+    pub(crate) fn lookup_addresses(&self) -> [Range<usize>; 3] {
+        match &self.copy {
+            Some(copy) => [copy.rows.addresses(), copy.pilots.addresses(), copy.remap.addresses()],
+            None => [&self.rows, &self.pilots, &self.remap].map(|range| self.map.addresses(range.clone())),
+        }
+    }
+
+    /// The same file, of which lookups read this copy.
+    pub(crate) fn with_copy(&self, rows: HugeMemory, pilots: HugeMemory, remap: HugeMemory) -> Self {
+        Self {
+            path: self.path.clone(),
+            map: self.map.clone(),
+            copy: Some(Copied { rows, pilots, remap }),
+            header: self.header.clone(),
+            meta: self.meta.clone(),
+            index: self.index,
+            row_bytes: self.row_bytes,
+            stride: self.stride,
+            rows: self.rows.clone(),
+            cold_keys: self.cold_keys.clone(),
+            pilots: self.pilots.clone(),
+            remap: self.remap.clone(),
+        }
+    }
+
+    /// Whether lookups read a copy of the file and not its map.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.copy.is_some()
+    }
+
     fn index(&self) -> Index<'_> {
-        Index::new(self.index, &self.map[self.pilots.clone()], &self.map[self.remap.clone()])
+        Index::new(self.index, self.pilots(), self.remap())
     }
 
     /// The bytes of a row, key check included; `None` past the last row.
     #[inline]
     fn stride_of(&self, row: u64) -> Option<&[u8]> {
         let at = usize::try_from(row).ok()?.checked_mul(self.stride)?;
-        self.map[self.rows.clone()].get(at..at.checked_add(self.stride)?)
+        self.rows().get(at..at.checked_add(self.stride)?)
     }
 
     /// The id of a row, given its key check.

@@ -7,5 +7,6 @@ mod common;
 mod damage;
 mod golden;
 mod layout;
+mod residency;
 mod round_trip;
 mod streamed;
