@@ -17,6 +17,7 @@ pub mod paths;
 mod pooling;
 pub mod ports;
 mod row;
+pub mod synthetic;
 
 pub use error::ErrorCode;
 pub use ids::{Epoch, NodeId, PartitionCount, PartitionIndex, TableVersion};
