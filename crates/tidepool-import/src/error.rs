@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 use tidepool_table::BuildError;
-use tidepool_types::DimError;
+use tidepool_types::{DimError, RowFormat};
 
 use crate::source::Position;
 
@@ -168,6 +168,22 @@ pub enum ImportError {
         found: u64,
         /// Rows of vectors.
         rows: u64,
+    },
+    /// NPY: stored rows of a length that no dimension has.
+    #[error("{path} has rows of {found} bytes; no table of {format} rows has such rows")]
+    StoredBytes {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of a row in it.
+        found: u64,
+        /// What the rows are said to be.
+        format: RowFormat,
+    },
+    /// Export: nothing is written over.
+    #[error("{path} exists already")]
+    Exists {
+        /// The file.
+        path: PathBuf,
     },
     /// NPY: an id below zero.
     #[error("{path}, row {row}: id {id} is negative")]

@@ -7,7 +7,7 @@ use tidepool_table::TableBuilder;
 use crate::ImportError;
 
 /// Rows between two calls of a progress callback.
-const PROGRESS_ROWS: u64 = 1 << 14;
+pub(crate) const PROGRESS_ROWS: u64 = 1 << 14;
 
 /// A file of ids and vectors, read from front to back.
 pub trait RowSource {

@@ -13,13 +13,13 @@ const MAX_HEADER_BYTES: usize = 1 << 16;
 
 /// What the header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Type of the elements, as numpy writes it, without quotes.
-    pub(super) descr: String,
+    pub(crate) descr: String,
     /// Whether the first index runs fastest.
     pub(super) fortran_order: bool,
     /// Length along each dimension.
-    pub(super) shape: Vec<u64>,
+    pub(crate) shape: Vec<u64>,
     /// Where in the file the elements begin.
     pub(super) data_at: u64,
 }
@@ -119,6 +119,24 @@ impl Header {
             }
         }
     }
+}
+
+/// The beginning of a file of version 1, as numpy writes it: elements begin on a multiple of 64.
+pub(crate) fn header_bytes(descr: &str, shape: &[u64]) -> Vec<u8> {
+    const ALIGN: usize = 64;
+    let header = Header { descr: descr.to_owned(), fortran_order: false, shape: shape.to_vec(), data_at: 0 };
+    let mut text =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {}, }}", header.shape_text());
+    let before = MAGIC.len() + 4;
+    let length = (before + text.len() + 1).next_multiple_of(ALIGN) - before;
+    text.extend(std::iter::repeat_n(' ', length - 1 - text.len()));
+    text.push('\n');
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend([1, 0]);
+    // Types and shapes of two lengths are far shorter than what 16 bits can say.
+    bytes.extend(u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    bytes
 }
 
 /// Takes tokens off the front of a text, with the blanks before them.
@@ -280,6 +298,16 @@ mod tests {
             let data_at = file.len() as u64;
             file.extend([0; 48]);
             assert_eq!(Header::read(&mut file.as_slice()).unwrap().data_at, data_at);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (descr, shape) in [("<f4", vec![u64::MAX, 1024]), ("|u1", vec![0, 20]), ("<u8", vec![7])] {
+            let bytes = header_bytes(descr, &shape);
+            let read = Header::read(&mut bytes.as_slice()).unwrap();
+            assert_eq!((read.descr.as_str(), &read.shape, read.fortran_order), (descr, &shape, false));
+            assert_eq!((read.data_at, bytes.len() % 64), (bytes.len() as u64, 0));
         }
     }
 

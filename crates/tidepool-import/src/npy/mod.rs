@@ -12,6 +12,7 @@ use std::{
 use half::f16;
 use tidepool_types::RowFormat;
 
+pub(crate) use self::header::header_bytes;
 use self::header::{Header, HeaderError};
 use crate::{
     ImportError,
@@ -43,9 +44,24 @@ enum Element {
 
 /// Types that ids may have.
 #[derive(Clone, Copy, Debug)]
-enum IdElement {
+pub(crate) enum IdElement {
     U64,
     I64,
+}
+
+impl IdElement {
+    /// Reads the next id of `file`, that of `row`.
+    pub(crate) fn read(self, file: &mut ArrayFile, row: u64) -> Result<u64, ImportError> {
+        let mut bytes = [0; 8];
+        file.read_exact(&mut bytes)?;
+        match self {
+            Self::U64 => Ok(u64::from_le_bytes(bytes)),
+            Self::I64 => {
+                let id = i64::from_le_bytes(bytes);
+                u64::try_from(id).map_err(|_| ImportError::NegativeId { path: file.path.clone(), row, id })
+            }
+        }
+    }
 }
 
 impl NpySource {
@@ -75,7 +91,7 @@ impl NpySource {
     }
 }
 
-fn open_ids(path: &Path, rows: u64) -> Result<(ArrayFile, IdElement), ImportError> {
+pub(crate) fn open_ids(path: &Path, rows: u64) -> Result<(ArrayFile, IdElement), ImportError> {
     let mut ids = ArrayFile::open(path)?;
     let element = match ids.header.descr.as_str() {
         "<u8" => IdElement::U64,
@@ -119,21 +135,7 @@ impl RowSource for NpySource {
         })?;
         let id = match &mut self.ids {
             None => row,
-            Some((file, element)) => {
-                let mut bytes = [0; 8];
-                file.read_exact(&mut bytes)?;
-                match element {
-                    IdElement::U64 => u64::from_le_bytes(bytes),
-                    IdElement::I64 => {
-                        let id = i64::from_le_bytes(bytes);
-                        u64::try_from(id).map_err(|_| ImportError::NegativeId {
-                            path: file.path.clone(),
-                            row,
-                            id,
-                        })?
-                    }
-                }
-            }
+            Some((file, element)) => element.read(file, row)?,
         };
         self.next += 1;
         Ok(Some(id))
@@ -190,9 +192,9 @@ fn f64_at(row: &[u8], column: usize) -> f64 {
 
 /// An NPY file whose header has been read.
 #[derive(Debug)]
-struct ArrayFile {
-    path: PathBuf,
-    header: Header,
+pub(crate) struct ArrayFile {
+    pub(crate) path: PathBuf,
+    pub(crate) header: Header,
     reader: BufReader<File>,
     /// Bytes of the file; unknown of what is not a regular file.
     file_bytes: Option<u64>,
@@ -202,7 +204,7 @@ struct ArrayFile {
 }
 
 impl ArrayFile {
-    fn open(path: &Path) -> Result<Self, ImportError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
         let io = |action| move |source| ImportError::Io { action, path: path.into(), source };
         let file = File::open(path).map_err(io("opening"))?;
         let metadata = file.metadata().map_err(io("reading the size of"))?;
@@ -224,16 +226,16 @@ impl ArrayFile {
         Ok(Self { path: path.into(), header, reader, file_bytes, expected_bytes: 0, read_bytes })
     }
 
-    fn wrong_dtype(&self, expected: &'static str) -> ImportError {
+    pub(crate) fn wrong_dtype(&self, expected: &'static str) -> ImportError {
         ImportError::Dtype { path: self.path.clone(), found: self.header.descr.clone(), expected }
     }
 
-    fn wrong_shape(&self, expected: &'static str) -> ImportError {
+    pub(crate) fn wrong_shape(&self, expected: &'static str) -> ImportError {
         ImportError::Shape { path: self.path.clone(), found: self.header.shape_text(), expected }
     }
 
     /// Notes how long the file must be, and refuses one that is not.
-    fn check_length(&mut self, rows: u64, row_bytes: u64) -> Result<(), ImportError> {
+    pub(crate) fn check_length(&mut self, rows: u64, row_bytes: u64) -> Result<(), ImportError> {
         let elements = rows.checked_mul(row_bytes);
         self.expected_bytes = elements
             .and_then(|bytes| bytes.checked_add(self.header.data_at))
@@ -249,7 +251,7 @@ impl ArrayFile {
     }
 
     /// Reads the next bytes. The file may have been cut since it was opened, or be a pipe.
-    fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ImportError> {
+    pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ImportError> {
         match self.reader.read_exact(bytes) {
             Ok(()) => {
                 self.read_bytes += bytes.len() as u64;

@@ -4,6 +4,7 @@
 
 mod csv;
 mod npy;
+mod stored;
 
 use std::{ffi::OsStr, fs, path::PathBuf};
 
