@@ -28,22 +28,12 @@ impl LayoutReader {
     /// # Errors
     /// [`OpenError`] names the file that is missing, damaged, or another than the manifest lists.
     pub fn open(version_dir: &Path) -> Result<Self, OpenError> {
-        let path = version_dir.join(MANIFEST_FILE);
-        let json = fs::read(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
-        let manifest: TableManifest = serde_json::from_slice(&json)
-            .map_err(|source| OpenError::ManifestSyntax { path: path.clone(), source })?;
-        manifest.validate().map_err(|source| OpenError::Manifest { path, source })?;
-        let partitions = manifest
-            .files
-            .iter()
-            .map(|entry| {
-                let path = partition_path(version_dir, manifest.schema.partitions, entry.partition);
-                let file = PartitionFile::open(&path)?;
-                check_listed(&manifest.schema, entry, &file)
-                    .map_err(|problem| OpenError::NotListed { path, problem })?;
-                Ok(file)
-            })
-            .collect::<Result<_, OpenError>>()?;
+        let manifest = read_manifest(version_dir)?;
+        let open = |entry: &PartitionEntry| {
+            let path = partition_path(version_dir, manifest.schema.partitions, entry.partition);
+            open_listed(&path, &manifest.schema, entry)
+        };
+        let partitions = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
         Ok(Self { manifest, partitions })
     }
 
@@ -97,6 +87,28 @@ impl LayoutReader {
     pub fn verify(&self) -> Result<(), VerifyError> {
         self.partitions.iter().try_for_each(PartitionFile::verify)
     }
+}
+
+/// Reads `manifest.json` of a version.
+pub(crate) fn read_manifest(version_dir: &Path) -> Result<TableManifest, OpenError> {
+    let path = version_dir.join(MANIFEST_FILE);
+    let json = fs::read(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+    let manifest: TableManifest = serde_json::from_slice(&json)
+        .map_err(|source| OpenError::ManifestSyntax { path: path.clone(), source })?;
+    manifest.validate().map_err(|source| OpenError::Manifest { path, source })?;
+    Ok(manifest)
+}
+
+/// Opens a partition file and checks that it is the one that the manifest lists.
+pub(crate) fn open_listed(
+    path: &Path,
+    schema: &TableSchema,
+    entry: &PartitionEntry,
+) -> Result<PartitionFile, OpenError> {
+    let file = PartitionFile::open(path)?;
+    check_listed(schema, entry, &file)
+        .map_err(|problem| OpenError::NotListed { path: path.to_owned(), problem })?;
+    Ok(file)
 }
 
 /// Compares what the manifest says of a file with what the file says of itself.
