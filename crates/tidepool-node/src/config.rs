@@ -10,6 +10,7 @@ use tidepool_runtime::{
     logs::{self, LogOptions},
     pool::CpuPool,
 };
+use tidepool_table::Residency;
 use tidepool_types::{Name, NodeId, ports};
 
 /// The keys of a node's configuration, with their defaults. An empty string means "not given".
@@ -52,6 +53,10 @@ pub struct RawConfig {
     pub max_response_bytes: u64,
     /// Partitions that are verified at the same time.
     pub load_parallelism: usize,
+    /// `auto`, `mapped`, `locked` or `copied`: where rows lie.
+    pub residency: String,
+    /// Bytes per second at which partitions are read into memory; 0 for no limit.
+    pub warm_up_bytes_per_second: u64,
     /// After this, partitions that failed are tried again.
     pub load_retry_ms: u64,
     /// Between two reports when nothing changes.
@@ -93,6 +98,8 @@ impl Default for RawConfig {
             max_request_bytes: 64 << 20,
             max_response_bytes: 64 << 20,
             load_parallelism: 2,
+            residency: "auto".into(),
+            warm_up_bytes_per_second: 0,
             load_retry_ms: 30_000,
             report_interval_ms: 2000,
             connect_timeout_ms: 2000,
@@ -145,6 +152,10 @@ pub struct Config {
     pub max_response_bytes: u64,
     /// Partitions verified at the same time.
     pub load_parallelism: usize,
+    /// Where rows lie.
+    pub residency: Residency,
+    /// Bytes per second of warm-up, if limited.
+    pub warm_up_bytes_per_second: Option<u64>,
     /// Until failed partitions are tried again.
     pub load_retry: Duration,
     /// Between two reports.
@@ -192,6 +203,7 @@ impl TryFrom<RawConfig> for Config {
             }
         }
         let isa = if raw.isa == "auto" { None } else { p.parse("isa", &raw.isa) };
+        let residency = p.parse("residency", &raw.residency);
         p.check(!raw.store.is_empty(), "store: must be given");
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         p.check(raw.pool_queue_len > 0, "pool_queue_len: at least 1");
@@ -241,6 +253,9 @@ impl TryFrom<RawConfig> for Config {
                 max_request_bytes: raw.max_request_bytes,
                 max_response_bytes: raw.max_response_bytes,
                 load_parallelism: raw.load_parallelism,
+                residency: residency?,
+                warm_up_bytes_per_second: (raw.warm_up_bytes_per_second > 0)
+                    .then_some(raw.warm_up_bytes_per_second),
                 load_retry: Duration::from_millis(raw.load_retry_ms),
                 report_interval: Duration::from_millis(raw.report_interval_ms),
                 connect_timeout: Duration::from_millis(raw.connect_timeout_ms),
@@ -297,6 +312,7 @@ mod tests {
             http_address: "here".into(),
             advertise_http_address: "host:0".into(),
             isa: "avx9".into(),
+            residency: "anywhere".into(),
             max_ids_per_request: 1 << 32,
             report_interval_ms: 0,
             reconnect_max_ms: 1,
@@ -311,6 +327,7 @@ mod tests {
             "advertise_address",
             "advertise_http_address",
             "isa",
+            "residency",
             "max_ids_per_request",
             "report_interval_ms",
             "reconnect_max_ms",

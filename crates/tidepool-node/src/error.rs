@@ -7,7 +7,7 @@ use tidepool_kernels::Isa;
 use tidepool_proto::status_of;
 use tidepool_runtime::{net::NetError, pool::SpawnError};
 use tidepool_store::StoreError;
-use tidepool_table::{OpenError, VerifyError};
+use tidepool_table::{OpenError, ResidencyError, VerifyError};
 use tidepool_types::{Epoch, ErrorCode, NameError, PartitionCount, PartitionIndex, TableVersion};
 use tonic::Status;
 
@@ -135,6 +135,8 @@ pub(crate) enum LoadError {
         path = path.display()
     )]
     Capacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
+    #[error("the partition does not lie where the key residency asks for")]
+    Residency(#[from] ResidencyError),
     #[error("loading failed inside the node: {0}")]
     Internal(String),
 }

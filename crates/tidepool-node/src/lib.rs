@@ -16,6 +16,7 @@ mod metrics;
 mod node;
 mod partition;
 mod partitions;
+mod residency;
 mod service;
 mod session;
 mod state;

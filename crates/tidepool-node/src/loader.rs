@@ -11,9 +11,13 @@ use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
 use tidepool_runtime::{error::chain, health::Health};
 use tidepool_store::ArtifactStore;
-use tidepool_table::PartitionFile;
+use tidepool_table::{MemoryUse, PartitionFile};
 use tidepool_types::{PartitionIndex, TableSchema};
-use tokio::{sync::watch, task::spawn_blocking, time};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::{JoinSet, spawn_blocking},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,6 +26,7 @@ use crate::{
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
+    residency::{Policy, Resident},
     state::{Held, NodeState},
 };
 
@@ -37,6 +42,9 @@ pub(crate) struct Loader {
     pub(crate) isa: Isa,
     pub(crate) capacity_bytes: Option<u64>,
     pub(crate) parallelism: usize,
+    pub(crate) policy: Policy,
+    /// Who brings a partition into memory: one after the other.
+    pub(crate) one_at_a_time: Arc<Semaphore>,
     pub(crate) retry: Duration,
     pub(crate) shutdown: CancellationToken,
 }
@@ -47,14 +55,22 @@ struct Job {
     wanted: Wanted,
 }
 
+/// A partition that was served from its map and has been brought to where it should lie meanwhile.
+struct Brought {
+    wanted: Wanted,
+    file: Arc<PartitionFile>,
+    resident: Result<Resident, LoadError>,
+}
+
 impl Loader {
     /// Works on the newest assignment until the node stops.
     pub(crate) async fn run(self, mut assignments: watch::Receiver<Option<Arc<Assignment>>>) {
         self.publish();
+        let mut background = JoinSet::new();
         while let Some(assignment) = self.next_assignment(&mut assignments).await {
             self.save(&assignment).await;
             // Until another comes. What fails is tried again after a while: a file may have been replaced.
-            while self.work(&assignment, &mut assignments).await.is_continue() {}
+            while self.work(&assignment, &mut assignments, &mut background).await.is_continue() {}
         }
     }
 
@@ -83,6 +99,7 @@ impl Loader {
         &self,
         assignment: &Arc<Assignment>,
         assignments: &mut watch::Receiver<Option<Arc<Assignment>>>,
+        background: &mut JoinSet<Brought>,
     ) -> std::ops::ControlFlow<()> {
         use std::ops::ControlFlow::{Break, Continue};
         let jobs = self.plan(assignment).await;
@@ -92,7 +109,12 @@ impl Loader {
                 async move {
                     let (at, wanted) = (job.at, job.wanted.clone());
                     let loaded = spawn_blocking(move || load(&wanted, &store, &verified)).await;
-                    (at, job.wanted, loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string()))))
+                    let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
+                    let loaded = match loaded {
+                        Ok(file) if !self.policy.in_background() => self.bring_in(Arc::new(file)).await,
+                        other => other.map(|file| (Arc::new(file), MemoryUse::default())),
+                    };
+                    (at, job.wanted, loaded)
                 }
             })
             .buffer_unordered(self.parallelism);
@@ -101,8 +123,14 @@ impl Loader {
                 () = self.shutdown.cancelled() => return Break(()),
                 // What is being loaded goes on in the background; that it was verified is remembered.
                 _ = assignments.changed() => return Break(()),
+                Some(Ok(brought)) = background.join_next() => self.swap(brought),
                 loaded = loads.next() => match loaded {
-                    Some((at, wanted, loaded)) => self.settle(at, &wanted, loaded),
+                    Some((at, wanted, loaded)) => {
+                        if let Ok((file, _)) = &loaded && self.policy.in_background() {
+                            background.spawn(self.bring_later(wanted.clone(), file.clone()));
+                        }
+                        self.settle(at, &wanted, loaded);
+                    }
                     None => break,
                 },
             }
@@ -116,11 +144,64 @@ impl Loader {
                 std::future::pending().await
             }
         };
-        tokio::select! {
-            () = self.shutdown.cancelled() => Break(()),
-            _ = assignments.changed() => Break(()),
-            () = again => Continue(()),
+        tokio::pin!(again);
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Break(()),
+                _ = assignments.changed() => return Break(()),
+                Some(Ok(brought)) = background.join_next() => self.swap(brought),
+                () = &mut again => return Continue(()),
+            }
         }
+    }
+
+    /// Brings a partition to where it should lie before it is served.
+    async fn bring_in(&self, file: Arc<PartitionFile>) -> Result<(Arc<PartitionFile>, MemoryUse), LoadError> {
+        let resident = bring(self.policy.clone(), self.one_at_a_time.clone(), file.clone()).await?;
+        Ok((resident.copy.map_or(file, Arc::new), resident.memory))
+    }
+
+    /// The same while it is served.
+    fn bring_later(&self, wanted: Wanted, file: Arc<PartitionFile>) -> impl Future<Output = Brought> + use<> {
+        let bringing = bring(self.policy.clone(), self.one_at_a_time.clone(), file.clone());
+        async move { Brought { wanted, file, resident: bringing.await } }
+    }
+
+    /// Serves a copy in place of what it is a copy of, if that is still served, and notes what memory it
+    /// takes.
+    fn swap(&self, Brought { wanted, file, resident }: Brought) {
+        let resident = match resident {
+            Ok(resident) => resident,
+            Err(error) => {
+                tracing::error!(
+                    path = %file.path().display(), error = chain(&error),
+                    "a partition could not be brought into memory and is served as it is"
+                );
+                return;
+            }
+        };
+        let old = self.snapshot.load();
+        if !old.partition(&wanted.schema, wanted.partition).is_some_and(|held| Arc::ptr_eq(held, &file)) {
+            return;
+        }
+        if let Some(copy) = resident.copy {
+            let mut snapshot = Snapshot::clone(&old);
+            snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, Arc::new(copy));
+            self.snapshot.store(Arc::new(snapshot));
+        }
+        self.state.send_if_modified(|all| {
+            let here = |held: &&mut Held| {
+                held.status.table_version == wanted.schema.table_version
+                    && held.status.partitions == wanted.schema.partitions.get()
+                    && held.status.partition == wanted.partition
+            };
+            if let Some(held) = all.partitions.iter_mut().find(here) {
+                held.memory = resident.memory;
+            }
+            // It is no news for a report.
+            false
+        });
+        self.publish();
     }
 
     /// Decides what is kept, what is loaded and what does not fit, and shows it.
@@ -146,10 +227,12 @@ impl Loader {
                 state: PartitionState::Loading,
                 file_bytes: 0,
             };
-            let mut rows = 0;
+            let (mut rows, mut memory) = (0, MemoryUse::default());
             if let Some(file) = held(&wanted) {
                 (status.state, status.file_bytes) = (PartitionState::Ready, file.file_bytes());
                 rows = file.meta().rows;
+                let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
+                memory = before.map_or_else(MemoryUse::default, |held| held.memory);
             } else {
                 let needed = sizes.get(at).copied().flatten().unwrap_or(0);
                 match self.capacity_bytes {
@@ -174,7 +257,7 @@ impl Loader {
                     }
                 }
             }
-            partitions.push(Held { status, rows });
+            partitions.push(Held { status, rows, memory });
         }
         self.snapshot.store(Arc::new(snapshot));
         if !again {
@@ -188,19 +271,14 @@ impl Loader {
     }
 
     /// Takes a loaded partition in, or notes why there is none.
-    fn settle(&self, at: usize, wanted: &Wanted, loaded: Result<PartitionFile, LoadError>) {
-        let (state, file_bytes, rows) = match loaded {
-            Ok(file) => {
+    fn settle(&self, at: usize, wanted: &Wanted, loaded: Result<(Arc<PartitionFile>, MemoryUse), LoadError>) {
+        let (state, file_bytes, rows, memory) = match loaded {
+            Ok((file, memory)) => {
                 let (file_bytes, rows) = (file.file_bytes(), file.meta().rows);
                 let mut snapshot = Snapshot::clone(&self.snapshot.load());
-                snapshot.insert(
-                    &wanted.schema,
-                    self.kernel(&wanted.schema),
-                    wanted.partition,
-                    Arc::new(file),
-                );
+                snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, file);
                 self.snapshot.store(Arc::new(snapshot));
-                (PartitionState::Ready, file_bytes, rows)
+                (PartitionState::Ready, file_bytes, rows, memory)
             }
             Err(error) => {
                 let failed = PartitionState::Failed(chain(&error));
@@ -211,12 +289,13 @@ impl Loader {
                         error = chain(&error), "a partition could not be loaded"
                     );
                 }
-                (failed, 0, 0)
+                (failed, 0, 0, MemoryUse::default())
             }
         };
         self.state.send_modify(|all| {
             if let Some(held) = all.partitions.get_mut(at) {
-                (held.status.state, held.status.file_bytes, held.rows) = (state, file_bytes, rows);
+                (held.status.state, held.status.file_bytes) = (state, file_bytes);
+                (held.rows, held.memory) = (rows, memory);
             }
         });
         self.publish();
@@ -257,6 +336,17 @@ impl Loader {
         let mapped = self.snapshot.load().partitions().map(|file| file.file_bytes()).sum();
         self.metrics.show(&state, mapped);
     }
+}
+
+/// Waits for its turn, and blocks a thread made for that.
+async fn bring(
+    policy: Policy,
+    turn: Arc<Semaphore>,
+    file: Arc<PartitionFile>,
+) -> Result<Resident, LoadError> {
+    let _turn = turn.acquire_owned().await;
+    let done = spawn_blocking(move || policy.apply(&file)).await;
+    done.map_err(|error| LoadError::Internal(error.to_string()))?.map_err(LoadError::from)
 }
 
 fn size(metadata: std::io::Result<fs::Metadata>) -> Option<u64> {

@@ -5,6 +5,8 @@ use prometheus::{
     core::Collector, exponential_buckets,
 };
 
+use tidepool_table::MemoryUse;
+
 use crate::{error::LookupError, lookup::Answer, state::NodeState};
 
 /// Counters and gauges; clones share them.
@@ -24,6 +26,10 @@ pub(crate) struct Metrics {
     partitions: IntGaugeVec,
     /// Bytes of the partition files that are mapped.
     mapped_bytes: IntGauge,
+    /// Bytes of rows and indexes that were in memory when their partitions were brought there.
+    resident_bytes: IntGauge,
+    /// Those of them on pages of 2 MiB.
+    huge_page_bytes: IntGauge,
     /// Epoch of the assignment.
     epoch: IntGauge,
 }
@@ -63,9 +69,17 @@ impl Metrics {
                 name("mapped_bytes"),
                 "Bytes of the partition files that are mapped",
             )?,
+            resident_bytes: IntGauge::new(
+                name("resident_bytes"),
+                "Bytes of rows and indexes that were in memory when their partitions were brought there",
+            )?,
+            huge_page_bytes: IntGauge::new(
+                name("huge_page_bytes"),
+                "Those of resident_bytes on pages of 2 MiB",
+            )?,
             epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
         };
-        let all: [Box<dyn Collector>; 8] = [
+        let all: [Box<dyn Collector>; 10] = [
             Box::new(metrics.lookups.clone()),
             Box::new(metrics.lookup_seconds.clone()),
             Box::new(metrics.rows.clone()),
@@ -73,6 +87,8 @@ impl Metrics {
             Box::new(metrics.response_bytes.clone()),
             Box::new(metrics.partitions.clone()),
             Box::new(metrics.mapped_bytes.clone()),
+            Box::new(metrics.resident_bytes.clone()),
+            Box::new(metrics.huge_page_bytes.clone()),
             Box::new(metrics.epoch.clone()),
         ];
         all.into_iter().try_for_each(|metric| registry.register(metric))?;
@@ -104,6 +120,10 @@ impl Metrics {
             self.partitions.with_label_values(&[word]).set(gauge(count as u64));
         }
         self.mapped_bytes.set(gauge(mapped_bytes));
+        let sum =
+            |of: fn(&MemoryUse) -> u64| gauge(state.partitions.iter().map(|held| of(&held.memory)).sum());
+        self.resident_bytes.set(sum(|memory| memory.resident_bytes));
+        self.huge_page_bytes.set(sum(|memory| memory.huge_page_bytes));
         self.epoch.set(gauge(state.epoch.0));
     }
 }

@@ -17,7 +17,10 @@ use tidepool_runtime::{
 };
 use tidepool_store::ArtifactStore;
 use tidepool_table::PartitionFile;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
@@ -29,6 +32,7 @@ use crate::{
     lookup::Limits,
     metrics::Metrics,
     partitions::Snapshot,
+    residency::Policy,
     service::EmbeddingService,
     session::Session,
     state::NodeState,
@@ -88,6 +92,12 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         isa,
         capacity_bytes: config.capacity_bytes,
         parallelism: config.load_parallelism,
+        policy: Policy {
+            residency: config.residency,
+            warm_up_bytes_per_second: config.warm_up_bytes_per_second,
+            shutdown: lifecycle.token(),
+        },
+        one_at_a_time: Arc::new(Semaphore::new(1)),
         retry: config.load_retry,
         shutdown: lifecycle.token(),
     };

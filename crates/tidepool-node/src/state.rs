@@ -1,6 +1,7 @@
 //! How far a node is with its assignment: what its reports, `/readyz`, `/status` and gauges are made from.
 
 use tidepool_cluster::{PartitionState, PartitionStatus};
+use tidepool_table::MemoryUse;
 use tidepool_types::Epoch;
 
 /// The assignment and its partitions, as of one moment.
@@ -22,6 +23,8 @@ pub(crate) struct Held {
     pub(crate) status: PartitionStatus,
     /// Rows in it; 0 until it is ready.
     pub(crate) rows: u64,
+    /// As of when it was brought into memory; zeros until then.
+    pub(crate) memory: MemoryUse,
 }
 
 /// Partitions by state.

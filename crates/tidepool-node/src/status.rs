@@ -32,6 +32,8 @@ pub(crate) fn status(
                 "state": word,
                 "rows": held.rows,
                 "file_bytes": status.file_bytes,
+                "resident_bytes": held.memory.resident_bytes,
+                "huge_page_bytes": held.memory.huge_page_bytes,
             });
             if let Some(problem) = problem {
                 value["problem"] = json!(problem);

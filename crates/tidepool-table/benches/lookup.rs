@@ -11,6 +11,7 @@
 
 use std::{
     hint::black_box,
+    ops::ControlFlow,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -72,7 +73,10 @@ fn table(keying: Keying) -> LayoutView {
         builder.publish(&dir, &mut |_, _| ()).unwrap();
     }
     let reader = LayoutReader::open(&dir).unwrap();
-    reader.partitions().iter().for_each(|file| file.warm_up(None, &mut |_, _| ()).unwrap());
+    reader
+        .partitions()
+        .iter()
+        .for_each(|file| file.warm_up(None, &mut |_, _| ControlFlow::Continue(())).unwrap());
     let mut view = reader.into_view(kernel);
     let used = memory_use(&view);
     let copy = match std::env::var("TIDEPOOL_BENCH_RESIDENCY").map_or(Residency::Auto, |r| r.parse().unwrap())

@@ -3,7 +3,7 @@
 
 use std::{
     fmt, fs, io,
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::PathBuf,
     str::FromStr,
     time::{Duration, Instant},
@@ -92,14 +92,15 @@ pub enum ResidencyError {
 
 impl PartitionFile {
     /// Reads all that lookups read into memory, at `bytes_per_second` or as fast as it goes, so that no
-    /// lookup waits for the disk. `progress` is told the bytes done and the bytes in all. Blocks.
+    /// lookup waits for the disk. `progress` is told the bytes done and the bytes in all, and may end it.
+    /// Blocks.
     ///
     /// # Errors
     /// [`ResidencyError::WarmUp`]. Lookups work all the same.
     pub fn warm_up(
         &self,
         bytes_per_second: Option<u64>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<(), ResidencyError> {
         let Some((map, ranges)) = self.mapped_ranges() else { return Ok(()) };
         let total = ranges.iter().map(|r| r.len() as u64).sum();
@@ -113,7 +114,9 @@ impl PartitionFile {
                     .map_err(|source| ResidencyError::WarmUp { path: self.path().to_owned(), source })?;
                 done += (to - from) as u64;
                 from = to;
-                progress(done, total);
+                if progress(done, total).is_break() {
+                    return Ok(());
+                }
                 if let Some(rate) = bytes_per_second.filter(|&rate| rate > 0) {
                     let due = Duration::from_secs_f64(done as f64 / rate as f64);
                     std::thread::sleep(due.saturating_sub(begun.elapsed()));

@@ -311,3 +311,36 @@ async fn a_data_directory_that_cannot_be_is_named() {
     let Err(StartError::DataDir { path, .. }) = try_start(raw).await.map(drop) else { panic!("it started") };
     assert!(path.starts_with(&file));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_answers_wherever_rows_lie_and_status_says_what_is_in_memory() {
+    let site = Site::new();
+    let schema = table(&site, "v1");
+    for residency in ["auto", "mapped", "locked", "copied"] {
+        let controller = FakeController::start(&assignment(1, &[(&schema, &all(&schema))])).await;
+        let raw = RawConfig {
+            residency: residency.into(),
+            warm_up_bytes_per_second: 1 << 30,
+            ..site.following(&controller)
+        };
+        let node = TestNode::start(raw).await;
+        node.ready().await;
+        for partition in 0..4 {
+            assert_eq!(found(&node, &schema, partition).await, Ok(10), "{residency}");
+        }
+        // With auto they are brought into memory while they are served.
+        let resident = |p: &serde_json::Value| p["resident_bytes"].as_u64().unwrap() > 0;
+        let all_resident = async {
+            while !node.partitions().iter().all(resident) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(crate::control::DEADLINE, all_resident).await;
+        assert!(waited.is_ok(), "{residency}: {:?}", node.partitions());
+        for partition in node.partitions() {
+            assert!(partition["huge_page_bytes"].as_u64() <= partition["resident_bytes"].as_u64());
+        }
+        assert!(!node.get("/metrics").await.1.contains("tidepool_node_resident_bytes 0\n"), "{residency}");
+        node.stop().await;
+    }
+}

@@ -1,6 +1,8 @@
 //! Answers are the same wherever rows and index lie. Huge pages are the kernel's to give: nothing here
 //! depends on them.
 
+use std::ops::ControlFlow::Continue;
+
 use tidepool_kernels::RowKernel;
 use tidepool_table::{
     Gathered, LayoutReader, LayoutView, LookupScratch, PartitionFile, Residency, ResidencyError, Smaps,
@@ -23,7 +25,7 @@ fn answers(view: &LayoutView, ids: &[u64]) -> Gathered {
 
 fn put(file: PartitionFile, residency: Residency) -> Result<PartitionFile, ResidencyError> {
     match residency {
-        Residency::Mapped | Residency::Auto => file.warm_up(None, &mut |_, _| ()).map(|()| file),
+        Residency::Mapped | Residency::Auto => file.warm_up(None, &mut |_, _| Continue(())).map(|()| file),
         Residency::Locked => file.lock().map(|()| file),
         Residency::Copied => file.to_copied(),
     }
@@ -84,7 +86,11 @@ fn warm_memory_is_resident_and_counted() {
     let file = &layout.partitions()[0];
     let mut steps = Vec::new();
     // 8 MB at 1 GB/s: as good as at once, and the throttle has been there.
-    file.warm_up(Some(1 << 30), &mut |done, total| steps.push((done, total))).unwrap();
+    file.warm_up(Some(1 << 30), &mut |done, total| {
+        steps.push((done, total));
+        Continue(())
+    })
+    .unwrap();
     let bytes = file.section_bytes();
     let looked_up = bytes.rows - 64 + bytes.index;
     assert_eq!(steps.last(), Some(&(looked_up, looked_up)));
