@@ -26,6 +26,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tidepool-dense", &["types", "kernels"]),
     ("tidepool-ranker", &["types", "cluster", "client", "dense", "store", "proto", "runtime"]),
     ("tidepool-train", &["types", "kernels", "table", "dense", "store"]),
+    (
+        "tidepool-bench",
+        &["types", "kernels", "table", "store", "client", "dense", "cluster", "proto", "runtime"],
+    ),
 ];
 
 /// Crates that may use any of ours.

@@ -1,5 +1,6 @@
 //! The subcommands that are not the demo: a file each, thin over the libraries that do the work.
 
+pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod lookup;

@@ -1,0 +1,22 @@
+//! Benches: what is timed, beside what it is compared with, and whether the answers were right.
+//!
+//! **Invariant:** no server uses this crate, and [`Oracle`] knows rows by a function of (id, version) and a
+//! decoder of its own: it calls neither `tidepool-kernels` nor a table. Every figure is taken in turn with
+//! its baseline, and is a median with its spread.
+//!
+//! Read first: [`kernel::run`], [`Oracle`], [`Spread`].
+
+mod draw;
+mod error;
+pub mod kernel;
+mod machine;
+mod oracle;
+mod rows;
+mod spread;
+
+pub use draw::{ParseSkewError, Skew};
+pub use error::BenchError;
+pub use machine::Machine;
+pub use oracle::Oracle;
+pub use rows::{id_of, stored_row};
+pub use spread::Spread;

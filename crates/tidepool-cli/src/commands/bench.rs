@@ -1,0 +1,189 @@
+//! `tidepool bench`: how fast the parts are, beside what the machine would allow.
+
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use tidepool_bench::{
+    Skew, Spread,
+    kernel::{Params, Report, Step},
+};
+use tidepool_kernels::Isa;
+use tidepool_table::Residency;
+use tidepool_types::{Keying, PartitionCount, RowFormat};
+
+use crate::output::{Outcome, Output, bar};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Pool rows of a table of any size, beside the gather limit: the same rows, each cache line touched once.
+    Kernel(Kernel),
+}
+
+#[derive(Args)]
+pub(crate) struct Kernel {
+    /// Rows of the table.
+    #[arg(long, value_parser = rows)]
+    rows: u64,
+    /// Elements of a row.
+    #[arg(long, default_value_t = 64)]
+    dim: u32,
+    /// Ids of a bag.
+    #[arg(long, default_value_t = 20)]
+    bag: u32,
+    /// How rows are stored: int4, int8, f16 or f32.
+    #[arg(long, default_value = "int4")]
+    format: RowFormat,
+    /// Which rows are asked for: uniform, or zipf:EXPONENT.
+    #[arg(long, default_value = "uniform")]
+    skew: Skew,
+    /// Which ids the rows have: dense or hashed.
+    #[arg(long, default_value = "dense")]
+    keys: Keying,
+    /// Threads that look up at once.
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
+    /// Into how many partitions the table is cut: a power of two.
+    #[arg(long, default_value = "16", value_parser = partition_count)]
+    partitions: PartitionCount,
+    /// How long to measure, once the table is there.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// The instruction set: scalar, avx2 or avx512. Without it the best that this CPU has.
+    #[arg(long)]
+    isa: Option<Isa>,
+    /// Where the rows lie: mapped, locked, copied (to 2 MiB pages), or auto: mapped, and copied when the map has
+    /// no 2 MiB pages.
+    #[arg(long, default_value = "auto")]
+    residency: Residency,
+    /// Give every id a weight.
+    #[arg(long)]
+    weighted: bool,
+    /// Seed of ids and weights.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many MiB of cache lines a pass asks for before the same rows are met again. Without it four times
+    /// the last-level cache.
+    #[arg(long, value_name = "MIB")]
+    pass_mib: Option<u64>,
+    /// Folder of the tables of benches. They are kept, and used again by a bench with the same parameters.
+    #[arg(long, value_name = "DIR", default_value = "data/bench")]
+    dir: PathBuf,
+}
+
+/// A number, in which `_` may stand.
+fn rows(text: &str) -> Result<u64, String> {
+    text.replace('_', "").parse().map_err(|_| format!("{text:?} is no number of rows"))
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds.ok_or_else(|| format!("{text:?} is no number of seconds up to a day"))
+}
+
+fn partition_count(text: &str) -> Result<PartitionCount, String> {
+    let count: u32 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    PartitionCount::try_from(count)
+}
+
+pub(crate) async fn run(command: Command, output: Output) -> Result<Outcome> {
+    let Command::Kernel(args) = command;
+    let report = tokio::task::spawn_blocking(move || kernel(args)).await??;
+    show(&report, output);
+    output.object(serde_json::to_value(&report)?);
+    Ok(if report.wrong_answers == 0 { Outcome::Done } else { Outcome::PromiseBroken })
+}
+
+fn kernel(args: Kernel) -> Result<Report> {
+    let params = Params {
+        rows: args.rows,
+        dim: args.dim,
+        bag: args.bag,
+        format: args.format,
+        skew: args.skew,
+        keying: args.keys,
+        partitions: args.partitions,
+        threads: args.threads,
+        isa: args.isa,
+        residency: args.residency,
+        weighted: args.weighted,
+        time: Duration::from_secs_f64(args.seconds),
+        seed: args.seed,
+        pass_bytes: args.pass_mib.map(|mib| mib.saturating_mul(1 << 20)),
+        dir: args.dir,
+    };
+    let mut shown: Option<(Step, ProgressBar)> = None;
+    let report = tidepool_bench::kernel::run(&params, &mut |step, done, total| {
+        if shown.as_ref().is_none_or(|(of, _)| *of != step) {
+            let what = match step {
+                Step::Rows => "making rows",
+                Step::Building => "building",
+                Step::Verifying => "verifying",
+                Step::Timing => "measuring (ms)",
+            };
+            if let Some((_, bar)) = shown.replace((step, bar(what, Some(total)))) {
+                bar.finish_and_clear();
+            }
+        }
+        if let Some((_, bar)) = &shown {
+            bar.set_position(done.min(total));
+        }
+    })
+    .with_context(|| format!("benching with tables in {}", params.dir.display()))?;
+    if let Some((_, bar)) = shown {
+        bar.finish_and_clear();
+    }
+    Ok(report)
+}
+
+fn show(report: &Report, output: Output) {
+    let Report { rows, dim, bag, format, skew, keys, partitions, threads, isa, machine, .. } = report;
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    output.line(format!(
+        "{rows} rows of dim {dim}, {format}, {keys}, {partitions} partitions; bags of {bag}, {skew}{}; {threads} \
+         threads, {isa}",
+        if report.weighted { ", weighted" } else { "" }
+    ));
+    output.line(format!(
+        "on {}, {} cores, {:.0} MiB of last-level cache, {}",
+        machine.cpu,
+        machine.cores,
+        mib(machine.last_level_cache_bytes),
+        machine.kernel
+    ));
+    output.line(format!(
+        "table: {:.1} MiB of files, {:.1} MiB of them index, {:.1} MiB on 2 MiB pages; opened and verified in \
+         {:.2} s",
+        mib(report.table_bytes),
+        mib(report.index_bytes),
+        mib(report.huge_page_bytes),
+        report.open_and_verify_seconds
+    ));
+    let rates = |what: &str, of: [&Spread; 2], unit: f64, after: &str| {
+        let shown = of.map(|of| {
+            let [median, low, high] = [of.median, of.low, of.high].map(|rate| rate / unit);
+            format!("{median:>9.3} ({low:.3} to {high:.3})")
+        });
+        output.line(format!("{what:<24} {:<32} {:<32} {after}", shown[0], shown[1]));
+    };
+    output.line(format!("{:<24} {:>9} {:>32}", "", "by clock", "on a core"));
+    let pooled = [&report.rows_per_second_spread, &report.rows_per_second_on_cpu];
+    rates("pooled", pooled, 1e6, "M rows/s");
+    let limit = [&report.gather_limit_rows_per_second_spread, &report.gather_limit_rows_per_second_on_cpu];
+    rates("gather limit", limit, 1e6, "M rows/s");
+    let ratio = [&report.ratio_to_gather_limit, &report.ratio_to_gather_limit_on_cpu];
+    rates("pooled / gather limit", ratio, 1.0, &format!("in {} pairs", report.pairs));
+    output.line(format!(
+        "{:<24} {:>9.2} ns a row, {:.2} ns a cache line, {:.2} GB/s of rows; {:.2} lines a row",
+        "each thread",
+        report.ns_per_row,
+        report.ns_per_line,
+        report.bytes_per_second / 1e9 / report.threads as f64,
+        report.lines_per_row
+    ));
+    output.line(format!(
+        "{:<24} {:>9} of {} that the oracle looked at",
+        "wrong answers", report.wrong_answers, report.checked_answers
+    ));
+}
