@@ -247,8 +247,12 @@ pub(crate) fn prefetch(_bytes: &[u8], _at: usize) {}
 #[inline]
 pub fn prefetch_all(bytes: &[u8]) {
     const LINE_BYTES: usize = 64;
-    for at in (0..bytes.len()).step_by(LINE_BYTES) {
-        prefetch(bytes, at);
-    }
+    prefetch(bytes, 0);
     prefetch(bytes, bytes.len().wrapping_sub(1));
+    // Few rows are longer.
+    let mut at = LINE_BYTES;
+    while at < bytes.len() {
+        prefetch(bytes, at);
+        at += LINE_BYTES;
+    }
 }

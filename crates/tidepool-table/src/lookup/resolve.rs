@@ -44,7 +44,7 @@ pub(super) struct Resolver<'a, 'q, P: PartitionRows> {
     located: usize,
     sought: usize,
     /// The blocks between `rows.len()` and `sought`, and between `sought` and `located`.
-    candidates: [(Pending<'a, P>, &'a [u8]); BLOCK_IDS],
+    candidates: [(Option<&'a P>, u64, &'a [u8]); BLOCK_IDS],
     probes: [Pending<'a, P>; BLOCK_IDS],
 }
 
@@ -67,7 +67,7 @@ impl<'a, 'q, P: PartitionRows> Resolver<'a, 'q, P> {
             ready: 0,
             located: 0,
             sought: 0,
-            candidates: [(none, &[]); BLOCK_IDS],
+            candidates: [(None, 0, &[]); BLOCK_IDS],
             probes: [none; BLOCK_IDS],
         }
     }
@@ -111,14 +111,15 @@ impl<'a, 'q, P: PartitionRows> Resolver<'a, 'q, P> {
     fn step_hashed(&mut self) -> Result<(), NotHeld> {
         // Rows of the block before the last have arrived.
         for at in 0..self.sought - self.rows.len() {
-            let (pending, candidate) = self.candidates[at];
-            let row = pending.partition.map_or(&[][..], |p| p.confirm(candidate, pending.key));
+            let (partition, key, candidate) = self.candidates[at];
+            let row = partition.map_or(&[][..], |p| p.confirm(candidate, key));
             self.push(row);
         }
         // So have pilots of the last block.
         let block = self.located - self.sought;
-        for (candidate, &pending) in self.candidates.iter_mut().zip(&self.probes[..block]) {
-            *candidate = (pending, pending.partition.map_or(&[][..], |p| p.seek(pending.probe)));
+        for (candidate, pending) in self.candidates.iter_mut().zip(&self.probes[..block]) {
+            let row = pending.partition.map_or(&[][..], |p| p.seek(pending.probe));
+            *candidate = (pending.partition, pending.key, row);
         }
         self.sought = self.located;
         let to = (self.located + BLOCK_IDS).min(self.ids.len());
