@@ -466,3 +466,6 @@ fn check_footer(header: &Header, footer: &FooterValues, preamble_crc32c: u32) ->
 pub(crate) const fn key_of(id: u64) -> u64 {
     mix64(id)
 }
+
+#[cfg(test)]
+mod tests;
