@@ -56,7 +56,7 @@ async fn answer(service: &RankService, body: &[u8], arrived: Instant) -> Result<
         let request = JsonRequest::parse(body).map_err(invalid)?;
         // The contract says which numbers are ids.
         let (release, _) = service.ranker.releases.pin(&request.model, request.release.as_deref())?;
-        request.to_message(Some(&release.spec)).map_err(invalid)
+        request.to_message(&release.spec).map_err(invalid)
     })();
     let message = converted.inspect_err(|error| service.refused(error, "", arrived))?;
     let response = service.answer(message, arrived).await?;

@@ -1,4 +1,4 @@
-//! Rankings as JSON: what `POST /v1/rank` takes and gives, and what `tidepool rank FILE` reads.
+//! Rankings as JSON: what `POST /v1/rank` takes and gives. `tidepool rank FILE` posts its file there.
 //!
 //! ```json
 //! {"model": "movielens", "top_k": 10,
@@ -9,8 +9,8 @@
 //! number or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id. Optional keys:
 //! `release`, `top_k` (0: all), `deadline_ms`, `request_id`, `tenant`. Ids are whole numbers up to 2^64-1.
 //!
-//! Whether numbers are ids is for the model's contract to say. Where it is not at hand, a feature whose
-//! numbers are all written without sign, point and exponent is ids, and any other is values.
+//! Whether numbers are ids is for the model's contract to say, not for how they are written. (A feature that the
+//! contract does not have is refused later, by name; until then it is what it looks like.)
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ use tidepool_types::{InputSource, ModelSpec, Side};
 
 /// A document that is no ranking request.
 #[derive(Debug, Error)]
-pub enum JsonError {
+pub(crate) enum JsonError {
     /// Not JSON, or not these keys.
     #[error("the request does not parse")]
     Syntax(#[from] serde_json::Error),
@@ -59,24 +59,24 @@ pub enum JsonError {
 /// A ranking request as it was written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JsonRequest {
+pub(crate) struct JsonRequest {
     /// The model.
-    pub model: String,
+    pub(crate) model: String,
     /// That very release; absent: the current one.
     #[serde(default)]
-    pub release: Option<String>,
+    pub(crate) release: Option<String>,
     /// How many of the best to return; 0: all.
     #[serde(default)]
-    pub top_k: u32,
+    pub(crate) top_k: u32,
     /// The whole budget, in milliseconds; absent: the ranker's default.
     #[serde(default)]
-    pub deadline_ms: Option<u64>,
+    pub(crate) deadline_ms: Option<u64>,
     /// Echoed in logs.
     #[serde(default)]
-    pub request_id: String,
+    pub(crate) request_id: String,
     /// Who asks.
     #[serde(default)]
-    pub tenant: String,
+    pub(crate) tenant: String,
     user: Features,
     candidates: Features,
 }
@@ -119,15 +119,15 @@ impl JsonRequest {
     ///
     /// # Errors
     /// [`JsonError::Syntax`] says where it does not parse.
-    pub fn parse(text: &[u8]) -> Result<Self, JsonError> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, JsonError> {
         Ok(serde_json::from_slice(text)?)
     }
 
-    /// The message to send. `spec`, where it is at hand, says which features are ids.
+    /// The message to send. `spec` says which features are ids.
     ///
     /// # Errors
     /// [`JsonError`] names the feature. Whether the features are those of the model is for the ranker to say.
-    pub fn to_message(&self, spec: Option<&ModelSpec>) -> Result<v1::RankRequest, JsonError> {
+    pub(crate) fn to_message(&self, spec: &ModelSpec) -> Result<v1::RankRequest, JsonError> {
         let mut candidates: Option<(&str, usize)> = None;
         let mut user = Vec::new();
         for (name, value) in &self.user.0 {
@@ -212,7 +212,7 @@ fn message(
     side: Side,
     name: &str,
     rows: &Result<Rows<'_>, String>,
-    spec: Option<&ModelSpec>,
+    spec: &ModelSpec,
 ) -> Result<v1::Feature, JsonError> {
     let fail = |problem: String| fail(side, name, problem);
     let rows = rows.as_ref().map_err(|problem| fail(problem.clone()))?;
@@ -221,7 +221,7 @@ fn message(
         let Value::Number(number) = value else { return Err(fail(format!("{value} is no number"))) };
         numbers.push(number);
     }
-    let declared = spec.and_then(|spec| spec.inputs.iter().find(|input| input.name == name));
+    let declared = spec.inputs.iter().find(|input| input.name == name);
     let is_ids = match declared.map(|input| &input.source) {
         Some(InputSource::Pooled { .. }) => true,
         Some(InputSource::Dense { .. }) => rows.weights.is_some(),
@@ -261,8 +261,7 @@ fn float(number: &Number) -> Result<f32, String> {
 }
 
 /// An answer as JSON: what was ranked, by which release and tables, and what it took.
-#[must_use]
-pub fn answer(response: &v1::RankResponse) -> Value {
+pub(crate) fn answer(response: &v1::RankResponse) -> Value {
     let indexes = unpack::<u32>(&response.indexes).into_iter().flatten();
     let scores = unpack::<f32>(&response.scores).into_iter().flatten();
     let results = indexes.zip(scores).map(|(index, score)| json!({ "index": index, "score": short(score) }));
@@ -292,12 +291,22 @@ fn short(score: f32) -> f64 {
 mod tests {
     use super::*;
 
-    fn convert(text: &str, spec: Option<&ModelSpec>) -> Result<v1::RankRequest, JsonError> {
+    /// A contract that has none of the features below.
+    fn unrelated() -> ModelSpec {
+        let text = r#"schema_version = 1
+            model = "m"
+            score = "p"
+            inputs = [{ name = "unrelated", side = "user", width = 1 }]
+            outputs = [{ name = "p" }]"#;
+        ModelSpec::from_toml(text).unwrap()
+    }
+
+    fn convert(text: &str, spec: &ModelSpec) -> Result<v1::RankRequest, JsonError> {
         JsonRequest::parse(text.as_bytes())?.to_message(spec)
     }
 
     fn refusal(text: &str) -> String {
-        tidepool_runtime::error::chain(&convert(text, None).unwrap_err())
+        tidepool_runtime::error::chain(&convert(text, &unrelated()).unwrap_err())
     }
 
     #[test]
@@ -306,7 +315,7 @@ mod tests {
             "user": {"user": 18446744073709551615, "age": [0.5],
                      "seen": {"ids": [1, 2], "weights": [0.25, 1]}},
             "candidates": {"item": [242, [302]], "genres": [[1, 2], []], "price": [[1.5], [2]]}}"#;
-        let request = convert(text, None).unwrap();
+        let request = convert(text, &unrelated()).unwrap();
         assert_eq!((request.candidates, request.top_k, request.deadline_us), (2, 3, 20_000));
         assert_eq!((request.model.as_str(), request.release.as_str()), ("m", "r"));
         let user = &request.user;
@@ -336,14 +345,14 @@ mod tests {
         )
         .unwrap();
         let text = r#"{"model": "m", "user": {"age": 1}, "candidates": {"item": [7]}}"#;
-        let request = convert(text, Some(&spec)).unwrap();
+        let request = convert(text, &spec).unwrap();
         assert_eq!(
             (request.user[0].values.as_ref(), request.user[0].ids.len()),
             (&1f32.to_le_bytes()[..], 0)
         );
         assert_eq!(request.candidate[0].ids, pack(&[7u64]));
         let text = r#"{"model": "m", "user": {"age": 1}, "candidates": {"item": [-7]}}"#;
-        let error = convert(text, Some(&spec)).unwrap_err().to_string();
+        let error = convert(text, &spec).unwrap_err().to_string();
         assert_eq!(error, "candidate feature \"item\": -7 is no id: a whole number up to 2^64-1");
     }
 
@@ -374,7 +383,7 @@ mod tests {
     #[test]
     fn a_repeated_name_is_kept_for_the_ranker_to_refuse() {
         let text = r#"{"model": "m", "user": {"a": 1, "a": 2}, "candidates": {}}"#;
-        assert_eq!(convert(text, None).unwrap().user.len(), 2);
+        assert_eq!(convert(text, &unrelated()).unwrap().user.len(), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 mod config;
 mod error;
 mod http;
-pub mod json;
+mod json;
 mod loaded;
 mod metrics;
 #[cfg(test)]
