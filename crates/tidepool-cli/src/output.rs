@@ -65,6 +65,6 @@ pub(crate) fn error(error: &anyhow::Error) {
 /// A progress bar on stderr, shown only to people at a terminal; without `total` it counts.
 pub(crate) fn bar(what: &'static str, total: Option<u64>) -> ProgressBar {
     let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    let style = ProgressStyle::with_template("{msg:<24} {bar:30} {pos}/{len} {elapsed}");
+    let style = ProgressStyle::with_template("{msg:<24} {bar:30} {pos}/{len} {elapsed} {per_sec}");
     bar.with_message(what).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -5,3 +5,4 @@ mod bench;
 mod by_hand;
 mod command;
 mod demo;
+mod tables;

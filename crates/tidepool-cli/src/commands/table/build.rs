@@ -1,0 +1,146 @@
+//! `tidepool table build`: files into a version.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+use tidepool_import::{CsvSource, NpySource, RowSource, StoredSource};
+use tidepool_store::ArtifactStore;
+use tidepool_table::{TableBuilder, TableSpec};
+use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion};
+
+use super::{Limits, partition_count};
+use crate::{
+    commands::control,
+    output::{Output, bar},
+};
+
+#[derive(Args)]
+pub(crate) struct Build {
+    /// What to build.
+    #[arg(value_name = "TABLE@VERSION", value_parser = control::table_version)]
+    table_version: TableVersion,
+    /// A .csv file (an id, then the vector) or a .npy file (vectors as rows).
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// With .npy: a file of one id per row. Without it the ids are the row numbers.
+    #[arg(long, value_name = "FILE")]
+    ids: Option<PathBuf>,
+    /// Folder of the artifact store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// How rows are stored: int4, int8, f16 or f32.
+    #[arg(long, default_value = "int4")]
+    format: RowFormat,
+    /// Which ids there may be: hashed (any) or dense (0 to N-1).
+    #[arg(long, default_value = "hashed")]
+    keying: Keying,
+    /// Into how many partitions the version is cut: a power of two.
+    #[arg(long, default_value = "16", value_parser = partition_count)]
+    partitions: PartitionCount,
+    /// Store whole 64-bit keys instead of 32-bit fingerprints.
+    #[arg(long)]
+    full_keys: bool,
+    /// Seed of the index. The same rows and the same seed give the same bytes.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The .npy file has rows as FBGEMM and TorchRec store them (uint8), int4 or int8: they are taken to
+    /// the byte.
+    #[arg(long, value_name = "FORMAT", conflicts_with = "format")]
+    stored: Option<RowFormat>,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+enum Source {
+    Values(Box<dyn RowSource>),
+    Stored(Box<StoredSource>),
+}
+
+pub(super) fn run(args: &Build, output: Output) -> Result<()> {
+    let manifest = build(args)?;
+    show(&manifest, output);
+    output.object(json!({ "manifest": manifest }));
+    Ok(())
+}
+
+fn source(from: &Path, ids: Option<&Path>, stored: Option<RowFormat>) -> Result<Source> {
+    let values = |rows| Ok(Source::Values(rows));
+    match (from.extension().and_then(|e| e.to_str()), ids, stored) {
+        (Some("csv"), _, Some(_)) => bail!("--stored goes with a .npy file"),
+        (Some("csv"), None, None) => values(Box::new(CsvSource::open(from)?)),
+        (Some("csv"), Some(_), None) => {
+            bail!("--ids goes with a .npy file; a .csv file has the ids in its first column")
+        }
+        (Some("npy"), ids, None) => values(Box::new(NpySource::open(from, ids)?)),
+        (Some("npy"), ids, Some(format)) => {
+            Ok(Source::Stored(Box::new(StoredSource::open(from, ids, format)?)))
+        }
+        _ => bail!("{}: a .csv or .npy file is wanted", from.display()),
+    }
+}
+
+fn build(args: &Build) -> Result<TableManifest> {
+    let store = ArtifactStore::open(&args.store)?;
+    let rows = source(&args.from, args.ids.as_deref(), args.stored)?;
+    let (dim, hint) = match &rows {
+        Source::Values(rows) => (rows.dim(), rows.rows_hint()),
+        Source::Stored(rows) => (rows.dim(), Some(rows.rows())),
+    };
+    let spec = TableSpec {
+        table_version: args.table_version.clone(),
+        dim,
+        format: args.stored.unwrap_or(args.format),
+        keying: args.keying,
+        partitions: args.partitions,
+        default_row: Vec::new(),
+        full_keys: args.full_keys,
+        seed: args.seed,
+    };
+    let dir = store.table_dir(&args.table_version);
+    let mut builder = TableBuilder::staged(spec, args.limits.options(), &dir)?;
+    let reading = bar("reading", hint);
+    let mut progress = |done| reading.set_position(done);
+    match rows {
+        Source::Values(mut rows) => tidepool_import::import(rows.as_mut(), &mut builder, &mut progress),
+        Source::Stored(rows) => tidepool_import::import_stored(*rows, &mut builder, &mut progress),
+    }
+    .with_context(|| format!("reading {}", args.from.display()))?;
+    reading.finish_and_clear();
+    publish(builder, &dir)
+        .with_context(|| format!("building {} from {}", args.table_version, args.from.display()))
+}
+
+/// Builds and publishes, with a progress bar.
+pub(super) fn publish(builder: TableBuilder, dir: &Path) -> Result<TableManifest> {
+    let writing = bar("building", None);
+    let manifest = builder.publish(dir, &mut |done, total| {
+        writing.set_length(total);
+        writing.set_position(done);
+    })?;
+    writing.finish_and_clear();
+    Ok(manifest)
+}
+
+/// What was built, for people.
+pub(super) fn show(manifest: &TableManifest, output: Output) {
+    let schema = &manifest.schema;
+    output.line(format!(
+        "built {}: {} rows of dim {}, {}, {}, {} partitions, {} bytes ({} a row)",
+        schema.table_version,
+        schema.rows,
+        schema.dim,
+        schema.format,
+        schema.keying,
+        schema.partitions,
+        manifest.file_bytes(),
+        schema.row_bytes(),
+    ));
+    if let Some(report) = &manifest.quantization {
+        output.line(format!(
+            "quantization: relative L2 error {:.4}, worst row {:.4} (id {})",
+            report.relative_l2, report.worst_row_relative_l2, report.worst_row_id
+        ));
+    }
+}
