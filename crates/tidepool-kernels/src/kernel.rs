@@ -2,7 +2,12 @@
 
 use tidepool_types::RowFormat;
 
-use crate::{QuantizeError, isa::Isa, pool::PoolFns, quantize};
+use crate::{
+    QuantizeError,
+    isa::Isa,
+    pool::PoolFns,
+    quantize::{self, QuantizeFn, Quantizer},
+};
 
 /// Row codec and gather-and-pool for one row format, dimension and instruction set. Small and `Copy`:
 /// make it once where the table is opened and pass it along. Nothing is looked up or detected per call.
@@ -13,6 +18,7 @@ pub struct RowKernel {
     row_bytes: usize,
     isa: Isa,
     fns: PoolFns,
+    quantize: QuantizeFn,
 }
 
 impl RowKernel {
@@ -30,8 +36,9 @@ impl RowKernel {
         PoolFns::of(format, dim as usize, isa).map(|fns| Self::assemble(format, dim, isa, fns))
     }
 
-    const fn assemble(format: RowFormat, dim: u32, isa: Isa, fns: PoolFns) -> Self {
-        Self { format, dim: dim as usize, row_bytes: format.row_bytes(dim), isa, fns }
+    fn assemble(format: RowFormat, dim: u32, isa: Isa, fns: PoolFns) -> Self {
+        let quantize = quantize::function(isa);
+        Self { format, dim: dim as usize, row_bytes: format.row_bytes(dim), isa, fns, quantize }
     }
 
     /// How rows are stored.
@@ -87,8 +94,20 @@ impl RowKernel {
         (self.fns.dequantize)(self.dim, row, out);
     }
 
-    /// Stores `values` as the first [`row_bytes`](Self::row_bytes) bytes of `row`. The same values give
-    /// the same bytes on every machine.
+    /// Stores `values` as the first [`row_bytes`](Self::row_bytes) bytes of `row`, by
+    /// [`Quantizer::MinMax`].
+    ///
+    /// # Errors
+    /// As [`quantize_with`](Self::quantize_with).
+    ///
+    /// # Panics
+    /// As [`quantize_with`](Self::quantize_with).
+    pub fn quantize(&self, values: &[f32], row: &mut [u8]) -> Result<(), QuantizeError> {
+        self.quantize_with(Quantizer::MinMax, values, row)
+    }
+
+    /// Stores `values` as the first [`row_bytes`](Self::row_bytes) bytes of `row`. The same values and
+    /// quantizer give the same bytes on every machine.
     ///
     /// # Errors
     /// [`QuantizeError`] names the first column that is NaN or infinite, or the one that the format
@@ -96,8 +115,13 @@ impl RowKernel {
     ///
     /// # Panics
     /// When `values` is not `dim` long, or `row` is shorter than [`row_bytes`](Self::row_bytes).
-    pub fn quantize(&self, values: &[f32], row: &mut [u8]) -> Result<(), QuantizeError> {
+    pub fn quantize_with(
+        &self,
+        quantizer: Quantizer,
+        values: &[f32],
+        row: &mut [u8],
+    ) -> Result<(), QuantizeError> {
         assert_eq!(values.len(), self.dim, "values of a row of dimension {}", self.dim);
-        quantize::quantize(self.format, values, &mut row[..self.row_bytes])
+        (self.quantize)(self.format, quantizer, values, &mut row[..self.row_bytes])
     }
 }

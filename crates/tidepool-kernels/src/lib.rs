@@ -2,8 +2,8 @@
 //! become one sum. A scalar reference and one SIMD path per instruction set give the same bits.
 //!
 //! **Invariant:** nothing here allocates while pooling, does I/O, or knows what a table, a bag's id or a
-//! missing row is: a kernel sees slices of bytes and adds them up. `unsafe` stands in the files of
-//! `pool/` that are named after an instruction set and in `prefetch.rs`, nowhere else.
+//! missing row is: a kernel sees slices of bytes and adds them up. `unsafe` stands in the files
+//! that are named after an instruction set and in `prefetch.rs`, nowhere else.
 //!
 //! Read first: [`RowKernel`], [`Isa`], [`QuantizeError`].
 //!
@@ -23,5 +23,6 @@ pub use error::QuantizeError;
 pub use isa::Isa;
 pub use kernel::RowKernel;
 pub use prefetch::prefetch_read;
+pub use quantize::Quantizer;
 #[cfg(test)]
 mod testing;

@@ -3,15 +3,33 @@
 use proptest::prelude::*;
 use tidepool_types::RowFormat;
 
-use crate::{QuantizeError, RowKernel, testing::Random};
+use crate::{Isa, QuantizeError, Quantizer, RowKernel, testing::Random};
 
-fn quantized(format: RowFormat, values: &[f32]) -> Result<Vec<u8>, QuantizeError> {
-    let kernel = RowKernel::new(format, values.len() as u32);
-    let mut row = vec![0xa5; kernel.row_bytes()];
-    kernel.quantize(values, &mut row).map(|()| row)
+/// By the reference, after every other instruction set of this CPU has given the same: the same bytes, or
+/// the same complaint about the same column.
+pub(super) fn quantized_with(
+    quantizer: Quantizer,
+    format: RowFormat,
+    values: &[f32],
+) -> Result<Vec<u8>, QuantizeError> {
+    let by = |isa| {
+        let kernel = RowKernel::with_isa(format, values.len() as u32, isa).unwrap();
+        let mut row = vec![0xa5; kernel.row_bytes()];
+        kernel.quantize_with(quantizer, values, &mut row).map(|()| row)
+    };
+    let reference = by(Isa::Scalar);
+    for isa in Isa::available() {
+        // As text, in which a NaN equals itself.
+        assert_eq!(format!("{:?}", by(isa)), format!("{reference:?}"), "{isa}, {format}, {values:?}");
+    }
+    reference
 }
 
-fn dequantized(format: RowFormat, row: &[u8], dim: usize) -> Vec<f32> {
+fn quantized(format: RowFormat, values: &[f32]) -> Result<Vec<u8>, QuantizeError> {
+    quantized_with(Quantizer::MinMax, format, values)
+}
+
+pub(super) fn dequantized(format: RowFormat, row: &[u8], dim: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; dim];
     RowKernel::new(format, dim as u32).dequantize(row, &mut out);
     out
@@ -211,6 +229,43 @@ fn what_is_not_finite_is_refused_with_its_column() {
             }
         }
     }
+}
+
+#[test]
+fn the_first_value_that_is_not_finite_is_found_in_every_column() {
+    for format in RowFormat::ALL {
+        for dim in [1, 2, 15, 16, 17, 31, 33, 64, 70] {
+            for column in 0..dim {
+                let mut row = vec![0.5; dim];
+                (row[column], row[dim - 1]) = (f32::NAN, f32::NAN);
+                let error = quantized(format, &row).unwrap_err();
+                assert!(
+                    matches!(error, QuantizeError::NotFinite { column: named, .. } if named == column),
+                    "{format}, dim {dim}, column {column}: {error:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_zero_of_a_row_is_its_minimum() {
+    for dim in [2, 7, 16, 40, 64] {
+        for first in 0..dim {
+            for (zero, other) in [(0.0f32, -0.0f32), (-0.0, 0.0)] {
+                let mut row = vec![1.0; dim];
+                row[first] = zero;
+                row[first + 1..].fill(other);
+                let int4 = quantized(RowFormat::Int4, &row).unwrap();
+                assert_eq!(int4[int4.len() - 2..], half::f16::from_f32(zero).to_le_bytes());
+                let int8 = quantized(RowFormat::Int8, &row).unwrap();
+                assert_eq!(int8[dim + 4..], zero.to_le_bytes());
+            }
+        }
+    }
+    // Zeros only: the range is 0.0, not -0.0.
+    let row = quantized(RowFormat::Int8, &[-0.0, 0.0, -0.0, 0.0]).unwrap();
+    assert_eq!(hex(&row), "00 00 00 00 00 00 00 00 00 00 00 80");
 }
 
 #[test]
