@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use tidepool_kernels::RowKernel;
+use tidepool_kernels::{Quantizer, RowKernel};
 use tidepool_types::{
     Keying, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
     TableVersion,
@@ -96,11 +96,13 @@ impl std::str::FromStr for Duplicates {
     }
 }
 
-/// How a version is built. Apart from [`duplicates`](Self::duplicates), none of it changes a byte.
+/// How a version is built. Memory and threads do not change a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildOptions {
     /// What becomes of an id that is pushed twice.
     pub duplicates: Duplicates,
+    /// How the values of a row become its codes.
+    pub quantizer: Quantizer,
     /// How much memory a [staged](TableBuilder::staged) build may use. A quarter of it is for rows on their
     /// way to the disk, the rest for partitions in the making. A partition of n rows needs `9 n` bytes while
     /// its index is built, then room for all of its rows or some of them, at least 4 MiB; as many
@@ -111,10 +113,11 @@ pub struct BuildOptions {
 }
 
 impl Default for BuildOptions {
-    /// Duplicates are errors, 2 GiB, all cores.
+    /// Duplicates are errors, FBGEMM's quantizer, 2 GiB, all cores.
     fn default() -> Self {
         Self {
             duplicates: Duplicates::Error,
+            quantizer: Quantizer::MinMax,
             memory_bytes: 2 << 30,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         }
@@ -433,7 +436,9 @@ fn encode(
     let row_at = cost_at + costs_bytes(options);
     out.extend(key.to_le_bytes());
     out.resize(row_at + kernel.row_bytes(), 0);
-    kernel.quantize(values, &mut out[row_at..]).map_err(|source| BuildError::Value { id, source })?;
+    kernel
+        .quantize_with(options.quantizer, values, &mut out[row_at..])
+        .map_err(|source| BuildError::Value { id, source })?;
     kernel.dequantize(&out[row_at..], stored);
     let cost = RowCost::of(values, stored);
     if row_at > cost_at {

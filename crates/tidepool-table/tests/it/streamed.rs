@@ -13,9 +13,6 @@ fn options(memory_bytes: u64, threads: usize) -> BuildOptions {
     BuildOptions { memory_bytes, threads, ..BuildOptions::default() }
 }
 
-const LAST: BuildOptions =
-    BuildOptions { duplicates: Duplicates::Last, memory_bytes: 0, threads: NonZeroUsize::MIN };
-
 fn staged(dir: &Path, spec: &TableSpec, options: BuildOptions) -> TableBuilder {
     TableBuilder::staged(spec.clone(), options, dir).unwrap()
 }
@@ -105,7 +102,7 @@ fn the_last_of_several_stored_rows_stays() {
     let spec = spec(RowFormat::Int4, 8, KEYINGS[1], 2);
     let root = TempDir::new().unwrap();
     let dir = root.path().join("v1");
-    let mut builder = staged(&dir, &spec, LAST);
+    let mut builder = staged(&dir, &spec, BuildOptions { duplicates: Duplicates::Last, ..options(0, 1) });
     for n in 0..900 {
         builder.push_stored(n % 300, &stored(n, 8)).unwrap();
     }
@@ -172,4 +169,21 @@ fn a_staged_build_is_published_where_it_was_begun_or_nowhere() {
     publish(staged(&here, &spec, options(0, 1)), &here).unwrap();
     let error = TableBuilder::staged(spec, options(0, 1), &here).unwrap_err();
     assert!(matches!(error, BuildError::AlreadyExists { .. }), "refused before any row is read");
+}
+
+#[test]
+fn the_optimized_quantizer_is_used_and_reported() {
+    let spec = spec(RowFormat::Int4, 32, KEYINGS[1], 2);
+    let error_of = |quantizer| {
+        let root = TempDir::new().unwrap();
+        let dir = root.path().join("v1");
+        let options = BuildOptions { quantizer, ..options(0, 2) };
+        let mut builder = staged(&dir, &spec, options);
+        let ids: Vec<u64> = (0..500).collect();
+        builder.push_many(&ids, |id, values| values.copy_from_slice(&vector(id, 32))).unwrap();
+        publish(builder, &dir).unwrap().quantization.unwrap().relative_l2
+    };
+    let [min_max, optimized] =
+        [tidepool_kernels::Quantizer::MinMax, tidepool_kernels::Quantizer::Optimized].map(error_of);
+    assert!(optimized < min_max, "{optimized} against {min_max}");
 }
