@@ -71,6 +71,9 @@ const LICENCES: &[&str] = &[
 const UNSAFE_ROOMS: &[&str] = &[
     "crates/tidepool-kernels/src/pool/avx2.rs",
     "crates/tidepool-kernels/src/pool/avx512.rs",
+    "crates/tidepool-kernels/src/prefetch.rs",
+    "crates/tidepool-kernels/src/quantize/avx2.rs",
+    "crates/tidepool-kernels/src/quantize/avx512.rs",
     "crates/tidepool-table/src/mmap.rs",
 ];
 

@@ -15,14 +15,14 @@ use std::{
     io,
     ops::{Deref, DerefMut, Range},
     os::fd::AsRawFd,
-    ptr::{self, NonNull},
-    slice,
+    ptr, slice,
 };
 
 use libc::{
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ,
-    PROT_WRITE, c_int, c_void,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, c_int,
+    c_void,
 };
+use memmap2::{Advice, MmapMut, MmapOptions};
 
 /// What a huge page is on x86-64.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -33,46 +33,43 @@ const PAGE_BYTES: usize = 4096;
 /// Address space with bytes in it; given back when dropped.
 #[derive(Debug)]
 struct Region {
-    reserved: NonNull<c_void>,
-    reserved_bytes: usize,
-    /// Inside the reservation, at a multiple of 2 MiB.
-    start: NonNull<u8>,
+    /// The whole of it. Only its address, its advice and its end are used: outside of the bytes nothing can
+    /// be read.
+    reserved: MmapMut,
+    /// Where the bytes begin in it: the first multiple of 2 MiB.
+    skip: usize,
     bytes: usize,
 }
 
-// SAFETY: a region is owned memory: nothing in it belongs to a thread.
-#[expect(unsafe_code, reason = "raw pointers are not Send by themselves")]
-unsafe impl Send for Region {}
-
-// SAFETY: through a shared region its bytes can only be read.
-#[expect(unsafe_code, reason = "raw pointers are not Sync by themselves")]
-unsafe impl Sync for Region {}
-
 impl Region {
     /// `bytes` of a file, or of fresh memory.
-    #[expect(unsafe_code, reason = "mmap")]
+    #[expect(unsafe_code, reason = "mprotect, and mmap at an address of ours")]
     fn map(bytes: usize, file: Option<&File>) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let needed = bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
         let reserved_bytes = needed.checked_add(HUGE_PAGE_BYTES + PAGE_BYTES).ok_or_else(too_large)?;
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let reserved = unsafe { libc::mmap(ptr::null_mut(), reserved_bytes, PROT_NONE, flags, -1, 0) };
-        let reserved = checked(reserved)?;
-        let skip = reserved.addr().get().next_multiple_of(HUGE_PAGE_BYTES) - reserved.addr().get();
-        // SAFETY: less than 2 MiB into a reservation that is longer than that.
-        let start = unsafe { reserved.cast::<u8>().add(skip) };
-        // Dropped from here on if anything fails.
-        let region = Self { reserved, reserved_bytes, start, bytes };
+        // Unmapped from here on if anything fails.
+        let mut reserved = MmapOptions::new().len(reserved_bytes).no_reserve_swap().map_anon()?;
+        let address = reserved.as_mut_ptr();
+        // SAFETY: the reservation is ours alone, and nothing has been put into it.
+        done(unsafe { libc::mprotect(address.cast(), reserved_bytes, PROT_NONE) })?;
+        let skip = address.addr().next_multiple_of(HUGE_PAGE_BYTES) - address.addr();
         let (protection, flags, fd) = match file {
             Some(file) => (PROT_READ, MAP_SHARED, file.as_raw_fd()),
             None => (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1),
         };
-        // SAFETY: the range lies inside the reservation, which nobody else knows of yet.
-        let mapped =
-            unsafe { libc::mmap(start.as_ptr().cast(), needed, protection, flags | MAP_FIXED, fd, 0) };
-        checked(mapped)?;
-        Ok(region)
+        let start = address.wrapping_add(skip).cast();
+        // SAFETY: the range lies inside the reservation, less than 2 MiB from its start, and nobody else
+        // knows of it yet. It is unmapped with the reservation.
+        let mapped = unsafe { libc::mmap(start, needed, protection, flags | MAP_FIXED, fd, 0) };
+        if mapped == MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { reserved, skip, bytes })
+    }
+
+    fn start(&self) -> *const u8 {
+        self.reserved.as_ptr().wrapping_add(self.skip)
     }
 
     #[expect(unsafe_code, reason = "the bytes are known by address")]
@@ -82,57 +79,36 @@ impl Region {
         // (and bytes are validated before anything is derived from them, with every access bounds-checked,
         // so even a changed file gives wrong values and not wrong memory), and those of memory only
         // through `&mut`.
-        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+        unsafe { slice::from_raw_parts(self.start(), self.bytes) }
     }
 
     /// Tells the kernel something about a range, which grows to whole pages.
-    #[expect(unsafe_code, reason = "madvise")]
-    fn advise(&self, range: Range<usize>, advice: c_int) -> io::Result<()> {
+    fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
         let (from, bytes) = self.pages(range);
-        // SAFETY: the range is within the region, and the pieces of advice that this file gives change
-        // how bytes are stored and never what they are.
-        done(unsafe { libc::madvise(from, bytes, advice) })
+        self.reserved.advise_range(advice, self.skip + from, bytes)
     }
 
     /// Keeps a range in memory until the region is dropped.
     #[expect(unsafe_code, reason = "mlock")]
     fn lock(&self, range: Range<usize>) -> io::Result<()> {
         let (from, bytes) = self.pages(range);
+        let address: *const c_void = self.start().wrapping_add(from).cast();
         // SAFETY: the range is within the region; locking changes no byte.
-        done(unsafe { libc::mlock(from, bytes) })
+        done(unsafe { libc::mlock(address, bytes) })
     }
 
-    /// The pages that a range touches.
-    #[expect(unsafe_code, reason = "address arithmetic")]
-    fn pages(&self, range: Range<usize>) -> (*mut c_void, usize) {
+    /// The pages that a range touches: where they begin in the region, and their bytes.
+    fn pages(&self, range: Range<usize>) -> (usize, usize) {
         let end = range.end.min(self.bytes);
         let from = (range.start.min(end) / PAGE_BYTES) * PAGE_BYTES;
-        // SAFETY: within the region.
-        let address = unsafe { self.start.as_ptr().add(from) };
-        (address.cast(), end - from)
+        (from, end - from)
     }
 
     /// Where a range lies, for smaps.
     fn addresses(&self, range: Range<usize>) -> Range<usize> {
-        let start = self.start.addr().get();
+        let start = self.start().addr();
         start + range.start.min(self.bytes)..start + range.end.min(self.bytes)
     }
-}
-
-impl Drop for Region {
-    #[expect(unsafe_code, reason = "munmap")]
-    fn drop(&mut self) {
-        // SAFETY: the whole reservation is ours, and no slice of it outlives this value.
-        let result = done(unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_bytes) });
-        debug_assert!(result.is_ok(), "{result:?}");
-    }
-}
-
-fn checked(address: *mut c_void) -> io::Result<NonNull<c_void>> {
-    if address == MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    NonNull::new(address).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
 }
 
 fn done(result: c_int) -> io::Result<()> {
@@ -152,12 +128,12 @@ impl MappedFile {
     /// Asks for huge pages in a range, which `/proc/self/smaps` then shows apart from the rest. A hint:
     /// where it is refused, pages are small.
     pub(crate) fn want_huge_pages(&self, range: Range<usize>) {
-        let _ = self.0.advise(range, libc::MADV_HUGEPAGE);
+        let _ = self.0.advise(range, Advice::HugePage);
     }
 
     /// Reads a range into memory and puts it behind page tables, as far as it is not.
     pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<()> {
-        self.0.advise(range, libc::MADV_POPULATE_READ)
+        self.0.advise(range, Advice::PopulateRead)
     }
 
     /// Keeps a range in memory.
@@ -189,7 +165,7 @@ impl HugeMemory {
     pub(crate) fn zeros(bytes: usize) -> io::Result<Self> {
         let region = Region::map(bytes, None)?;
         // A hint: where it is refused, pages are small.
-        let _ = region.advise(0..bytes, libc::MADV_HUGEPAGE);
+        let _ = region.advise(0..bytes, Advice::HugePage);
         Ok(Self(region))
     }
 
@@ -211,8 +187,9 @@ impl Deref for HugeMemory {
 impl DerefMut for HugeMemory {
     #[expect(unsafe_code, reason = "the bytes are known by address")]
     fn deref_mut(&mut self) -> &mut [u8] {
+        let start = self.0.reserved.as_mut_ptr().wrapping_add(self.0.skip);
         // SAFETY: fresh memory of this value alone, mapped writable until it is dropped.
-        unsafe { slice::from_raw_parts_mut(self.0.start.as_ptr(), self.0.bytes) }
+        unsafe { slice::from_raw_parts_mut(start, self.0.bytes) }
     }
 }
 
