@@ -44,6 +44,8 @@ pub(crate) struct Assembly<'a> {
 #[derive(Debug)]
 pub(crate) struct Assembled {
     pub(crate) entry: PartitionEntry,
+    /// Bytes of the file that are index.
+    pub(crate) index_bytes: u64,
     /// With costs only: what storing these rows cost.
     pub(crate) measure: Option<Measure>,
 }
@@ -106,7 +108,8 @@ impl Assembly<'_> {
             file_bytes: written.file_bytes,
             footer_crc32c: written.footer_crc32c,
         };
-        Ok(Assembled { entry, measure })
+        let index_bytes = (index.pilots.len() + remap.len()) as u64;
+        Ok(Assembled { entry, index_bytes, measure })
     }
 
     /// Bytes of a row in a chunk: stride, cold key, cost, key for the cost, and a bit.

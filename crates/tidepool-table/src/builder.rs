@@ -20,7 +20,7 @@ use crate::{
     header::{KeyCheck, MAX_PARTITION_ROWS},
     parallel,
     publish::StagedDir,
-    report::{Measure, RowCost},
+    report::{self, Measure, RowCost},
     spill::{Records, Spill},
     write::PartitionPlan,
 };
@@ -385,7 +385,10 @@ impl TableBuilder {
             progress(told / 2, total);
         })?;
         let mut files: Vec<PartitionEntry> = Vec::with_capacity(built.len());
-        for Assembled { entry, measure: of_partition } in built {
+        let (mut file_bytes, mut index_bytes) = (0, 0);
+        for Assembled { entry, index_bytes: of_index, measure: of_partition } in built {
+            file_bytes += entry.file_bytes;
+            index_bytes += of_index;
             files.push(entry);
             of_partition.iter().for_each(|of_partition| measure.merge(of_partition));
         }
@@ -394,11 +397,13 @@ impl TableBuilder {
             staged.remove_dir(SPILL_DIR)?;
         }
 
+        let schema = spec.schema(total);
         let manifest = TableManifest {
             schema_version: TableManifest::SCHEMA_VERSION,
-            schema: spec.schema(total),
+            bytes: report::sizes(&schema, file_bytes, index_bytes),
+            schema,
             files,
-            quantization: if imported { None } else { measure.report() },
+            quantization: if imported { None } else { measure.report(options.quantizer, spec.format) },
         };
         manifest.validate().map_err(|error| BuildError::Internal(error.to_string()))?;
         let mut json =

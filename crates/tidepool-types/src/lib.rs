@@ -16,17 +16,19 @@ mod name;
 pub mod paths;
 mod pooling;
 pub mod ports;
+mod quantizer;
+mod report;
 mod row;
 pub mod synthetic;
 
 pub use error::ErrorCode;
 pub use ids::{Epoch, NodeId, PartitionCount, PartitionIndex, TableVersion};
 pub use keying::{Keying, Location};
-pub use manifest::{
-    ManifestError, PartitionEntry, QuantizationReport, ReleaseManifest, TableManifest, TableSchema,
-};
+pub use manifest::{ManifestError, PartitionEntry, ReleaseManifest, TableManifest, TableSchema};
 pub use mix::{mix64, unmix64};
 pub use model::{InputSource, InputSpec, ModelError, ModelSpec, OutputSpec, Side};
 pub use name::{Name, NameError};
 pub use pooling::Pooling;
+pub use quantizer::Quantizer;
+pub use report::{QuantizationReport, Size, SizeReport, WorstRow};
 pub use row::{DimError, MAX_DIM, RowFormat};

@@ -7,6 +7,7 @@ use crate::{
     ids::{PartitionCount, PartitionIndex, TableVersion},
     keying::Keying,
     name::Name,
+    report::{QuantizationReport, SizeReport},
     row::{DimError, RowFormat},
 };
 
@@ -77,18 +78,6 @@ pub struct PartitionEntry {
     pub footer_crc32c: u32,
 }
 
-/// What quantization cost, measured while the table was built.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct QuantizationReport {
-    /// `||stored - original|| / ||original||` over all rows, L2.
-    pub relative_l2: f64,
-    /// The largest relative L2 error of one row, and whose it is.
-    pub worst_row_relative_l2: f64,
-    /// The id of that row.
-    pub worst_row_id: u64,
-}
-
 /// `manifest.json` of a table version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,6 +91,9 @@ pub struct TableManifest {
     /// What quantization cost; absent when rows were imported as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantizationReport>,
+    /// What a row takes; absent when there is none, and where an earlier Tidepool did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<SizeReport>,
 }
 
 impl TableManifest {

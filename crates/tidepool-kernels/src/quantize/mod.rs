@@ -20,54 +20,10 @@ mod optimize_tests;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, str::FromStr};
-
+pub use tidepool_types::Quantizer;
 use tidepool_types::RowFormat;
 
 use crate::{Isa, QuantizeError};
-
-/// How the scale and the bias of a row are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Quantizer {
-    /// From the smallest and the largest value: FBGEMM's rule, to the byte.
-    #[default]
-    MinMax,
-    /// Int4: the best found by least squares over clipped ranges; the squared error of a row is never
-    /// larger than with [`MinMax`](Self::MinMax). The other formats have nothing to gain and are stored as
-    /// by it. What one quantizer refuses, the other does too.
-    Optimized,
-}
-
-impl Quantizer {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::MinMax, Self::Optimized];
-
-    /// The word used in configuration, manifests and benches.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::MinMax => "min_max",
-            Self::Optimized => "optimized",
-        }
-    }
-}
-
-impl fmt::Display for Quantizer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for Quantizer {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|quantizer| quantizer.as_str() == text)
-            .ok_or_else(|| format!("unknown quantizer {text:?}: min_max or optimized"))
-    }
-}
 
 /// Writes values into a row, which is exactly as long as the format wants.
 pub(crate) type QuantizeFn = fn(RowFormat, Quantizer, &[f32], &mut [u8]) -> Result<(), QuantizeError>;

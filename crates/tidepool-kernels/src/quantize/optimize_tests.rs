@@ -165,11 +165,3 @@ fn other_formats_are_stored_as_by_min_max() {
         assert_eq!(by(Quantizer::Optimized), by(Quantizer::MinMax));
     }
 }
-
-#[test]
-fn the_words_of_quantizers_come_back() {
-    for quantizer in Quantizer::ALL {
-        assert_eq!(quantizer.as_str().parse(), Ok(quantizer));
-    }
-    assert!("greedy".parse::<Quantizer>().is_err());
-}

@@ -97,6 +97,7 @@ impl Store {
                     schema: schema(table_version.clone()),
                     files: vec![entry],
                     quantization: None,
+                    bytes: None,
                 };
                 let file = artifacts.partition_path(&table_version, PartitionCount::ONE, PartitionIndex(0));
                 fs::create_dir_all(file.parent().unwrap()).unwrap();

@@ -73,6 +73,7 @@ impl Fixture {
             },
             files: partitions.indexes().map(entry).collect(),
             quantization: None,
+            bytes: None,
         };
         for file in &manifest.files {
             let path = self.store.partition_path(table, partitions, file.partition);

@@ -8,7 +8,7 @@ use tidepool_kernels::RowKernel;
 use tidepool_table::{
     Gathered, LayoutReader, LookupScratch, Missing, PartitionFile, TableBuilder, TableSpec,
 };
-use tidepool_types::{Keying, PartitionCount, RowFormat, mix64};
+use tidepool_types::{Keying, PartitionCount, Quantizer, RowFormat, mix64};
 
 use crate::common::{KEYINGS, all_files, build, build_in, ids, spec, stored, vector};
 
@@ -154,6 +154,7 @@ fn stored_rows_come_back_as_they_are() {
     assert_eq!(builder.rows(), 500);
     let manifest = builder.publish(&dir, &mut |_, _| ()).unwrap();
     assert_eq!(manifest.quantization, None, "nothing is known of what the rows were");
+    assert_eq!(manifest.bytes.unwrap().row.bytes_per_row, 18.0, "their size is");
     let layout = LayoutReader::open(&dir).unwrap();
     layout.verify().unwrap();
     for id in 0..500 {
@@ -173,7 +174,10 @@ fn the_report_and_the_progress_are_told() {
     // 32 uniform values span 2 * 31/33; a step is 1/15 of that, its error 1/sqrt(12) of it, a value 1/sqrt(3).
     assert!((errors[0] - 0.0626).abs() < 0.003, "{errors:?}");
     assert_eq!(errors[3], 0.0);
-    assert!(reports[0].worst_row_relative_l2 > reports[0].relative_l2);
+    let quantizers: Vec<_> = reports.iter().map(|report| report.quantizer).collect();
+    assert_eq!(quantizers, [Some(Quantizer::MinMax), Some(Quantizer::MinMax), None, None]);
+    assert_eq!((reports[0].worst_rows.len(), reports[3].worst_rows.len()), (10, 0));
+    assert!(reports[0].worst_rows[9].relative_l2 > reports[0].relative_l2);
 
     let mut builder = TableBuilder::new(spec(RowFormat::F16, 2, KEYINGS[1], 4)).unwrap();
     for id in 0..300_000 {
@@ -185,6 +189,53 @@ fn the_report_and_the_progress_are_told() {
     assert_eq!(told.first(), Some(&(0, 300_000)));
     assert_eq!(told.last(), Some(&(300_000, 300_000)));
     assert!(told.is_sorted() && told.len() > 5, "{told:?}");
+}
+
+#[test]
+fn the_worst_rows_are_those_that_differ_most_from_what_they_were() {
+    let spec = spec(RowFormat::Int4, 16, KEYINGS[1], 4);
+    let present = ids(Keying::Hashed, 3000);
+    let published = build(&spec, &present);
+    let layout = LayoutReader::open(&published.dir).unwrap();
+    let kernel = RowKernel::new(spec.format, spec.dim);
+    let mut stored = [0.0; 16];
+    let mut all: Vec<(f64, f64, u64)> = Vec::new();
+    for id in present {
+        kernel.dequantize(layout.find(id).unwrap(), &mut stored);
+        let row = vector(id, 16);
+        let distances = row.iter().zip(&stored).map(|(a, b)| f64::from(*a) - f64::from(*b));
+        let error: f64 = distances.clone().map(|distance| distance * distance).sum();
+        let norm: f64 = row.iter().map(|&a| f64::from(a) * f64::from(a)).sum();
+        all.push(((error / norm).sqrt(), distances.map(f64::abs).fold(0.0, f64::max), id));
+    }
+    all.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let report = published.manifest.quantization.unwrap();
+    assert_eq!(report.worst_rows.len(), 10);
+    let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-5 * expected;
+    for (row, (relative, largest, id)) in report.worst_rows.iter().zip(all) {
+        assert_eq!(row.id, id);
+        assert!(
+            close(row.relative_l2, relative) && close(row.largest_absolute_error.unwrap(), largest),
+            "{row:?}"
+        );
+    }
+}
+
+#[test]
+fn the_sizes_are_those_of_the_files() {
+    for keying in KEYINGS {
+        let published = build(&spec(RowFormat::Int4, 32, keying, 4), &ids(keying.0, 3000));
+        let bytes = published.manifest.bytes.unwrap();
+        let layout = LayoutReader::open(&published.dir).unwrap();
+        let index: u64 = layout.partitions().iter().map(|file| file.section_bytes().index).sum();
+        let files = published.manifest.file_bytes();
+        let per_row = |bytes: u64| bytes as f64 / 3000.0;
+        assert_eq!((bytes.row.bytes_per_row, bytes.row.ratio_to_f16), (20.0, 0.3125));
+        assert!((bytes.file_with_index.bytes_per_row - per_row(files)).abs() < 1e-3, "{bytes:?}");
+        assert!((bytes.file.bytes_per_row - per_row(files - index)).abs() < 1e-3, "{bytes:?}");
+        assert_eq!(index > 0, bytes.file_with_index.bytes_per_row > bytes.file.bytes_per_row);
+    }
+    assert_eq!(build(&spec(RowFormat::Int4, 32, KEYINGS[0], 1), &[]).manifest.bytes, None);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{fs, num::NonZeroUsize, path::Path};
 
 use tempfile::TempDir;
 use tidepool_table::{BuildError, BuildOptions, Duplicates, LayoutReader, TableBuilder, TableSpec};
-use tidepool_types::{Keying, RowFormat, TableManifest, mix64};
+use tidepool_types::{Keying, Quantizer, RowFormat, TableManifest, mix64};
 
 use crate::common::{KEYINGS, all_files, build, ids, spec, stored, vector};
 
@@ -174,16 +174,17 @@ fn a_staged_build_is_published_where_it_was_begun_or_nowhere() {
 #[test]
 fn the_optimized_quantizer_is_used_and_reported() {
     let spec = spec(RowFormat::Int4, 32, KEYINGS[1], 2);
-    let error_of = |quantizer| {
+    let report_of = |quantizer| {
         let root = TempDir::new().unwrap();
         let dir = root.path().join("v1");
         let options = BuildOptions { quantizer, ..options(0, 2) };
         let mut builder = staged(&dir, &spec, options);
         let ids: Vec<u64> = (0..500).collect();
         builder.push_many(&ids, |id, values| values.copy_from_slice(&vector(id, 32))).unwrap();
-        publish(builder, &dir).unwrap().quantization.unwrap().relative_l2
+        let report = publish(builder, &dir).unwrap().quantization.unwrap();
+        assert_eq!(report.quantizer, Some(quantizer));
+        report.relative_l2
     };
-    let [min_max, optimized] =
-        [tidepool_kernels::Quantizer::MinMax, tidepool_kernels::Quantizer::Optimized].map(error_of);
+    let [min_max, optimized] = Quantizer::ALL.map(report_of);
     assert!(optimized < min_max, "{optimized} against {min_max}");
 }
