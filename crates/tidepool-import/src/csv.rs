@@ -112,6 +112,7 @@ impl CsvSource {
             *value = parse(field).filter(|v: &f32| v.is_finite()).ok_or_else(|| ImportError::Value {
                 path: path.clone(),
                 line,
+                id,
                 column,
                 text: shown(field),
             })?;

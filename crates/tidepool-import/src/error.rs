@@ -79,12 +79,16 @@ pub enum ImportError {
         text: String,
     },
     /// CSV: another column is not a number that f32 can hold.
-    #[error("{path}, line {line}, column {column}: {text:?} is not a finite number of single precision")]
+    #[error(
+        "{path}, line {line}, column {column}: {text:?} of id {id} is not a finite number of single precision"
+    )]
     Value {
         /// The file.
         path: PathBuf,
         /// Which line, from 1.
         line: u64,
+        /// Whose row it is.
+        id: u64,
         /// Which column, from 1, the id being the first.
         column: usize,
         /// What stands there.

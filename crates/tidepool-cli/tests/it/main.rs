@@ -5,4 +5,5 @@ mod bench;
 mod by_hand;
 mod command;
 mod demo;
+mod quantizers;
 mod tables;

@@ -10,7 +10,7 @@ use tidepool_store::ArtifactStore;
 use tidepool_table::{TableBuilder, TableSpec};
 use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion};
 
-use super::{Limits, partition_count};
+use super::{Limits, partition_count, report};
 use crate::{
     commands::control,
     output::{Output, bar},
@@ -47,7 +47,7 @@ pub(crate) struct Build {
     seed: u64,
     /// The .npy file has rows as FBGEMM and TorchRec store them (uint8), int4 or int8: they are taken to
     /// the byte.
-    #[arg(long, value_name = "FORMAT", conflicts_with = "format")]
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["format", "quantizer"])]
     stored: Option<RowFormat>,
     #[command(flatten)]
     limits: Limits,
@@ -95,6 +95,7 @@ fn build(args: &Build) -> Result<TableManifest> {
         keying: args.keying,
         partitions: args.partitions,
         default_row: Vec::new(),
+        composite: None,
         full_keys: args.full_keys,
         seed: args.seed,
     };
@@ -137,10 +138,5 @@ pub(super) fn show(manifest: &TableManifest, output: Output) {
         manifest.file_bytes(),
         schema.row_bytes(),
     ));
-    if let Some(report) = &manifest.quantization {
-        output.line(format!(
-            "quantization: relative L2 error {:.4}, worst row {:.4} (id {})",
-            report.relative_l2, report.worst_row_relative_l2, report.worst_row_id
-        ));
-    }
+    report::short(manifest, output);
 }

@@ -10,6 +10,7 @@ use tidepool_store::ArtifactStore;
 use tidepool_table::{KeyCheck, LayoutReader, PartitionFile};
 use tidepool_types::TableVersion;
 
+use super::report;
 use crate::{commands::control, output::Output};
 
 /// Elements of a vector that people are shown.
@@ -62,13 +63,7 @@ pub(super) fn inspect(args: &Inspect, output: Output) -> Result<()> {
         manifest.file_bytes()
     ));
     output.line(format!("manifest hash {manifest_hash}"));
-    match &manifest.quantization {
-        Some(report) => output.line(format!(
-            "quantization: relative L2 error {}, worst row {} (id {})",
-            report.relative_l2, report.worst_row_relative_l2, report.worst_row_id
-        )),
-        None => output.line("quantization: not known, rows were taken as they were stored"),
-    }
+    report::whole(&manifest, output);
     let index_bytes: u64 = layout.partitions().iter().map(|file| file.section_bytes().index).sum();
     let bits = bits_per_id(index_bytes, schema.rows);
     if let Some(bits) = bits {

@@ -4,6 +4,7 @@ mod build;
 mod export;
 mod generate;
 mod look;
+mod report;
 mod verify;
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use tidepool_table::{BuildOptions, Duplicates};
-use tidepool_types::{PartitionCount, TableVersion};
+use tidepool_types::{PartitionCount, Quantizer, TableVersion};
 
 use super::control;
 use crate::output::{Outcome, Output};
@@ -47,9 +48,13 @@ pub(crate) struct Serve {
     wait_seconds: u64,
 }
 
-/// How much a build may take, and what it does with ids that stand twice.
+/// How a build quantizes, how much it may take, and what it does with ids that stand twice.
 #[derive(Args)]
 pub(crate) struct Limits {
+    /// How int4 rows get scale and bias: min_max (FBGEMM's rule, to the byte) or optimized (less error, more work).
+    /// Rows of other formats are the same with both.
+    #[arg(long, value_name = "QUANTIZER", default_value = "min_max")]
+    quantizer: Quantizer,
     /// An id that stands twice: `error` refuses the build, `last` keeps the row that comes last.
     #[arg(long, value_name = "POLICY", default_value = "error")]
     duplicates: Duplicates,
@@ -62,6 +67,7 @@ impl Limits {
     fn options(&self) -> BuildOptions {
         BuildOptions {
             duplicates: self.duplicates,
+            quantizer: self.quantizer,
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             ..BuildOptions::default()
         }
