@@ -89,6 +89,7 @@ fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
             partitions: PartitionCount::new(shape.partitions).unwrap(),
             rows: t.rows,
             default_row: t.default_row.clone(),
+            composite: None,
         };
         let place = |(at, g): (usize, &Name)| {
             // Each group places differently, so that a fallback scatters.

@@ -6,8 +6,8 @@ use tidepool_cluster::{
     ReleaseState, TableAssignment, TableLayout,
 };
 use tidepool_types::{
-    Epoch, Keying, ManifestError, Name, NameError, NodeId, PartitionCount, PartitionIndex, RowFormat,
-    TableSchema, TableVersion,
+    Combine, Composite, Epoch, Keying, ManifestError, Name, NameError, NodeId, PartitionCount,
+    PartitionIndex, RowFormat, TableSchema, TableVersion,
 };
 
 use crate::{pack, v1};
@@ -86,6 +86,7 @@ impl From<&TableSchema> for v1::TableSchema {
             partitions: from.partitions.get(),
             rows: from.rows,
             default_row: pack::pack(&from.default_row),
+            composite: from.composite.as_ref().map(Into::into),
         }
     }
 }
@@ -106,9 +107,30 @@ impl TryFrom<v1::TableSchema> for TableSchema {
             partitions: partition_count(from.partitions)?,
             rows: from.rows,
             default_row,
+            composite: from.composite.map(TryInto::try_into).transpose()?,
         };
         schema.validate()?;
         Ok(schema)
+    }
+}
+
+impl From<&Composite> for v1::Composite {
+    fn from(from: &Composite) -> Self {
+        Self { seeds: pack::pack(&from.seeds), combine: from.combine.code() }
+    }
+}
+
+impl TryFrom<v1::Composite> for Composite {
+    type Error = WireError;
+
+    fn try_from(from: v1::Composite) -> Result<Self, WireError> {
+        let bytes = from.seeds.len();
+        let combine = u64::from(from.combine);
+        Ok(Self {
+            seeds: pack::unpack(&from.seeds).ok_or(WireError::Packed { field: "seeds", bytes })?.collect(),
+            combine: Combine::from_code(from.combine)
+                .ok_or(WireError::Value { field: "combine", value: combine })?,
+        })
     }
 }
 
@@ -295,6 +317,7 @@ mod tests {
             partitions: PartitionCount::new(2).unwrap(),
             rows: 10,
             default_row: vec![0.5, -1.0, 0.0, 2.0],
+            composite: None,
         };
         let on = |node: &str| vec![NodeId(n(node)); 2];
         let placement = Placement { groups: [(n("a"), on("a-1")), (n("b"), on("b-1"))].into() };
@@ -318,6 +341,34 @@ mod tests {
         let assignment = map.assignment(&NodeId(Name::new("a-1").unwrap()));
         assert_eq!(assignment.tables[0].partitions, [PartitionIndex(0), PartitionIndex(1)]);
         assert_eq!(Assignment::try_from(v1::Assignment::from(&assignment)), Ok(assignment));
+    }
+
+    #[test]
+    fn a_composite_schema_comes_back_and_a_broken_one_is_refused() {
+        let composite = Composite { seeds: vec![u64::MAX, 0, 7], combine: Combine::Concat };
+        let schema = TableSchema {
+            keying: Keying::Dense,
+            default_row: vec![0.5; 12],
+            composite: Some(composite),
+            ..map().layouts[0].schema.clone()
+        };
+        let whole = v1::TableSchema::from(&schema);
+        assert_eq!(TableSchema::try_from(whole.clone()), Ok(schema));
+        let broken = |change: fn(&mut v1::Composite)| {
+            let mut schema = whole.clone();
+            change(schema.composite.as_mut().unwrap());
+            TableSchema::try_from(schema).unwrap_err()
+        };
+        assert_eq!(broken(|c| c.combine = 3), WireError::Value { field: "combine", value: 3 });
+        let cut = |c: &mut v1::Composite| c.seeds = c.seeds.slice(..23);
+        assert_eq!(broken(cut), WireError::Packed { field: "seeds", bytes: 23 });
+        let none = |c: &mut v1::Composite| c.seeds.clear();
+        let WireError::Schema(ManifestError::Schema { problems, .. }) = broken(none) else {
+            panic!("another error")
+        };
+        assert!(problems[0].contains("0 hashes") && problems[1].contains("default row"), "{problems:?}");
+        let hashed = v1::TableSchema { keying: Keying::Hashed.code(), ..whole };
+        assert!(matches!(TableSchema::try_from(hashed), Err(WireError::Schema(_))));
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn table(keying: Keying) -> LayoutView {
         keying,
         partitions: PartitionCount::new(PARTITIONS).unwrap(),
         default_row: Vec::new(),
+        composite: None,
         full_keys: false,
         seed: 1,
     };

@@ -9,7 +9,7 @@ use std::{
 
 use tidepool_kernels::{Quantizer, RowKernel};
 use tidepool_types::{
-    Keying, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
+    Composite, Keying, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
     TableVersion,
     paths::{MANIFEST_FILE, layout_dir_name},
 };
@@ -43,8 +43,11 @@ pub struct TableSpec {
     pub keying: Keying,
     /// Into how many partitions the version is cut.
     pub partitions: PartitionCount,
-    /// What stands for a missing id: `dim` elements, or empty for zeros.
+    /// What stands for a missing id: as many elements as a vector has, or empty for zeros.
     pub default_row: Vec<f32>,
+    /// Dense keying only: how ids that are not those of rows find several rows each. It changes no byte of a
+    /// partition file.
+    pub composite: Option<Composite>,
     /// Hashed keying only: store all 64 bits of each key instead of a 32-bit fingerprint and 32 cold bits,
     /// so that an absent id is told with certainty.
     pub full_keys: bool,
@@ -62,6 +65,7 @@ impl TableSpec {
             partitions: self.partitions,
             rows,
             default_row: self.default_row.clone(),
+            composite: self.composite.clone(),
         }
     }
 
@@ -151,7 +155,8 @@ impl TableBuilder {
     /// An empty version, to be collected in memory.
     ///
     /// # Errors
-    /// [`BuildError`] when the spec contradicts itself: dimension, default row, full keys of a dense table.
+    /// [`BuildError`] when the spec contradicts itself: dimension, default row, composite, full keys of a dense
+    /// table.
     pub fn new(spec: TableSpec) -> Result<Self, BuildError> {
         Self::with_options(spec, BuildOptions::default())
     }

@@ -255,6 +255,7 @@ mod tests {
             partitions: PartitionCount::ONE,
             rows: 1000,
             default_row: Vec::new(),
+            composite: None,
         };
         let report = sizes(&schema, 34_000, 2000).unwrap();
         let size =

@@ -72,6 +72,7 @@ fn write_table(
         keying: table.keying,
         partitions: options.partitions,
         default_row: table.default_row.clone(),
+        composite: None,
         full_keys: false,
         seed: options.seed,
     })?;

@@ -6,6 +6,7 @@
 //!
 //! Read first: [`TableSchema`], [`ReleaseManifest`], [`ErrorCode`].
 
+mod composite;
 mod error;
 mod ids;
 mod keying;
@@ -21,6 +22,7 @@ mod report;
 mod row;
 pub mod synthetic;
 
+pub use composite::{Combine, Composite, MAX_HASHES};
 pub use error::ErrorCode;
 pub use ids::{Epoch, NodeId, PartitionCount, PartitionIndex, TableVersion};
 pub use keying::{Keying, Location};

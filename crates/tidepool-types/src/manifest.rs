@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    composite::Composite,
     ids::{PartitionCount, PartitionIndex, TableVersion},
     keying::Keying,
     name::Name,
     report::{QuantizationReport, SizeReport},
-    row::{DimError, RowFormat},
+    row::RowFormat,
 };
 
 /// What a reader must know of a table version to look ids up in it. It travels in the cluster map.
@@ -27,10 +28,13 @@ pub struct TableSchema {
     pub partitions: PartitionCount,
     /// Rows in all partitions together.
     pub rows: u64,
-    /// The vector that stands for a missing id, and for a bag with nothing found: `dim` elements, or
-    /// empty for zeros.
+    /// The vector that stands for a missing id, and for a bag with nothing found:
+    /// [`vector_dim`](Self::vector_dim) elements, or empty for zeros.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub default_row: Vec<f32>,
+    /// Present when ids are not those of rows, but have several rows each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub composite: Option<Composite>,
 }
 
 impl TableSchema {
@@ -40,27 +44,34 @@ impl TableSchema {
         self.format.row_bytes(self.dim)
     }
 
-    /// Checks what types alone cannot: the dimension, and the default row's length and values.
+    /// Elements of the vector that a caller gets for an id or a bag: `dim`, or what a composite table makes
+    /// of it.
+    #[must_use]
+    pub fn vector_dim(&self) -> u32 {
+        self.composite.as_ref().map_or(self.dim, |composite| composite.vector_dim(self.dim))
+    }
+
+    /// Checks what types alone cannot: the dimension, the default row's length and values, and the hashes of
+    /// a composite table.
     ///
     /// # Errors
-    /// [`ManifestError`] names the field.
+    /// [`ManifestError::Schema`] lists every problem.
     pub fn validate(&self) -> Result<(), ManifestError> {
-        RowFormat::check_dim(u64::from(self.dim))
-            .map_err(|source| ManifestError::Dim { table: self.table_version.clone(), source })?;
-        let len = self.default_row.len();
-        if len != 0 && len != self.dim as usize {
-            return Err(ManifestError::DefaultRow {
-                table: self.table_version.clone(),
-                problem: format!("it has {len} elements, the table has dimension {}", self.dim),
-            });
+        let mut problems: Vec<_> =
+            RowFormat::check_dim(u64::from(self.dim)).err().iter().map(ToString::to_string).collect();
+        problems.extend(self.composite.iter().flat_map(|composite| composite.problems(self.keying)));
+        let (len, dim) = (self.default_row.len(), self.vector_dim());
+        if len != 0 && len != dim as usize {
+            problems.push(format!("default row: it has {len} elements, vectors have {dim}"));
         }
         if let Some(at) = self.default_row.iter().position(|v| !v.is_finite()) {
-            return Err(ManifestError::DefaultRow {
-                table: self.table_version.clone(),
-                problem: format!("element {at} is not finite"),
-            });
+            problems.push(format!("default row: element {at} is not finite"));
         }
-        Ok(())
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ManifestError::Schema { table: self.table_version.clone(), problems })
+        }
     }
 }
 
@@ -210,21 +221,13 @@ pub enum ManifestError {
         /// In this build.
         known: u32,
     },
-    /// A dimension that no table has.
-    #[error("table {table}")]
-    Dim {
+    /// A schema that no table can have.
+    #[error("schema of {table}: {}", problems.join("; "))]
+    Schema {
         /// Whose.
         table: TableVersion,
-        /// Why not.
-        source: DimError,
-    },
-    /// A default row that cannot stand for a row.
-    #[error("default row of {table}: {problem}")]
-    DefaultRow {
-        /// Whose.
-        table: TableVersion,
-        /// What is wrong.
-        problem: String,
+        /// Everything that is wrong.
+        problems: Vec<String>,
     },
     /// The list of files or tables does not fit the rest.
     #[error("manifest of {table}: {problem}")]
@@ -242,4 +245,80 @@ pub enum ManifestError {
         /// Hashes given.
         hashes: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::composite::Combine;
+
+    fn schema() -> TableSchema {
+        serde_json::from_str(
+            r#"{"table_version": {"table": "t", "version": "v"}, "dim": 4, "format": "int4",
+                "keying": "dense", "partitions": 2, "rows": 9}"#,
+        )
+        .unwrap()
+    }
+
+    fn problems(schema: &TableSchema) -> Vec<String> {
+        match schema.validate() {
+            Ok(()) => Vec::new(),
+            Err(ManifestError::Schema { problems, .. }) => problems,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_schema_without_hashes_is_read_and_written_as_ever() {
+        let schema = schema();
+        assert_eq!((schema.composite.as_ref(), schema.vector_dim()), (None, 4));
+        assert_eq!(schema.validate(), Ok(()));
+        assert!(!serde_json::to_string(&schema).unwrap().contains("composite"));
+    }
+
+    #[test]
+    fn a_composite_schema_comes_back_and_knows_its_vectors() {
+        for (combine, dim) in [(Combine::Concat, 32), (Combine::Sum, 4)] {
+            let composite = Composite::from_build_seed(u64::MAX, 8, combine);
+            let default_row = vec![0.5; dim as usize];
+            let schema = TableSchema { composite: Some(composite), default_row, ..schema() };
+            assert_eq!((schema.validate(), schema.vector_dim()), (Ok(()), dim));
+            let json = serde_json::to_string(&schema).unwrap();
+            assert_eq!(serde_json::from_str::<TableSchema>(&json).unwrap(), schema);
+        }
+    }
+
+    #[test]
+    fn every_problem_of_a_schema_is_listed() {
+        let composite = |seeds, combine| Some(Composite { seeds, combine });
+        let bad = TableSchema {
+            dim: 5,
+            keying: Keying::Hashed,
+            default_row: vec![0.0, f32::NAN],
+            composite: composite(vec![7, 8, 7, 7], Combine::Concat),
+            ..schema()
+        };
+        assert_eq!(
+            problems(&bad),
+            [
+                "dimension 5: it must be even, from 2 to 1024",
+                "composite: the keying must be dense, it is hashed",
+                "composite: the seed 7 stands twice",
+                "default row: it has 2 elements, vectors have 20",
+                "default row: element 1 is not finite",
+            ]
+        );
+        let said = bad.validate().unwrap_err().to_string();
+        assert!(said.starts_with("schema of t@v: dimension 5") && said.ends_with("not finite"), "{said}");
+        for (hashes, combine) in [(0, Combine::Sum), (65, Combine::Concat)] {
+            let bad = TableSchema { composite: composite((0..hashes).collect(), combine), ..schema() };
+            assert_eq!(problems(&bad), [format!("composite: {hashes} hashes; there must be 1 to 64")]);
+        }
+        let row_of_a_row = TableSchema {
+            default_row: vec![0.0; 4],
+            composite: composite(vec![1, 2], Combine::Concat),
+            ..schema()
+        };
+        assert_eq!(problems(&row_of_a_row), ["default row: it has 4 elements, vectors have 8"]);
+    }
 }

@@ -97,6 +97,7 @@ fn build(
         keying: params.keying,
         partitions: params.partitions,
         default_row: Vec::new(),
+        composite: None,
         full_keys: false,
         seed: 1,
     };

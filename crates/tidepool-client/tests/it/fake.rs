@@ -298,6 +298,7 @@ pub(crate) fn map(epoch: u64, groups: &[(&str, &[SocketAddr])]) -> ClusterMap {
         partitions: PartitionCount::new(PARTITIONS).unwrap(),
         rows: ROWS,
         default_row: vec![-1.0, 0.5],
+        composite: None,
     };
     map.layouts.push(TableLayout { schema, placement });
     map.validate().unwrap();

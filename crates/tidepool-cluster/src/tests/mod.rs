@@ -38,6 +38,7 @@ fn artifact(table_version: &TableVersion, log_partitions: u32) -> TableArtifact 
         partitions: PartitionCount::new(1 << log_partitions).unwrap(),
         rows: 100,
         default_row: Vec::new(),
+        composite: None,
     };
     TableArtifact { schema, manifest_hash: format!("hash of {table_version}") }
 }

@@ -61,6 +61,7 @@ impl Fixture {
                 partitions,
                 rows: 12,
                 default_row: vec![0.5; 4],
+                composite: None,
             },
             files: partitions.indexes().map(entry).collect(),
             quantization: None,

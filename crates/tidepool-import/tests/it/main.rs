@@ -43,6 +43,7 @@ fn builder(dim: u32) -> TableBuilder {
         keying: Keying::Hashed,
         partitions: PartitionCount::new(2).unwrap(),
         default_row: vec![],
+        composite: None,
         full_keys: false,
         seed: 1,
     })

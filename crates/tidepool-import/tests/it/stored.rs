@@ -18,6 +18,7 @@ fn spec(format: RowFormat, dim: u32) -> TableSpec {
         keying: Keying::Hashed,
         partitions: PartitionCount::new(4).unwrap(),
         default_row: vec![],
+        composite: None,
         full_keys: false,
         seed: 1,
     }

@@ -47,6 +47,7 @@ fn schema(keying: Keying, partitions: u32) -> TableSchema {
         partitions: PartitionCount::new(partitions).unwrap(),
         rows: 0,
         default_row: Vec::new(),
+        composite: None,
     }
 }
 

@@ -71,6 +71,7 @@ impl Site {
             keying,
             partitions: PartitionCount::new(partitions).unwrap(),
             default_row: Vec::new(),
+            composite: None,
             full_keys: false,
             seed: 1,
         };

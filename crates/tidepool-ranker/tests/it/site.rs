@@ -70,6 +70,7 @@ fn schema(table_version: TableVersion) -> TableSchema {
         partitions: PartitionCount::ONE,
         rows: ROWS,
         default_row: Vec::new(),
+        composite: None,
     }
 }
 

@@ -70,6 +70,7 @@ impl Fixture {
                 partitions,
                 rows: 6,
                 default_row: Vec::new(),
+                composite: None,
             },
             files: partitions.indexes().map(entry).collect(),
             quantization: None,

@@ -43,6 +43,7 @@ fn view(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>) -> Layo
         partitions: PartitionCount::new(partitions).unwrap(),
         rows: 0,
         default_row: Vec::new(),
+        composite: None,
     };
     let mut parts: Vec<Plain> = schema.partitions.indexes().map(|_| Plain::default()).collect();
     for (id, row) in (0..rows).filter_map(|id| Some((id, value(id, rows)?))) {

@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use tempfile::TempDir;
 use tidepool_kernels::QuantizeError;
-use tidepool_table::{BuildError, TableBuilder, TableSpec};
-use tidepool_types::{Keying, RowFormat};
+use tidepool_table::{BuildError, LayoutReader, TableBuilder, TableSpec};
+use tidepool_types::{Combine, Composite, Keying, RowFormat};
 
 use crate::common::{KEYINGS, all_files, build_in, ids, spec, vector};
 
@@ -28,6 +28,49 @@ fn specs_that_contradict_themselves() {
     }
     let full = TableSpec { full_keys: true, ..good };
     assert!(matches!(TableBuilder::new(full), Err(BuildError::FullKeysOfDense { .. })));
+}
+
+#[test]
+fn every_problem_of_a_composite_spec_is_named() {
+    let good = spec(RowFormat::Int4, 8, KEYINGS[0], 4);
+    let composite = |seeds| Some(Composite { seeds, combine: Combine::Concat });
+    let said = |bad: TableSpec| match TableBuilder::new(bad) {
+        Err(BuildError::Schema { source }) => source.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let bad = TableSpec {
+        keying: Keying::Hashed,
+        composite: composite(vec![3, 3]),
+        default_row: vec![0.0; 8],
+        ..good.clone()
+    };
+    let all = said(bad);
+    for problem in ["must be dense, it is hashed", "the seed 3 stands twice", "8 elements, vectors have 16"] {
+        assert!(all.contains(problem), "{all}");
+    }
+    for hashes in [0, 65] {
+        let said = said(TableSpec { composite: composite((0..hashes).collect()), ..good.clone() });
+        assert!(said.contains(&format!("{hashes} hashes; there must be 1 to 64")), "{said}");
+    }
+}
+
+#[test]
+fn a_composite_table_is_built_of_the_same_bytes_and_its_manifest_says_so() {
+    let root = TempDir::new().unwrap();
+    let plain = spec(RowFormat::Int4, 8, (Keying::Dense, false), 4);
+    let composite = Composite::from_build_seed(plain.seed, 3, Combine::Concat);
+    let composed =
+        TableSpec { composite: Some(composite.clone()), default_row: vec![0.5; 24], ..plain.clone() };
+    let [plain, composed] = [("plain", &plain), ("composed", &composed)].map(|(name, spec)| {
+        let mut builder = TableBuilder::new(spec.clone()).unwrap();
+        (0..100).for_each(|id| builder.push(id, &vector(id, 8)).unwrap());
+        builder.publish(&root.path().join(name), &mut |_, _| ()).unwrap()
+    });
+    assert_eq!(composed.files, plain.files);
+    let read = LayoutReader::open(&root.path().join("composed")).unwrap();
+    let schema = &read.manifest().schema;
+    assert_eq!((schema.composite.as_ref(), schema.vector_dim(), schema.dim), (Some(&composite), 24, 8));
+    assert!(composite.rows(u64::MAX, schema.rows).all(|row| read.find(row).is_some()));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) fn spec(
         keying,
         partitions: PartitionCount::new(partitions).unwrap(),
         default_row: Vec::new(),
+        composite: None,
         full_keys,
         seed: 7,
     }

@@ -29,6 +29,7 @@ fn spec(format: RowFormat, dim: u32, keying: Keying, partitions: u32) -> TableSp
         keying,
         partitions: PartitionCount::new(partitions).unwrap(),
         default_row: Vec::new(),
+        composite: None,
         full_keys: false,
         seed: 7,
     }

@@ -79,6 +79,7 @@ pub(super) fn run(args: &Generate, output: Output) -> Result<()> {
         keying: args.keying,
         partitions: args.partitions,
         default_row: Vec::new(),
+        composite: None,
         full_keys: args.full_keys,
         seed: args.seed,
     };
