@@ -51,6 +51,20 @@ pub enum BadAnswer {
         /// By the bitmap.
         marked: u32,
     },
+    /// Some rows of a composite table are marked missing, or all of an empty one are not.
+    #[error(
+        "{table}: {marked} of {asked} rows are marked missing, a composite table of {rows} rows has all or none"
+    )]
+    Composite {
+        /// The table.
+        table: TableVersion,
+        /// Rows of the table.
+        rows: u64,
+        /// Rows asked for.
+        asked: usize,
+        /// By the bitmap.
+        marked: u32,
+    },
     /// A bag's count is not the number of its members that are not marked missing.
     #[error("{table}: bag {bag} counts {said} members found, {marked} are not marked missing")]
     Count {
@@ -128,6 +142,12 @@ fn check_one(split: &Split<'_>, ask: Ask, answer: v1::FeatureResponse) -> Result
     if marked != answer.missing_ids || stray {
         return Err(BadAnswer::Missing { table: asked.clone(), said: answer.missing_ids, marked });
     }
+    // What is found of a composite table is known beforehand, and is not counted again.
+    let expected = if schema.rows == 0 { ids } else { 0 };
+    if schema.composite.is_some() && marked as usize != expected {
+        let (table, rows) = (asked.clone(), schema.rows);
+        return Err(BadAnswer::Composite { table, rows, asked: ids, marked });
+    }
     let (rows, sums, counts, weight_sums) = match &ask {
         Ask::Gather { .. } => (ids * schema.row_bytes(), 0, 0, 0),
         Ask::Pool(pool) => {
@@ -172,7 +192,7 @@ fn check_counts(table: &TableVersion, ask: &PoolAsk, missing: &[u8], counts: &[u
 #[cfg(test)]
 mod tests {
     use tidepool_cluster::ClusterMap;
-    use tidepool_types::{NodeId, Pooling};
+    use tidepool_types::{Combine, Composite, NodeId, Pooling, TableSchema};
 
     use super::*;
     use crate::{
@@ -184,12 +204,22 @@ mod tests {
     /// Asks for ids 1 and 2 (pooled: bags [1, 2] and [2]) and hands the good answer to `change` before it is
     /// checked. Id 2 is missing.
     fn answered(form: WireForm, change: impl Fn(&mut v1::LookupResponse)) -> Result<usize, BadAnswer> {
-        let map: ClusterMap = serde_json::from_str(
+        answered_by(form, |_| {}, change)
+    }
+
+    /// The same, from a table that is first made another by `table`.
+    fn answered_by(
+        form: WireForm,
+        table: impl Fn(&mut TableSchema),
+        change: impl Fn(&mut v1::LookupResponse),
+    ) -> Result<usize, BadAnswer> {
+        let mut map: ClusterMap = serde_json::from_str(
             r#"{"epoch": 1, "nodes": {}, "releases": [], "layouts": [{"placement": {}, "schema": {
                 "table_version": {"table": "t", "version": "v"}, "dim": 2, "format": "f32",
                 "keying": "dense", "partitions": 1, "rows": 2}}]}"#,
         )
         .unwrap();
+        table(&mut map.layouts[0].schema);
         let request = LookupRequest {
             request_id: String::new(),
             features: vec![FeatureLookup {
@@ -257,5 +287,38 @@ mod tests {
         let too_many =
             answered(WireForm::Pool, |r| r.features[0].counts = pack::pack(&[2u32, 0])).unwrap_err();
         assert!(matches!(too_many, BadAnswer::Count { bag: 0, said: 2, marked: 1, .. }), "{too_many}");
+    }
+
+    #[test]
+    fn a_composite_table_has_all_rows_or_none() {
+        // One hash, so that the good answer has the lengths that fit: of 3 rows the ids have different ones.
+        let composite = |rows| {
+            move |schema: &mut TableSchema| {
+                schema.composite = Some(Composite { seeds: vec![1], combine: Combine::Concat });
+                schema.rows = rows;
+            }
+        };
+        let none_missing = |r: &mut v1::LookupResponse| {
+            r.features[0].missing_ids = 0;
+            r.features[0].missing.clear();
+        };
+        let gathered = |rows, change: &dyn Fn(&mut v1::LookupResponse)| {
+            answered_by(WireForm::Gather, composite(rows), change)
+        };
+        assert_eq!(gathered(1 << 40, &none_missing), Ok(1));
+        let some = gathered(1 << 40, &|_| {}).unwrap_err();
+        assert!(matches!(some, BadAnswer::Composite { asked: 2, marked: 1, .. }), "{some}");
+        // Of an empty table both ids are asked for as row 0.
+        let one_row = |r: &mut v1::LookupResponse| r.features[0].rows = vec![0; 8].into();
+        let missing = |r: &mut v1::LookupResponse| {
+            one_row(r);
+            r.features[0].missing = vec![1].into();
+        };
+        assert_eq!(gathered(0, &missing), Ok(1));
+        let found = |r: &mut v1::LookupResponse| {
+            one_row(r);
+            none_missing(r);
+        };
+        assert!(matches!(gathered(0, &found), Err(BadAnswer::Composite { rows: 0, marked: 0, .. })));
     }
 }

@@ -146,6 +146,7 @@ pub(crate) fn build<'m>(split: &Split<'_>, route: &Route<'m>, options: &LookupOp
             .iter()
             .map(|form| (*form == WireForm::Pool).then(|| PoolAsk { feature: at, ..Default::default() }))
             .collect();
+        let weights = feature.weights();
         for (bag, range) in (0u32..).zip(feature.bag_ranges()) {
             for member in range {
                 let id = feature.members[member];
@@ -157,7 +158,7 @@ pub(crate) fn build<'m>(split: &Split<'_>, route: &Route<'m>, options: &LookupOp
                         mark.gathered = true;
                         gathers[feature.table][place].push(id);
                     }
-                    Some(Some(ask)) => ask.add(id, bag, feature.weights.map(|w| w[member]), mark),
+                    Some(Some(ask)) => ask.add(id, bag, weights.map(|w| w[member]), mark),
                 }
             }
         }
@@ -209,7 +210,7 @@ fn forms(
             }
         }
     }
-    loads.iter().map(|load| load.cheaper(schema, feature.weights.is_some())).collect()
+    loads.iter().map(|load| load.cheaper(schema, feature.weights().is_some())).collect()
 }
 
 impl PoolAsk {

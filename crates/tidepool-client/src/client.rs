@@ -172,7 +172,7 @@ impl Client {
     }
 
     /// Where each id lives and its row as stored there, for people who look into a table. In the order of
-    /// `ids`.
+    /// `ids`; of a composite table all rows of each id, in the order of its seeds.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup).

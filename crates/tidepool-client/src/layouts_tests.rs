@@ -8,7 +8,8 @@ use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
 use tidepool_kernels::RowKernel;
 use tidepool_proto::{pack, v1};
 use tidepool_types::{
-    Epoch, Keying, Name, NodeId, PartitionCount, Pooling, RowFormat, TableSchema, TableVersion, mix64,
+    Combine, Composite, Epoch, Keying, Name, NodeId, PartitionCount, Pooling, RowFormat, TableSchema,
+    TableVersion, mix64,
 };
 
 use crate::{
@@ -28,7 +29,38 @@ struct Table {
     keying: Keying,
     rows: u64,
     default_row: Vec<f32>,
+    composite: Option<Composite>,
     stored: HashMap<u64, Vec<u8>>,
+}
+
+impl Table {
+    /// The `n`-th id that tests ask for; those from `rows` on are missing, unless the table is composite.
+    fn id(&self, n: u64) -> u64 {
+        match (self.keying, &self.composite) {
+            (Keying::Dense, None) => n,
+            _ => mix64(n ^ 0x5eed),
+        }
+    }
+
+    /// Elements of a vector.
+    fn vector_dim(&self) -> usize {
+        match &self.composite {
+            Some(Composite { seeds, combine: Combine::Concat }) => seeds.len() * self.dim as usize,
+            _ => self.dim as usize,
+        }
+    }
+
+    /// The rows of an id, each with its first element in the vector; None: one of them is missing.
+    fn rows_of(&self, id: u64) -> Option<Vec<(usize, &Vec<u8>)>> {
+        let Some(Composite { seeds, combine }) = &self.composite else {
+            return Some(vec![(0, self.stored.get(&id)?)]);
+        };
+        let row = |(hash, seed): (usize, &u64)| {
+            let at = if *combine == Combine::Concat { hash * self.dim as usize } else { 0 };
+            Some((at, self.stored.get(&Composite::row(id, *seed, self.rows))?))
+        };
+        seeds.iter().enumerate().map(row).collect()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -42,31 +74,45 @@ pub(crate) fn name(text: impl Into<String>) -> Name {
     Name::new(text).unwrap()
 }
 
-fn id_of(keying: Keying, n: u64) -> u64 {
-    match keying {
-        Keying::Dense => n,
-        Keying::Hashed => mix64(n ^ 0x5eed),
-    }
-}
-
 fn table(at: usize, dim: u32, format: RowFormat, keying: Keying, rows: u64, defaults: bool) -> Table {
-    let kernel = RowKernel::new(format, dim);
-    let stored = (0..rows).map(|n| {
-        let values: Vec<f32> = (0..dim)
-            .map(|d| (mix64(n * 1031 + u64::from(d) + at as u64 * 7) % 2001) as f32 / 1000.0 - 1.0)
-            .collect();
-        let mut row = vec![0; kernel.row_bytes()];
-        kernel.quantize(&values, &mut row).unwrap();
-        (id_of(keying, n), row)
-    });
-    Table {
+    let mut table = Table {
         version: TableVersion { table: name(format!("t{at}")), version: name("v1") },
         dim,
         format,
         keying,
         rows,
-        default_row: if defaults { (0..dim).map(|d| 0.25 + d as f32).collect() } else { Vec::new() },
-        stored: stored.collect(),
+        default_row: Vec::new(),
+        composite: None,
+        stored: HashMap::new(),
+    };
+    table.fill(at, defaults);
+    table
+}
+
+impl Table {
+    /// Makes the rows, and the default row as long as a vector.
+    fn fill(&mut self, at: usize, defaults: bool) {
+        let kernel = RowKernel::new(self.format, self.dim);
+        let stored = (0..self.rows).map(|n| {
+            let values: Vec<f32> = (0..self.dim)
+                .map(|d| (mix64(n * 1031 + u64::from(d) + at as u64 * 7) % 2001) as f32 / 1000.0 - 1.0)
+                .collect();
+            let mut row = vec![0; kernel.row_bytes()];
+            kernel.quantize(&values, &mut row).unwrap();
+            (if self.keying == Keying::Dense { n } else { self.id(n) }, row)
+        });
+        self.stored = stored.collect();
+        let default = (0..self.vector_dim()).map(|d| 0.25 + d as f32);
+        self.default_row = default.take_while(|_| defaults).collect();
+    }
+
+    /// The same table with ids that have several rows.
+    fn composed(self, at: usize, hashes: u8, combine: Combine) -> Self {
+        let defaults = !self.default_row.is_empty();
+        let composite = Some(Composite::from_build_seed(at as u64, hashes, combine));
+        let mut table = Self { keying: Keying::Dense, composite, ..self };
+        table.fill(at, defaults);
+        table
     }
 }
 
@@ -89,7 +135,7 @@ fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
             partitions: PartitionCount::new(shape.partitions).unwrap(),
             rows: t.rows,
             default_row: t.default_row.clone(),
-            composite: None,
+            composite: t.composite.clone(),
         };
         let place = |(at, g): (usize, &Name)| {
             // Each group places differently, so that a fallback scatters.
@@ -175,9 +221,10 @@ fn node_answers(
     out
 }
 
-/// The oracle: plain loops over the values, and per element the sum of `|weight x value|` (over the divisor).
+/// The oracle: plain loops over the values, one id after the other, and per element the sum of
+/// `|weight x value|` (over the divisor).
 fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) {
-    let dim = table.dim as usize;
+    let dim = table.vector_dim();
     let kernel = RowKernel::new(table.format, table.dim);
     let lengths = match (&feature.lengths, feature.pooling) {
         (Some(lengths), Pooling::Sum | Pooling::Mean) => lengths.clone(),
@@ -187,35 +234,42 @@ fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) 
     let mut out = FeatureVectors {
         table_version: table.version.clone(),
         sequence: 0,
-        dim: table.dim,
+        dim: dim as u32,
         values: Vec::new(),
         found: Vec::new(),
         missing_ids: 0,
         defaulted_bags: 0,
     };
+    // A sum that begins with 0 has no negative zeros.
+    let sums = table.composite.as_ref().is_some_and(|composite| composite.combine == Combine::Sum);
+    let as_stored = feature.pooling == Pooling::None && !sums;
     let (mut scales, mut at) = (Vec::new(), 0);
     for length in lengths {
         let (mut acc, mut scale) = (vec![0.0f32; dim], vec![0.0f32; dim]);
         let (mut found, mut weight_sum) = (0u32, 0.0f32);
         for _ in 0..length {
-            match table.stored.get(&feature.ids[at]) {
-                None => out.missing_ids += 1,
-                Some(row) => {
-                    let mut values = vec![0.0; dim];
-                    kernel.dequantize(row, &mut values);
-                    for d in 0..dim {
-                        match &feature.weights {
-                            Some(w) => acc[d] = w[at].mul_add(values[d], acc[d]),
-                            None if feature.pooling == Pooling::None => acc[d] = values[d],
-                            None => acc[d] += values[d],
-                        }
-                        scale[d] += (feature.weights.as_ref().map_or(1.0, |w| w[at]) * values[d]).abs();
-                    }
-                    found += 1;
-                    weight_sum += feature.weights.as_ref().map_or(1.0, |w| w[at]);
+            let weight = feature.weights.as_ref().map(|w| w[at]);
+            let rows = table.rows_of(feature.ids[at]);
+            at += 1;
+            let Some(rows) = rows else {
+                out.missing_ids += 1;
+                continue;
+            };
+            for (start, row) in rows {
+                let mut values = vec![0.0; table.dim as usize];
+                kernel.dequantize(row, &mut values);
+                let parts = acc[start..].iter_mut().zip(&mut scale[start..]);
+                for (value, (acc, scale)) in values.iter().zip(parts) {
+                    *acc = match weight {
+                        Some(weight) => weight.mul_add(*value, *acc),
+                        None if as_stored => *value,
+                        None => *acc + value,
+                    };
+                    *scale += (weight.unwrap_or(1.0) * value).abs();
                 }
             }
-            at += 1;
+            found += 1;
+            weight_sum += weight.unwrap_or(1.0);
         }
         if feature.pooling == Pooling::Mean && found > 0 {
             acc.iter_mut().for_each(|v| *v /= weight_sum);
@@ -246,6 +300,9 @@ fn look_up(
     let router = Router::new(&map, &split, None, turn, &Penalties::default(), Instant::now());
     let route = router.first().unwrap();
     let mut questions = asks::build(&split, &route, options);
+    for (at, question) in questions.iter().enumerate() {
+        assert!(questions[..at].iter().all(|other| other.node != question.node), "a node was asked twice");
+    }
     if let Some(fails) = fails.filter(|_| !questions.is_empty()) {
         let lost = questions.swap_remove(fails % questions.len());
         let mut tried: crate::route::Tried<'_> =
@@ -274,7 +331,7 @@ fn feature(
     lengths: bool,
 ) -> FeatureLookup {
     let members = || bags.iter().flatten();
-    let ids: Vec<u64> = members().map(|(n, _)| id_of(table.keying, *n)).collect();
+    let ids: Vec<u64> = members().map(|(n, _)| table.id(*n)).collect();
     // A mean's weights are positive: a divisor near 0 has no bound to be held to.
     let weight = |w: u8| match pooling {
         Pooling::Mean => 0.1 + f32::from(w) / 64.0,
@@ -293,8 +350,13 @@ prop_compose! {
         keying in prop::sample::select(vec![Keying::Dense, Keying::Hashed]),
         rows in 0u64..40,
         defaults: bool,
+        composite in prop::option::of((1u8..6, prop::sample::select(vec![Combine::Concat, Combine::Sum]))),
     ) -> Table {
-        table(at, dim, format, keying, rows, defaults)
+        let table = table(at, dim, format, keying, rows, defaults);
+        match composite {
+            Some((hashes, combine)) => table.composed(at, hashes, combine),
+            None => table,
+        }
     }
 }
 
@@ -414,4 +476,32 @@ fn a_user_feature_travels_once_and_the_cheaper_form_is_taken() {
     let sizes: Vec<_> =
         question.asks.iter().map(|a| (matches!(a, asks::Ask::Pool(_)), a.ids().len())).collect();
     assert_eq!(sizes, [(false, 40), (true, 40)]);
+}
+
+#[test]
+fn bags_of_a_composite_table_without_a_finite_result_become_its_whole_default_row() {
+    let plain = table(0, 2, RowFormat::F32, Keying::Dense, 3, true);
+    for (combine, dim) in [(Combine::Concat, 6), (Combine::Sum, 2)] {
+        let mut tables = [plain.clone().composed(0, 3, combine)];
+        let row = [f32::MAX, 1.0].map(f32::to_le_bytes).concat();
+        tables[0].stored.values_mut().for_each(|stored| stored.clone_from(&row));
+        let of = |pooling, weights: Option<Vec<f32>>| FeatureLookup {
+            table_version: tables[0].version.clone(),
+            pooling,
+            ids: vec![77, 77],
+            lengths: Some(vec![2]),
+            weights,
+        };
+        let features = vec![of(Pooling::Sum, None), of(Pooling::Mean, Some(vec![0.5, -0.5]))];
+        let request = LookupRequest { request_id: String::new(), features };
+        for wire_form in [WireForm::Gather, WireForm::Pool] {
+            let options = LookupOptions { wire_form: Some(wire_form), ..Default::default() };
+            let shape = Shape { nodes: 2, groups: 1, partitions: 2 };
+            for got in look_up(&tables, &request, &shape, &options, 0, None) {
+                let default: Vec<_> = (0..dim).map(|d| 0.25 + d as f32).collect();
+                assert_eq!((got.values, got.dim, got.defaulted_bags), (default, dim, 1), "{combine}");
+                assert_eq!((got.found, got.missing_ids), (vec![2], 0), "both ids were found all the same");
+            }
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod answer;
 mod asks;
 mod channels;
 mod client;
+mod compose;
 mod config;
 mod error;
 mod fanout;

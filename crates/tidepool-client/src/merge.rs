@@ -55,9 +55,12 @@ pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVecto
         .map(|(feature, partials)| {
             let table = &split.tables[feature.table];
             let rows = &tables[feature.table];
-            let mut out = match feature.pooling {
-                Pooling::None => unpooled(feature, table, &rows.rows),
-                Pooling::Sum | Pooling::Mean => pooled(feature, table, &rows.rows, partials),
+            // Without pooling too, the rows of an id may have to be added up.
+            let sums_rows = feature.composed.is_some_and(|composed| composed.sums_rows());
+            let mut out = if feature.pooling == Pooling::None && !sums_rows {
+                unpooled(feature, table, &rows.rows)
+            } else {
+                pooled(feature, table, &rows.rows, partials)
             };
             out.sequence = rows.sequence.unwrap_or(0);
             out
@@ -65,7 +68,8 @@ pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVecto
         .collect()
 }
 
-/// What was gathered for the first feature, an unpooled one, row by row: as stored, and from which node.
+/// What was gathered for the first feature, an unpooled one, row by row: as stored, and from which node. Of a
+/// composite table, all rows of an id, then all of the next.
 pub(crate) fn stored_rows(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<StoredRow> {
     let Some(feature) = split.features.first() else { return Vec::new() };
     let table = &split.tables[feature.table];
@@ -77,25 +81,34 @@ pub(crate) fn stored_rows(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<Sto
             found[*id as usize] = Some((*node, (!answer.is_missing(at)).then(row)));
         }
     }
-    let members = feature.members.iter().map(|member| *member as usize);
+    let members = feature.members.iter().map(|member| *member as usize).enumerate();
     members
-        .filter_map(|at| {
+        .filter_map(|(member, at)| {
             let (node, row) = found[at].clone()?;
             let partition = table.partitions[table.slot_of[at] as usize];
-            Some(StoredRow { id: table.ids[at], partition, node: node.clone(), row })
+            let row_id = table.ids[at];
+            let id = feature.composed.map_or(row_id, |composed| composed.id_of(member));
+            Some(StoredRow { id, row_id, partition, node: node.clone(), row })
         })
         .collect()
 }
 
-fn blank(table: &TableSplit<'_>, vectors: usize) -> FeatureVectors {
+/// The vectors of a feature, and what was found for each.
+fn vectors(
+    feature: &FeatureSplit<'_>,
+    table: &TableSplit<'_>,
+    values: Vec<f32>,
+    found: Vec<u32>,
+) -> FeatureVectors {
     let schema = &table.layout.schema;
+    let asked = feature.members.len() / feature.members_per_id();
     FeatureVectors {
         table_version: schema.table_version.clone(),
         sequence: 0,
-        dim: schema.dim,
-        values: vec![0.0; vectors * schema.dim as usize],
-        found: vec![0; vectors],
-        missing_ids: 0,
+        dim: schema.vector_dim(),
+        values,
+        missing_ids: as_u32(asked) - found.iter().sum::<u32>(),
+        found,
         defaulted_bags: 0,
     }
 }
@@ -115,14 +128,16 @@ fn settle(table: &TableSplit<'_>, vector: &mut [f32], found: u32, defaulted: &mu
 fn unpooled(feature: &FeatureSplit<'_>, table: &TableSplit<'_>, rows: &[Option<&[u8]>]) -> FeatureVectors {
     let schema = &table.layout.schema;
     let kernel = RowKernel::new(schema.format, schema.dim);
-    let mut out = blank(table, feature.members.len());
-    let vectors = out.values.chunks_exact_mut(schema.dim as usize);
-    for ((id, vector), found) in feature.members.iter().zip(vectors).zip(&mut out.found) {
-        if let Some(row) = rows[*id as usize] {
-            kernel.dequantize(row, vector);
-            *found = 1;
+    let mut values = vec![0.0; feature.members.len() * schema.dim as usize];
+    for (member, values) in feature.members.iter().zip(values.chunks_exact_mut(schema.dim as usize)) {
+        if let Some(row) = rows[*member as usize] {
+            kernel.dequantize(row, values);
         }
-        out.missing_ids += 1 - *found;
+    }
+    let found_of = |members: &[u32]| u32::from(members.iter().all(|member| rows[*member as usize].is_some()));
+    let found = feature.members.chunks_exact(feature.members_per_id()).map(found_of).collect();
+    let mut out = vectors(feature, table, values, found);
+    for (vector, found) in out.values.chunks_exact_mut(out.dim as usize).zip(&out.found) {
         settle(table, vector, *found, &mut out.defaulted_bags);
     }
     out
@@ -134,11 +149,52 @@ fn pooled(
     rows: &[Option<&[u8]>],
     partials: &[Partial<'_>],
 ) -> FeatureVectors {
+    let Sums { values, mut found, mut weight_sums, .. } = sums(feature, table, rows, partials);
+    if let Some(composed) = &feature.composed {
+        (found, weight_sums) = composed.found();
+    }
+    let mut out = vectors(feature, table, values, found);
+    for (bag, vector) in out.values.chunks_exact_mut(out.dim as usize).enumerate() {
+        let found = out.found[bag];
+        if feature.pooling == Pooling::Mean && found > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "a bag's mean is f32")]
+            let divisor = weight_sums.get(bag).copied().unwrap_or(found as f32);
+            // A sum of weights beyond f32 would make a mean of 0 out of any rows.
+            let divisor = if divisor.is_finite() { divisor } else { f32::NAN };
+            vector.iter_mut().for_each(|v| *v /= divisor);
+        }
+        settle(table, vector, found, &mut out.defaulted_bags);
+    }
+    out
+}
+
+/// The sums of a feature, bag by bag as they were asked for.
+struct Sums {
+    dim: usize,
+    /// `[bags, dim]`.
+    values: Vec<f32>,
+    /// Rows found, per bag.
+    found: Vec<u32>,
+    /// The sum of their weights, per bag; empty without weights.
+    weight_sums: Vec<f32>,
+}
+
+fn sums(
+    feature: &FeatureSplit<'_>,
+    table: &TableSplit<'_>,
+    rows: &[Option<&[u8]>],
+    partials: &[Partial<'_>],
+) -> Sums {
     let schema = &table.layout.schema;
-    let dim = schema.dim as usize;
+    let (bags, dim) = (feature.bags(), schema.dim as usize);
     let kernel = RowKernel::new(schema.format, schema.dim);
-    let mut out = blank(table, feature.bags());
-    let mut weight_sums = vec![0.0f32; if feature.weights.is_some() { feature.bags() } else { 0 }];
+    let weights = feature.weights();
+    let mut out = Sums {
+        dim,
+        values: vec![0.0; bags * dim],
+        found: vec![0; bags],
+        weight_sums: vec![0.0; if weights.is_some() { bags } else { 0 }],
+    };
     // Ids that other features gather may lie on partitions that this feature has pooled at the node.
     let pooled_at_node = slots_pooled(table, partials);
     let (mut found_rows, mut found_weights) = (Vec::new(), Vec::new());
@@ -150,34 +206,22 @@ fn pooled(
             let elsewhere = pooled_at_node.as_ref().is_some_and(|p| p[table.slot_of[id] as usize]);
             let Some(row) = rows[id].filter(|_| !elsewhere) else { continue };
             found_rows.push(row);
-            if let Some(weights) = feature.weights {
+            if let Some(weights) = weights {
                 found_weights.push(weights[member]);
             }
         }
         let vector = &mut out.values[bag * dim..(bag + 1) * dim];
-        if feature.weights.is_some() {
+        if weights.is_some() {
             kernel.accumulate_weighted(&found_rows, &found_weights, vector);
-            weight_sums[bag] = found_weights.iter().sum();
+            out.weight_sums[bag] = found_weights.iter().sum();
         } else {
             kernel.accumulate(&found_rows, vector);
         }
         out.found[bag] = as_u32(found_rows.len());
     }
     for partial in partials {
-        partial.add(&mut out, &mut weight_sums);
+        partial.add(&mut out);
     }
-    for (bag, vector) in out.values.chunks_exact_mut(dim).enumerate() {
-        let found = out.found[bag];
-        if feature.pooling == Pooling::Mean && found > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a bag's mean is f32")]
-            let divisor = weight_sums.get(bag).copied().unwrap_or(found as f32);
-            // A sum of weights beyond f32 would make a mean of 0 out of any rows.
-            let divisor = if divisor.is_finite() { divisor } else { f32::NAN };
-            vector.iter_mut().for_each(|v| *v /= divisor);
-        }
-        settle(table, vector, found, &mut out.defaulted_bags);
-    }
-    out.missing_ids = as_u32(feature.members.len()) - out.found.iter().sum::<u32>();
     out
 }
 
@@ -195,8 +239,8 @@ fn slots_pooled(table: &TableSplit<'_>, partials: &[Partial<'_>]) -> Option<Vec<
 
 impl Partial<'_> {
     /// Adds the sums to their bags.
-    fn add(&self, out: &mut FeatureVectors, weight_sums: &mut [f32]) {
-        let dim = out.dim as usize;
+    fn add(&self, out: &mut Sums) {
+        let dim = out.dim;
         let sums = self.answer.body.chunks_exact(dim * 4);
         // Lengths have been checked: one count and one sum per bag sent.
         let counts = pack::unpack::<u32>(&self.answer.counts).into_iter().flatten();
@@ -210,7 +254,7 @@ impl Partial<'_> {
         }
         let sums = pack::unpack::<f32>(&self.answer.weight_sums).into_iter().flatten();
         for (bag, sum) in self.ask.bags.iter().zip(sums) {
-            weight_sums[*bag as usize] += sum;
+            out.weight_sums[*bag as usize] += sum;
         }
     }
 }

@@ -59,16 +59,18 @@ pub enum WireForm {
     Pool,
 }
 
-/// An id as its table has it.
+/// An id as its table has it; of a composite table, one of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRow {
     /// The id that was asked for.
     pub id: u64,
+    /// The id under which the row lies in the table: `id`, or the number of the row that a hash gives it.
+    pub row_id: u64,
     /// Where it lives, or would live.
     pub partition: PartitionIndex,
     /// The node that answered.
     pub node: NodeId,
-    /// The row as stored, without fingerprint; None: the table has no such id.
+    /// The row as stored, without fingerprint; None: the table has no such row.
     pub row: Option<Bytes>,
 }
 
@@ -105,7 +107,7 @@ pub struct FeatureVectors {
     pub table_version: TableVersion,
     /// The smallest number of deltas that any node had applied; 0 when no node had to be asked.
     pub sequence: u64,
-    /// Elements of a vector.
+    /// Elements of a vector; of a composite table, of what its rows make.
     pub dim: u32,
     /// `[bags, dim]`, row-major; with [`Pooling::None`] `[ids, dim]`. Always finite.
     pub values: Vec<f32>,

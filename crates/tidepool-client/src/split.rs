@@ -1,9 +1,12 @@
 //! A request is checked, its ids are deduplicated per table, and each unique id gets its partition.
 
+use std::{borrow::Cow, ops::Range};
+
 use tidepool_cluster::{ClusterMap, TableLayout};
-use tidepool_types::{PartitionIndex, Pooling, mix64};
+use tidepool_types::{Composite, PartitionIndex, Pooling, mix64};
 
 use crate::{
+    compose::{self, Bags, Composed},
     error::ClientError,
     request::{FeatureLookup, LookupRequest},
 };
@@ -22,7 +25,7 @@ pub(crate) struct Split<'a> {
 pub(crate) struct TableSplit<'a> {
     /// The table and where its partitions are.
     pub(crate) layout: &'a TableLayout,
-    /// Each id once, in the order of first use.
+    /// Each id once, in the order of first use. Of a composite table: the numbers of its rows.
     pub(crate) ids: Vec<u64>,
     /// Per unique id: which of `partitions` it lives in.
     pub(crate) slot_of: Vec<u32>,
@@ -37,26 +40,34 @@ pub(crate) struct FeatureSplit<'a> {
     /// Which of [`Split::tables`].
     pub(crate) table: usize,
     pub(crate) pooling: Pooling,
-    /// One per id of the feature, in request order.
+    /// One per id of the feature, in request order; of a composite table as [`Composed::expand`] has them.
     pub(crate) members: Vec<u32>,
-    /// Ids per bag; None: one each.
-    lengths: Option<&'a [u32]>,
-    pub(crate) weights: Option<&'a [f32]>,
+    /// Members per bag; None: one each.
+    lengths: Option<Cow<'a, [u32]>>,
+    weights: Option<Cow<'a, [f32]>>,
+    /// How to get back to ids, when the table is composite.
+    pub(crate) composed: Option<Composed<'a>>,
 }
 
 impl FeatureSplit<'_> {
-    /// How many vectors the feature has.
+    /// How many bags the feature has.
     pub(crate) fn bags(&self) -> usize {
-        self.lengths.map_or(self.members.len(), <[u32]>::len)
+        self.lengths.as_ref().map_or(self.members.len(), |lengths| lengths.len())
     }
 
     /// The members of each bag as a range of [`members`](Self::members), in order.
-    pub(crate) fn bag_ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let mut start = 0;
-        (0..self.bags()).map(move |bag| {
-            let end = start + self.lengths.map_or(1, |lengths| lengths[bag] as usize);
-            std::mem::replace(&mut start, end)..end
-        })
+    pub(crate) fn bag_ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        compose::bag_ranges(self.lengths.as_deref(), self.members.len())
+    }
+
+    /// One per member, when the feature has weights.
+    pub(crate) fn weights(&self) -> Option<&[f32]> {
+        self.weights.as_deref()
+    }
+
+    /// How many members stand for one id.
+    pub(crate) fn members_per_id(&self) -> usize {
+        self.composed.map_or(1, |composed| composed.hashes())
     }
 }
 
@@ -94,21 +105,27 @@ impl<'a> Split<'a> {
                 }
             };
             table_of.push(table);
-            ids_of_table[table] += feature.ids.len();
-            if u32::try_from(ids_of_table[table]).is_err() {
-                return Err(invalid(at, feature, "more than 2^32 - 1 ids of one table in a request"));
+            let per_id = tables[table].layout.schema.composite.as_ref().map_or(1, Composite::hashes);
+            ids_of_table[table] =
+                ids_of_table[table].saturating_add(feature.ids.len().saturating_mul(per_id));
+            let bags = feature.lengths.as_ref().map_or(0, Vec::len).saturating_mul(per_id);
+            if u32::try_from(ids_of_table[table]).is_err() || u32::try_from(bags).is_err() {
+                let problem = "more than 2^32 - 1 ids of one table in a request, or rows of a composite one";
+                return Err(invalid(at, feature, problem));
             }
         }
         let mut uniques: Vec<Unique> = ids_of_table.iter().map(|ids| Unique::new(*ids, seed)).collect();
         let features = request.features.iter().zip(table_of).map(|(feature, table)| {
+            let composed = Composed::new(feature, &tables[table].layout.schema);
+            let bags = composed.map_or_else(|| Bags::as_asked(feature), |composed| composed.expand());
             let ids = &mut tables[table].ids;
             FeatureSplit {
                 table,
                 pooling: feature.pooling,
-                members: feature.ids.iter().map(|id| uniques[table].position(*id, ids)).collect(),
-                // Without pooling each id is a bag of its own.
-                lengths: feature.lengths.as_deref().filter(|_| feature.pooling != Pooling::None),
-                weights: feature.weights.as_deref(),
+                members: bags.ids.iter().map(|id| uniques[table].position(*id, ids)).collect(),
+                lengths: bags.lengths,
+                weights: bags.weights,
+                composed,
             }
         });
         let features = features.collect();
