@@ -253,13 +253,39 @@ impl TableBuilder {
         ids: &[u64],
         fill: impl Fn(u64, &mut [f32]) + Sync,
     ) -> Result<(), BuildError> {
+        self.push_filled(ids, |at, values| fill(ids[at], values))
+    }
+
+    /// Adds many rows, quantized by all threads: `values` has those of all `ids`, one row after the other.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push), and when `values` is not as long as `ids` ask for. No row is added then.
+    pub fn push_rows(&mut self, ids: &[u64], values: &[f32]) -> Result<(), BuildError> {
+        let dim = self.spec.dim as usize;
+        if values.len() != ids.len() * dim {
+            let id = ids.first().copied().unwrap_or_default();
+            return Err(BuildError::RowLength {
+                id,
+                found: values.len() / ids.len().max(1),
+                dim: self.spec.dim,
+            });
+        }
+        self.push_filled(ids, |at, row| row.copy_from_slice(&values[at * dim..][..dim]))
+    }
+
+    /// Adds many rows: `fill` writes the values of the row at a place.
+    fn push_filled(
+        &mut self,
+        ids: &[u64],
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<(), BuildError> {
         let this = &*self;
         let share = ids.len().div_ceil(this.options.threads.get()).max(ROWS_PER_THREAD);
         let chunks: Vec<&[u64]> = ids.chunks(share).collect();
         let encoded = parallel::for_each(
             chunks,
             this.options.threads.get(),
-            |_, ids, _| this.encode_many(ids, &fill),
+            |chunk, ids, _| this.encode_many(ids, &|at, values: &mut [f32]| fill(chunk * share + at, values)),
             &mut |_| (),
         );
         let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -276,15 +302,15 @@ impl TableBuilder {
     fn encode_many(
         &self,
         ids: &[u64],
-        fill: &(impl Fn(u64, &mut [f32]) + Sync),
+        fill: &(impl Fn(usize, &mut [f32]) + Sync),
     ) -> Result<(Vec<u8>, Measure), BuildError> {
         let mut measure = Measure::new();
         let mut records =
             Vec::with_capacity(ids.len() * (8 + costs_bytes(self.options) + self.kernel.row_bytes()));
         let mut values = vec![0.0; self.spec.dim as usize];
         let mut stored = values.clone();
-        for &id in ids {
-            fill(id, &mut values);
+        for (at, &id) in ids.iter().enumerate() {
+            fill(at, &mut values);
             let (_, key) = self.locate(id)?;
             let cost = encode(&self.kernel, self.options, (id, key), &values, &mut stored, &mut records)?;
             if self.options.duplicates == Duplicates::Error {

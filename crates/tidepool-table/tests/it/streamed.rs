@@ -98,6 +98,28 @@ fn the_last_of_several_rows_stays() {
 }
 
 #[test]
+fn rows_with_their_values_are_pushed_in_order() {
+    let spec = spec(RowFormat::F32, 2, KEYINGS[1], 2);
+    let root = TempDir::new().unwrap();
+    let dir = root.path().join("v1");
+    let mut builder = staged(&dir, &spec, BuildOptions { duplicates: Duplicates::Last, ..options(0, 3) });
+    // Every id stands five times in one batch, each time with other values.
+    let ids: Vec<u64> = (0..5000).map(|n| n % 1000).collect();
+    let values: Vec<f32> = (0u16..5000).flat_map(|n| [f32::from(n), -f32::from(n)]).collect();
+    assert!(matches!(builder.push_rows(&ids, &values[1..]), Err(BuildError::RowLength { dim: 2, .. })));
+    assert_eq!(builder.rows(), 0);
+    builder.push_rows(&ids, &values).unwrap();
+    builder.push_rows(&[], &[]).unwrap();
+    assert_eq!(publish(builder, &dir).unwrap().schema.rows, 1000);
+    let layout = LayoutReader::open(&dir).unwrap();
+    for id in 0..1000u16 {
+        let last = f32::from(id + 4000);
+        let row: Vec<u8> = [last, -last].iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(layout.find(id.into()), Some(row.as_slice()));
+    }
+}
+
+#[test]
 fn the_last_of_several_stored_rows_stays() {
     let spec = spec(RowFormat::Int4, 8, KEYINGS[1], 2);
     let root = TempDir::new().unwrap();
