@@ -1,11 +1,12 @@
-//! The quantizer compiled for AVX2 and FMA. Columns that do not fill registers are the reference's.
+//! The quantizer compiled for AVX2, FMA and F16C. Columns that do not fill registers are the reference's.
 #![expect(unsafe_code, reason = "intrinsics that load and store take raw pointers")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_UNORD_Q, _mm_packus_epi16, _mm_packus_epi32, _mm_storel_epi64,
-    _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm256_castsi256_si128, _mm256_cmp_ps,
-    _mm256_cvtps_epi32, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_madd_epi16,
-    _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_packs_epi32,
+    __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm_cvtph_ps, _mm_cvtps_ph,
+    _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_packus_epi16, _mm_packus_epi32, _mm_set_ss, _mm_storel_epi64,
+    _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm_unpacklo_ps, _mm256_castsi256_si128,
+    _mm256_cmp_ps, _mm256_cvtps_epi32, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_madd_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_packs_epi32,
     _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
     _mm256_sub_ps,
 };
@@ -17,18 +18,28 @@ use crate::QuantizeError;
 
 const LANES: usize = 8;
 
-/// Given out by [`function`](super::function) on CPUs that have AVX2 and FMA, and nowhere else.
+/// Given out by [`function`](super::function) on CPUs that have AVX2, FMA and F16C, and nowhere else.
 pub(super) fn quantize(
     format: RowFormat,
     quantizer: Quantizer,
     values: &[f32],
     row: &mut [u8],
 ) -> Result<(), QuantizeError> {
-    // SAFETY: `function` gave this function out after it saw the features.
+    if let (RowFormat::Int4, Quantizer::MinMax) = (format, quantizer) {
+        // SAFETY: `function` gave this function out after it saw the features.
+        return unsafe { int4_min_max(values, row) };
+    }
+    // SAFETY: as above.
     unsafe { compiled(format, quantizer, values, row) }
 }
 
-#[target_feature(enable = "avx2,fma")]
+/// [`compiled`] for what is asked for most: alone it is short, and rows overlap in the CPU.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn int4_min_max(values: &[f32], row: &mut [u8]) -> Result<(), QuantizeError> {
+    super::quantize(Avx2(()), RowFormat::Int4, Quantizer::MinMax, values, row)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
 fn compiled(
     format: RowFormat,
     quantizer: Quantizer,
@@ -38,7 +49,7 @@ fn compiled(
     super::quantize(Avx2(()), format, quantizer, values, row)
 }
 
-/// Made by [`compiled`] only, and so proof of the features.
+/// Made by functions with these features only, and so proof of the features.
 #[derive(Clone, Copy)]
 struct Avx2(());
 
@@ -56,6 +67,18 @@ impl Wide for Avx2 {
     }
 
     #[inline(always)]
+    fn round_to_half(self, x: f32) -> f32 {
+        // SAFETY: `self` is proof of the features.
+        unsafe { round_to_half(x) }
+    }
+
+    #[inline(always)]
+    fn half_bytes(self, x: f32, y: f32) -> [u8; 4] {
+        // SAFETY: `self` is proof of the features.
+        unsafe { half_bytes(x, y) }
+    }
+
+    #[inline(always)]
     fn int8_codes(self, values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]) {
         // SAFETY: `self` is proof of the features.
         unsafe { int8_codes(values, bias, inverse, codes) }
@@ -63,7 +86,7 @@ impl Wide for Avx2 {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn extremes(values: &[f32]) -> Option<[f32; 2]> {
     let mut lows = _mm256_set1_ps(f32::INFINITY);
     let mut highs = _mm256_set1_ps(f32::NEG_INFINITY);
@@ -90,7 +113,20 @@ fn extremes(values: &[f32]) -> Option<[f32; 2]> {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round_to_half(x: f32) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(x))))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half_bytes(x: f32, y: f32) -> [u8; 4] {
+    let both = _mm_unpacklo_ps(_mm_set_ss(x), _mm_set_ss(y));
+    _mm_cvtsi128_si32(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(both)).to_le_bytes()
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn int4_codes(values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]) {
     let (wide_values, rest_values) = values.as_chunks::<{ 2 * LANES }>();
     let (wide_codes, rest_codes) = codes.split_at_mut(wide_values.len() * LANES);
@@ -108,7 +144,7 @@ fn int4_codes(values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]) {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn int8_codes(values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]) {
     let (wide_values, rest_values) = values.as_chunks::<{ 2 * LANES }>();
     let (wide_codes, rest_codes) = codes.split_at_mut(wide_values.len() * 2 * LANES);
@@ -124,7 +160,7 @@ fn int8_codes(values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]) {
 
 /// `(value - bias) * inverse`.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn scaled(values: &[f32; 2 * LANES], bias: f32, inverse: f32) -> [__m256; 2] {
     let (bias, inverse) = (_mm256_set1_ps(bias), _mm256_set1_ps(inverse));
     let (halves, _) = values.as_chunks::<LANES>();

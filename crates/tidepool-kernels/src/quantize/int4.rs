@@ -28,15 +28,13 @@ pub(super) fn quantize(
     values: &[f32],
     row: &mut [u8],
 ) -> Result<(), QuantizeError> {
-    let mut grid = min_max(extremes, values)?;
+    let mut grid = min_max(wide, extremes, values)?;
     if quantizer == Quantizer::Optimized {
         grid = optimize::improve(grid, extremes, values);
     }
     let (codes, tail) = row.split_at_mut(values.len().div_ceil(2));
     wide.int4_codes(values, grid.bias, 1.0 / grid.scale, codes);
-    let (scale_bytes, bias_bytes) = tail.split_at_mut(2);
-    scale_bytes.copy_from_slice(&half_bits(grid.scale).to_le_bytes());
-    bias_bytes.copy_from_slice(&half_bits(grid.bias).to_le_bytes());
+    tail.copy_from_slice(&wide.half_bytes(grid.scale, grid.bias));
     Ok(())
 }
 
@@ -48,15 +46,15 @@ pub(super) fn code(value: f32, bias: f32, inverse: f32) -> u8 {
 
 /// FBGEMM's rule.
 #[inline(always)]
-fn min_max(Extremes { min, max }: Extremes, values: &[f32]) -> Result<Grid, QuantizeError> {
+fn min_max(wide: impl Wide, Extremes { min, max }: Extremes, values: &[f32]) -> Result<Grid, QuantizeError> {
     // The bias is rounded first and the range is measured from it; the maximum keeps full precision.
     // Where the bias was rounded up past the maximum, range and scale are negative, and that is the rule.
-    let bias = round_to_half(min);
+    let bias = wide.round_to_half(min);
     if !is_half(bias) {
         return Err(too_large(RowFormat::Int4, values, min));
     }
     let range = max - bias;
-    let mut scale = if range == 0.0 { 1.0 } else { round_to_half(range / LEVELS) };
+    let mut scale = if range == 0.0 { 1.0 } else { wide.round_to_half(range / LEVELS) };
     if !is_half(scale) {
         return Err(too_large(RowFormat::Int4, values, max));
     }
@@ -91,6 +89,13 @@ pub(super) fn round_to_half(x: f32) -> f32 {
     // At 1/2 the spacing of f32 is that of subnormal f16.
     let subnormal = ((x.abs() + 0.5) - 0.5).copysign(x);
     if x.abs() < MIN_NORMAL_HALF { subnormal } else { normal }
+}
+
+/// The bytes of two numbers that are f16, one after the other.
+#[inline(always)]
+pub(super) fn half_bytes(x: f32, y: f32) -> [u8; 4] {
+    let [[a, b], [c, d]] = [x, y].map(|x| half_bits(x).to_le_bytes());
+    [a, b, c, d]
 }
 
 /// The bits of a number that is an f16.

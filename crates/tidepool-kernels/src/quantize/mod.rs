@@ -48,6 +48,18 @@ trait Wide: Copy {
     /// The int4 codes of [`int4::code`], two in a byte; `codes` is as long as they need.
     fn int4_codes(self, values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]);
 
+    /// A finite number rounded to the nearest f16, halves to even; infinite where f16 cannot hold it.
+    #[inline(always)]
+    fn round_to_half(self, x: f32) -> f32 {
+        int4::round_to_half(x)
+    }
+
+    /// The bytes of two numbers that are f16, one after the other.
+    #[inline(always)]
+    fn half_bytes(self, x: f32, y: f32) -> [u8; 4] {
+        int4::half_bytes(x, y)
+    }
+
     /// The int8 codes of [`int8::code`]; `codes` is as long as `values`.
     fn int8_codes(self, values: &[f32], bias: f32, inverse: f32, codes: &mut [u8]);
 }
