@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
 mod bad_input;
+mod composite;
 mod conventions;
 mod fixture;
 mod lifecycle;

@@ -35,8 +35,8 @@ impl fmt::Debug for DenseModel {
 
 impl DenseModel {
     /// Reads the ONNX file, checks it against the contract, and simplifies it: every input of the graph is
-    /// declared, f32, `[batch, width]` (the width of a pooled input is the dimension of its table, from
-    /// `table_dims`); every output is declared, f32, `[batch]` or `[batch, 1]`. The batch is a symbolic
+    /// declared, f32, `[batch, width]` (the width of a pooled input is that of its table's vectors,
+    /// from `table_dims`); every output is declared, f32, `[batch]` or `[batch, 1]`. The batch is a symbolic
     /// dimension of any name. It takes milliseconds to seconds: call it off the async threads.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ impl LoadedRelease {
         }
         let dim_of = |table: &Name| {
             let version = files.manifest.version_of(table)?;
-            map.layout(version).map(|layout| layout.schema.dim)
+            map.layout(version).map(|layout| layout.schema.vector_dim())
         };
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
         let zeros: Vec<_> = dense.widths().iter().map(|width| vec![0.0; WARM_UP_ROWS * width]).collect();

@@ -5,7 +5,7 @@
 //! model = "movielens"
 //! score = "probability"        # the output that candidates are ranked by
 //!
-//! [[inputs]]                   # a graph input [rows, dim of the table]
+//! [[inputs]]                   # a graph input [rows, vector dim of the table]
 //! name = "user"                # of the ONNX graph input, and of the request's feature
 //! side = "user"                # sent once per request; "candidate": one per candidate
 //! table = "user"
@@ -64,7 +64,7 @@ pub enum Side {
 /// Where the values of an input come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InputSource {
-    /// A bag of ids, pooled from a table: `[rows, dim]`.
+    /// A bag of ids, pooled from a table: `[rows, vector_dim]`.
     Pooled {
         /// The table; the release pins its version.
         table: Name,

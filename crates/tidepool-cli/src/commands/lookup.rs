@@ -1,20 +1,20 @@
-//! `tidepool lookup`: ids of a served table, each with the node that answered, its stored row and its values.
+//! `tidepool lookup`: ids of a served table, each with the node that answered, its stored row (or rows) and its values.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use tidepool_client::{Client, ClientConfig, StoredRow};
 use tidepool_cluster::ClusterMap;
-use tidepool_kernels::RowKernel;
 use tidepool_types::{TableSchema, TableVersion};
 
-use super::control;
+use super::{
+    control,
+    vectors::{Row, Vectors},
+};
 use crate::output::{Outcome, Output};
 
 const WAIT_FOR_MAP: Duration = Duration::from_secs(5);
-/// Elements of a vector that people are shown.
-const SHOWN: usize = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,22 +38,21 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     let schema = find(&map, &args.table)?;
     let timeout = Duration::from_millis(args.timeout_ms);
     let rows = client.stored_rows(&schema.table_version, &args.ids, timeout).await?;
-    let kernel = RowKernel::new(schema.format, schema.dim);
-    let mut objects = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let values = row.row.as_deref().map(|stored| {
-            let mut values = vec![0.0; schema.dim as usize];
-            kernel.dequantize(stored, &mut values);
-            values
-        });
-        output.line(sentence(row, values.as_deref()));
-        objects.push(object(row, values));
-    }
+    let vectors = Vectors::new(schema);
+    let of_ids = args.ids.iter().zip(rows.chunks(vectors.rows_per_id()));
+    let objects: Vec<_> = of_ids
+        .map(|(id, rows)| vectors.show(*id, &rows.iter().map(read).collect::<Vec<_>>(), output))
+        .collect();
     output.object(json!({
         "table_version": schema.table_version, "format": schema.format, "dim": schema.dim,
-        "epoch": map.epoch, "rows": objects,
+        "vector_dim": schema.vector_dim(), "epoch": map.epoch, "rows": objects,
     }));
     Ok(Outcome::Done)
+}
+
+fn read(row: &StoredRow) -> Row<'_> {
+    let StoredRow { row_id, partition, node, row, .. } = row;
+    Row { row_id: *row_id, partition: *partition, node: Some(node), stored: row.as_deref() }
 }
 
 /// The served table version that `text` names.
@@ -74,27 +73,4 @@ fn find<'a>(map: &'a ClusterMap, text: &str) -> Result<&'a TableSchema> {
         [] => bail!("table {text} is not served; served are: {}", names(served().collect())),
         _ => bail!("several versions of {text} are served, name one: {}", names(matching)),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn sentence(row: &StoredRow, values: Option<&[f32]>) -> String {
-    let place = format!("id {} | partition {} on {}", row.id, row.partition, row.node);
-    let (Some(stored), Some(values)) = (row.row.as_deref(), values) else {
-        return format!("{place} | not in the table");
-    };
-    let mut shown: Vec<_> = values.iter().take(SHOWN).map(|v| format!("{v:.4}")).collect();
-    if values.len() > SHOWN {
-        shown.push(format!("... ({} in all, --json has them)", values.len()));
-    }
-    format!("{place} | {} | {}", hex(stored), shown.join(" "))
-}
-
-fn object(row: &StoredRow, values: Option<Vec<f32>>) -> Value {
-    json!({
-        "id": row.id, "found": row.row.is_some(), "partition": row.partition, "node": row.node,
-        "stored_row": row.row.as_deref().map(hex), "values": values,
-    })
 }

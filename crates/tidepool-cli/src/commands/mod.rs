@@ -8,3 +8,4 @@ pub(crate) mod rank;
 pub(crate) mod release;
 pub(crate) mod role;
 pub(crate) mod table;
+pub(crate) mod vectors;

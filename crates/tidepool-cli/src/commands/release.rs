@@ -118,7 +118,7 @@ fn write(
     let mut dims = Vec::with_capacity(tables.len());
     for table_version in tables {
         let (manifest, _) = store.table_manifest(table_version)?;
-        dims.push((table_version.table.clone(), manifest.schema.dim));
+        dims.push((table_version.table.clone(), manifest.schema.vector_dim()));
     }
     let dim_of = |table: &Name| dims.iter().find(|(t, _)| t == table).map(|(_, dim)| *dim);
     DenseModel::load(onnx, &spec, &dim_of)?;

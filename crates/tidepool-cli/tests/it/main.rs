@@ -4,6 +4,7 @@
 mod bench;
 mod by_hand;
 mod command;
+mod composite;
 mod demo;
 mod quantizers;
 mod tables;

@@ -4,8 +4,8 @@ use tidepool_proto::{code_of, epoch_of, v1};
 use tidepool_types::{Epoch, ErrorCode};
 
 use crate::{
-    FILMS, FILMS_SCORES, Site, films_onnx, films_request, onnx, ranked, releases,
-    site::{TestRanker, entry, map, raw_config},
+    FILMS, FILMS_SCORES, Site, films_onnx, films_request, ids, onnx, ranked, releases,
+    site::{ROWS, TestRanker, entry, map, pair, raw_config, version},
     tables,
 };
 
@@ -91,6 +91,51 @@ async fn a_release_that_does_not_fit_is_reported_and_the_others_serve_on() {
     site.store.release("films", "late", &tables("v1"), FILMS, &films_onnx());
     site.controller.report(|r| r.releases.iter().any(|r| r.release == "late" && r.ready)).await;
     assert_eq!(site.ranker.rank(pinned("late")).await.unwrap().release, "late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_is_as_wide_as_the_vectors_of_a_composite_table() {
+    const PAIRS: &str = r#"
+        schema_version = 1
+        model = "pairs"
+        score = "score"
+        inputs = [ { name = "pair", side = "candidate", table = "pair", pooling = "mean" } ]
+        outputs = [ { name = "score" } ]
+    "#;
+    let mut site = Site::start().await;
+    let pinned = [version("pair", "v1")];
+    let mut listed = releases();
+    for (release, width) in [("vectors", 4), ("rows", 2)] {
+        let graph = onnx::linear(&[("pair", width)], &[1.0, 10.0, 2.0, 100.0][..width as usize]);
+        site.store.release("pairs", release, &pinned, PAIRS, &graph);
+        listed.push(entry("pairs", release, &pinned, v1::ReleaseState::Loading));
+    }
+    site.controller.send(map(2, site.node.address, listed));
+    let of = |report: &v1::RankerReport, release| {
+        report.releases.iter().find(|r| r.release == release).cloned().unwrap_or_default()
+    };
+    let settled = |r: &v1::RankerReport| of(r, "vectors").ready && !of(r, "rows").problem.is_empty();
+    let report = site.controller.report(settled).await;
+    assert!(of(&report, "rows").problem.contains("its width is 2 in the graph, 4 by"), "{report:?}");
+
+    // One id, then the mean of two: the row of a hash is [row, 1].
+    let (bag, far) = ([5, u64::MAX], 1 << 50);
+    let request = v1::RankRequest {
+        model: "pairs".into(),
+        release: "vectors".into(),
+        candidates: 2,
+        candidate: vec![ids("pair", &[far, bag[0], bag[1]], &[1, 2])],
+        ..v1::RankRequest::default()
+    };
+    let answer = site.ranker.rank(request).await.unwrap();
+    let score = |id: u64| {
+        let rows: Vec<f32> = pair().rows(id, ROWS).map(|row| row as f32).collect();
+        rows[0] + 10.0 + 2.0 * rows[1] + 100.0
+    };
+    let mut scores = ranked(&answer);
+    scores.sort_by_key(|(candidate, _)| *candidate);
+    assert_eq!(scores, [(0, score(far)), (1, (score(bag[0]) + score(bag[1])) / 2.0)]);
+    assert_eq!((answer.missing_ids, answer.defaulted_bags, answer.rows_looked_up), (0, 0, 6));
 }
 
 #[tokio::test(flavor = "multi_thread")]

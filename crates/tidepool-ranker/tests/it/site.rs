@@ -23,8 +23,8 @@ use tidepool_proto::{
 use tidepool_ranker::{Config, RawConfig, Running, start};
 use tidepool_store::ArtifactStore;
 use tidepool_types::{
-    Keying, Name, PartitionCount, PartitionEntry, PartitionIndex, RowFormat, TableManifest, TableSchema,
-    TableVersion,
+    Combine, Composite, Keying, Name, PartitionCount, PartitionEntry, PartitionIndex, RowFormat,
+    TableManifest, TableSchema, TableVersion,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,6 +47,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Ids from here on are in no table.
 pub(crate) const ROWS: u64 = 1000;
 
+const TABLES: [&str; 4] = ["user", "item", "genre", "pair"];
+
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
@@ -61,8 +63,14 @@ fn row(version: &str, id: u64) -> [f32; 2] {
     [id as f32 * factor, 1.0]
 }
 
+/// What makes the table `pair` composite: its vectors have 4 elements.
+pub(crate) fn pair() -> Composite {
+    Composite { seeds: vec![1, 2], combine: Combine::Concat }
+}
+
 fn schema(table_version: TableVersion) -> TableSchema {
     TableSchema {
+        composite: (table_version.table.as_str() == "pair").then(pair),
         table_version,
         dim: 2,
         format: RowFormat::F32,
@@ -70,7 +78,6 @@ fn schema(table_version: TableVersion) -> TableSchema {
         partitions: PartitionCount::ONE,
         rows: ROWS,
         default_row: Vec::new(),
-        composite: None,
     }
 }
 
@@ -84,7 +91,7 @@ impl Store {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let artifacts = ArtifactStore::open(dir.path().join("store")).unwrap();
-        for table in ["user", "item", "genre"] {
+        for table in TABLES {
             for v in ["v1", "v2"] {
                 let table_version = version(table, v);
                 let entry = PartitionEntry {
@@ -329,8 +336,7 @@ pub(crate) fn map(epoch: u64, node: SocketAddr, releases: Vec<v1::ReleaseEntry>)
         schema: Some((&schema(version(table, v))).into()),
         placement: vec![v1::GroupPlacement { group: "a".into(), nodes: vec!["node".into()] }],
     };
-    let tables = ["user", "item", "genre"];
-    let layouts = tables.iter().flat_map(|t| [layout(t, "v1"), layout(t, "v2")]).collect();
+    let layouts = TABLES.iter().flat_map(|t| [layout(t, "v1"), layout(t, "v2")]).collect();
     v1::ClusterMap { epoch, nodes, layouts, releases }
 }
 

@@ -10,7 +10,11 @@ use tidepool_store::ArtifactStore;
 use tidepool_table::{TableBuilder, TableSpec};
 use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion};
 
-use super::{Limits, partition_count, report};
+use super::{
+    Limits,
+    composite::{self, CompositeArgs},
+    partition_count, report,
+};
 use crate::{
     commands::control,
     output::{Output, bar},
@@ -49,6 +53,8 @@ pub(crate) struct Build {
     /// the byte.
     #[arg(long, value_name = "FORMAT", conflicts_with_all = ["format", "quantizer"])]
     stored: Option<RowFormat>,
+    #[command(flatten)]
+    composite: CompositeArgs,
     #[command(flatten)]
     limits: Limits,
 }
@@ -95,7 +101,7 @@ fn build(args: &Build) -> Result<TableManifest> {
         keying: args.keying,
         partitions: args.partitions,
         default_row: Vec::new(),
-        composite: None,
+        composite: args.composite.composite(args.seed),
         full_keys: args.full_keys,
         seed: args.seed,
     };
@@ -138,5 +144,6 @@ pub(super) fn show(manifest: &TableManifest, output: Output) {
         manifest.file_bytes(),
         schema.row_bytes(),
     ));
+    composite::describe(schema, output);
     report::short(manifest, output);
 }

@@ -9,7 +9,7 @@ use tidepool_store::ArtifactStore;
 use tidepool_table::{LayoutReader, TableBuilder, TableSpec};
 use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion, synthetic};
 
-use super::{Limits, build, partition_count};
+use super::{Limits, build, composite::CompositeArgs, partition_count};
 use crate::{
     commands::control,
     memory::PeakMemory,
@@ -53,6 +53,8 @@ pub(crate) struct Generate {
     #[arg(long)]
     ids: Option<Ids>,
     #[command(flatten)]
+    composite: CompositeArgs,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -79,7 +81,7 @@ pub(super) fn run(args: &Generate, output: Output) -> Result<()> {
         keying: args.keying,
         partitions: args.partitions,
         default_row: Vec::new(),
-        composite: None,
+        composite: args.composite.composite(args.seed),
         full_keys: args.full_keys,
         seed: args.seed,
     };

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
-use tidepool_kernels::RowKernel;
 use tidepool_store::ArtifactStore;
 use tidepool_table::{KeyCheck, LayoutReader, PartitionFile};
 use tidepool_types::TableVersion;
 
-use super::report;
-use crate::{commands::control, output::Output};
-
-/// Elements of a vector that people are shown.
-const SHOWN: usize = 8;
+use super::{composite, report};
+use crate::{
+    commands::{
+        control,
+        vectors::{Row, Vectors},
+    },
+    output::Output,
+};
 
 #[derive(Args)]
 pub(crate) struct Inspect {
@@ -62,6 +64,7 @@ pub(super) fn inspect(args: &Inspect, output: Output) -> Result<()> {
         schema.partitions,
         manifest.file_bytes()
     ));
+    composite::describe(schema, output);
     output.line(format!("manifest hash {manifest_hash}"));
     report::whole(&manifest, output);
     let index_bytes: u64 = layout.partitions().iter().map(|file| file.section_bytes().index).sum();
@@ -72,7 +75,8 @@ pub(super) fn inspect(args: &Inspect, output: Output) -> Result<()> {
     layout.partitions().iter().for_each(|file| describe_file(file, output));
     let files: Vec<_> = layout.partitions().iter().map(file_object).collect();
     output.object(json!({
-        "manifest": manifest, "manifest_hash": manifest_hash, "index_bytes": index_bytes,
+        "manifest": manifest, "manifest_hash": manifest_hash, "vector_dim": schema.vector_dim(),
+        "index_bytes": index_bytes,
         "index_bits_per_id": bits, "files": files,
     }));
     Ok(())
@@ -152,41 +156,22 @@ pub(super) fn lookup(args: &Lookup, output: Output) -> Result<()> {
     store.table_manifest(&args.table_version)?;
     let layout = LayoutReader::open(&store.table_dir(&args.table_version))?;
     let schema = &layout.manifest().schema;
-    let kernel = RowKernel::new(schema.format, schema.dim);
-    let mut objects = Vec::with_capacity(args.ids.len());
-    for &id in &args.ids {
-        let partition = schema.keying.locate(id, schema.partitions).partition;
-        let stored = layout.find(id);
-        let values = stored.map(|row| {
-            let mut values = vec![0.0; schema.dim as usize];
-            kernel.dequantize(row, &mut values);
-            values
-        });
-        let stored = stored.map(hex);
-        output.line(match (&stored, &values) {
-            (Some(stored), Some(values)) => {
-                format!("id {id} | partition {partition} | {stored} | {}", shown(values))
-            }
-            _ => format!("id {id} | partition {partition} | not in the table"),
-        });
-        objects.push(json!({
-            "id": id, "found": stored.is_some(), "partition": partition, "stored_row": stored, "values": values,
-        }));
-    }
+    let vectors = Vectors::new(schema);
+    let row = |row_id| {
+        let partition = schema.keying.locate(row_id, schema.partitions).partition;
+        Row { row_id, partition, node: None, stored: layout.find(row_id) }
+    };
+    let show = |id: &u64| {
+        let rows: Vec<_> = match &schema.composite {
+            Some(composite) => composite.rows(*id, schema.rows).map(row).collect(),
+            None => vec![row(*id)],
+        };
+        vectors.show(*id, &rows, output)
+    };
+    let objects: Vec<_> = args.ids.iter().map(show).collect();
     output.object(json!({
-        "table_version": args.table_version, "format": schema.format, "dim": schema.dim, "rows": objects,
+        "table_version": args.table_version, "format": schema.format, "dim": schema.dim,
+        "vector_dim": schema.vector_dim(), "rows": objects,
     }));
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn shown(values: &[f32]) -> String {
-    let mut shown: Vec<_> = values.iter().take(SHOWN).map(|value| format!("{value:.4}")).collect();
-    if values.len() > SHOWN {
-        shown.push(format!("... ({} in all, --json has them)", values.len()));
-    }
-    shown.join(" ")
 }

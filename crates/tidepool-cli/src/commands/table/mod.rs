@@ -1,6 +1,7 @@
 //! `tidepool table`: build or generate versions, look into them, take them out again, and have them served.
 
 mod build;
+mod composite;
 mod export;
 mod generate;
 mod look;
