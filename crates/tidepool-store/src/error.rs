@@ -18,6 +18,18 @@ pub enum StoreError {
         /// What it said.
         source: io::Error,
     },
+    /// There is no store.
+    #[error("there is no artifact store at {path}: the path is wrong, or nothing was built there yet", path = path.display())]
+    NoStore {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Something else lies in the place of a document.
+    #[error("{path} is not a regular file", path = path.display())]
+    NotAFile {
+        /// What was to be read.
+        path: PathBuf,
+    },
     /// There is no such table version or release.
     #[error("there is no {what} in the store (looked for {path})", path = path.display())]
     NotFound {
@@ -126,10 +138,11 @@ impl StoreError {
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::Io { .. } => ErrorCode::Unavailable,
-            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::NotFound { .. } | Self::NoStore { .. } => ErrorCode::NotFound,
             Self::AlreadyExists { .. } => ErrorCode::Conflict,
             Self::Refused { .. } => ErrorCode::InvalidRequest,
             Self::Missing { .. }
+            | Self::NotAFile { .. }
             | Self::Syntax { .. }
             | Self::Manifest { .. }
             | Self::Model { .. }

@@ -56,6 +56,20 @@ impl ArtifactStore {
         Ok(Self { root })
     }
 
+    /// Opens the store in `root`, which must be there: for whoever only reads.
+    ///
+    /// # Errors
+    /// [`StoreError::NoStore`] when it is not; [`StoreError::Io`] when it is not a directory, or may not be
+    /// read.
+    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let root = root.into();
+        match fs::read_dir(&root) {
+            Ok(_) => Ok(Self { root }),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(StoreError::NoStore { path: root }),
+            Err(e) => Err(StoreError::io("read the directory", root)(e)),
+        }
+    }
+
     /// The directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -271,11 +285,16 @@ fn contract_problems(spec: &ModelSpec, model: &Name, tables: &[TableVersion]) ->
 
 /// The whole of a small file, or `None` when there is none.
 fn read_document(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Looked at before it is opened: to open a pipe is to wait for whoever writes into it.
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(StoreError::io("open", path)(e)),
+        Err(e) => return Err(StoreError::io("look at", path)(e)),
     };
+    if !metadata.is_file() {
+        return Err(StoreError::NotAFile { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(StoreError::io("open", path))?;
     let bytes = file.metadata().map_err(StoreError::io("look at", path))?.len();
     if bytes > MAX_DOCUMENT_BYTES {
         return Err(StoreError::TooLarge { path: path.to_owned(), bytes, limit: MAX_DOCUMENT_BYTES });

@@ -368,3 +368,29 @@ fn a_release_is_readable_for_those_the_umask_allows() {
     fs::create_dir(&plain).unwrap();
     assert_eq!(mode(fixture.release_file("r1", "model.onnx").parent().unwrap()), mode(&plain));
 }
+
+#[test]
+fn whoever_only_reads_makes_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("nowhere");
+    let error = ArtifactStore::open_existing(&root).unwrap_err();
+    assert!(matches!(&error, StoreError::NoStore { path } if *path == root), "{error}");
+    assert_eq!(error.code(), ErrorCode::NotFound);
+    assert!(!root.exists());
+    fs::write(&root, "").unwrap();
+    assert!(matches!(ArtifactStore::open_existing(&root), Err(StoreError::Io { .. })));
+    fs::remove_file(&root).unwrap();
+    ArtifactStore::open(&root).unwrap();
+    assert_eq!(ArtifactStore::open_existing(&root).unwrap().root(), root);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_document_is_not_waited_for() {
+    let fixture = Fixture::new();
+    let manifest = fixture.store.table_dir(&table("user", "v1")).join("manifest.json");
+    fs::remove_file(&manifest).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&manifest).status().unwrap().success());
+    let error = fixture.store.table_manifest(&table("user", "v1")).unwrap_err();
+    assert!(matches!(&error, StoreError::NotAFile { path } if *path == manifest), "{error}");
+    assert_eq!(error.code(), ErrorCode::Corrupt);
+}
