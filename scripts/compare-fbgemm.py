@@ -22,7 +22,8 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import compare
+
 BATCH_IDS = 20_000  # as tidepool bench kernel
 PASS_IDS = 1_300_000  # rows of a pass fill a cache of 32 MiB four times
 
@@ -39,8 +40,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dir", default=str(ROOT / "data" / "bench"))
-    parser.add_argument("--tidepool", default=str(ROOT / "target" / "release" / "tidepool"))
+    parser.add_argument("--dir", default=str(compare.ROOT / "data" / "bench"))
+    parser.add_argument("--tidepool", default=compare.TIDEPOOL)
     parser.add_argument("--residency", default="auto", help="of ours: auto, mapped, locked or copied")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -78,11 +79,10 @@ class Ids:
 
 def worker(args):
     """Times passes for as many seconds as each line of stdin says, and answers a line each."""
-    import torch
-
-    torch.set_num_threads(1)
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
-        print(json.dumps({"error": f"torch {torch.__version__} of {sys.executable} has no fbgemm engine"}), flush=True)
+    try:
+        torch = compare.torch_with_fbgemm()
+    except (ImportError, RuntimeError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
         return
     torch.manual_seed(args.seed)
     codes = args.dim // 2
@@ -128,7 +128,7 @@ class Fbgemm:
         )
         self.ready = self.answer()
         if "error" in self.ready:
-            sys.exit(f"compare-fbgemm: {self.ready['error']}; see --help")
+            sys.exit(f"compare-fbgemm: {self.ready['error']}")
 
     def answer(self):
         line = self.process.stdout.readline()
@@ -143,18 +143,10 @@ class Fbgemm:
 
 
 def ours(args):
-    command = [args.tidepool, "bench", "kernel", "--json", "--format", "int4", "--threads", "1"]
+    command = [args.tidepool, "bench", "kernel", "--format", "int4", "--threads", "1"]
     for name in ["rows", "dim", "bag", "skew", "keys", "seconds", "dir", "seed", "residency"]:
         command += [f"--{name}", str(getattr(args, name))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"compare-fbgemm: {' '.join(command)} ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def spread(values):
-    values = sorted(values)
-    return {"median": values[len(values) // 2], "low": values[0], "high": values[-1]}
+    return compare.ours(command)
 
 
 def main():
@@ -179,17 +171,16 @@ def main():
         **{name: report[name] for name in ["rows", "dim", "bag", "skew", "keys", "residency", "isa", "huge_page_bytes"]},
         "fbgemm_small_pages_huge_page_bytes": small.ready["huge_page_bytes"],
         "fbgemm_huge_pages_huge_page_bytes": huge.ready["huge_page_bytes"],
-        "rows_per_second": spread(found["ours"] for found in rounds),
-        "fbgemm_small_pages_rows_per_second": spread(found["small"] for found in rounds),
-        "fbgemm_huge_pages_rows_per_second": spread(found["huge"] for found in rounds),
-        "ratio_to_fbgemm_small_pages": spread(found["ours"] / found["small"] for found in rounds),
-        "ratio_to_fbgemm_huge_pages": spread(found["ours"] / found["huge"] for found in rounds),
-        "ratio_to_gather_limit": spread(found["report"]["ratio_to_gather_limit_on_cpu"]["median"] for found in rounds),
+        "rows_per_second": compare.spread(found["ours"] for found in rounds),
+        "fbgemm_small_pages_rows_per_second": compare.spread(found["small"] for found in rounds),
+        "fbgemm_huge_pages_rows_per_second": compare.spread(found["huge"] for found in rounds),
+        "ratio_to_fbgemm_small_pages": compare.spread(found["ours"] / found["small"] for found in rounds),
+        "ratio_to_fbgemm_huge_pages": compare.spread(found["ours"] / found["huge"] for found in rounds),
+        "ratio_to_gather_limit": compare.spread(found["report"]["ratio_to_gather_limit_on_cpu"]["median"] for found in rounds),
         "wrong_answers": sum(found["report"]["wrong_answers"] for found in rounds),
     }
     for name in ["ratio_to_fbgemm_small_pages", "ratio_to_fbgemm_huge_pages", "ratio_to_gather_limit"]:
-        of = result[name]
-        print(f"{name}: {of['median']:.2f} ({of['low']:.2f} to {of['high']:.2f})", file=sys.stderr)
+        print(f"{name}: {compare.shown(result[name])}", file=sys.stderr)
     print(json.dumps(result))
 
 

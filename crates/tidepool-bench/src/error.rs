@@ -1,7 +1,7 @@
 //! What ends a bench before it has a figure.
 
 use thiserror::Error;
-use tidepool_kernels::Isa;
+use tidepool_kernels::{Isa, QuantizeError};
 use tidepool_table::{BuildError, NotHeld, OpenError, ResidencyError, VerifyError};
 use tidepool_types::{DimError, NameError};
 
@@ -17,6 +17,14 @@ pub enum BenchError {
     /// The instruction set was asked for by name, and this CPU does not have it.
     #[error("this CPU has no {0}")]
     NoIsa(Isa),
+    /// A value that the format cannot hold; the source names its column.
+    #[error("row {row} cannot be stored")]
+    Value {
+        /// Which, from 0.
+        row: usize,
+        /// Column and value.
+        source: QuantizeError,
+    },
     /// The table's name, made of its parameters, is none.
     #[error("naming the table")]
     Name(#[from] NameError),

@@ -4,13 +4,14 @@
 //! decoder of its own: it calls neither `tidepool-kernels` nor a table. Every figure is taken in turn with
 //! its baseline, and is a median with its spread.
 //!
-//! Read first: [`kernel::run`], [`Oracle`], [`Spread`].
+//! Read first: [`kernel::run`], [`quantize::run`], [`Oracle`], [`Spread`].
 
 mod draw;
 mod error;
 pub mod kernel;
 mod machine;
 mod oracle;
+pub mod quantize;
 mod rows;
 mod spread;
 

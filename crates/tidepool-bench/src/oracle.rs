@@ -59,7 +59,7 @@ impl Oracle {
 }
 
 /// A stored row as numbers, read as docs/table-format.md has it.
-fn decode(format: RowFormat, row: &[u8], values: &mut [f64]) {
+pub(crate) fn decode(format: RowFormat, row: &[u8], values: &mut [f64]) {
     match format {
         RowFormat::Int4 => {
             let (codes, ends) = row.split_at(row.len() - 4);

@@ -7,7 +7,7 @@
 
 mod limit;
 mod table;
-mod timer;
+pub(crate) mod timer;
 mod worker;
 
 use std::{

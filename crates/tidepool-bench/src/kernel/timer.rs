@@ -8,26 +8,26 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 /// A pass that has begun on this thread.
-pub(super) struct Timer {
+pub(crate) struct Timer {
     began: Instant,
     on_cpu: Duration,
 }
 
 /// A pass that has ended.
-pub(super) struct Timed {
-    pub(super) began: Instant,
-    pub(super) ended: Instant,
-    pub(super) on_cpu: Duration,
+pub(crate) struct Timed {
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    pub(crate) on_cpu: Duration,
 }
 
 impl Timer {
     /// Begins when all who wait have come.
-    pub(super) fn start(all: &Barrier) -> Self {
+    pub(crate) fn start(all: &Barrier) -> Self {
         all.wait();
         Self { began: Instant::now(), on_cpu: on_cpu() }
     }
 
-    pub(super) fn stop(self) -> Timed {
+    pub(crate) fn stop(self) -> Timed {
         let on_cpu = on_cpu().saturating_sub(self.on_cpu);
         Timed { began: self.began, ended: Instant::now(), on_cpu }
     }

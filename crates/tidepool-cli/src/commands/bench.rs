@@ -1,5 +1,7 @@
 //! `tidepool bench`: how fast the parts are, beside what the machine would allow.
 
+mod quantize;
+
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
@@ -19,6 +21,8 @@ use crate::output::{Outcome, Output, bar};
 pub(crate) enum Command {
     /// Pool rows of a table of any size, beside the gather limit: the same rows, each cache line touched once.
     Kernel(Kernel),
+    /// Quantize the rows of a file in memory: rows per second, and what it costs in precision.
+    Quantize(quantize::Quantize),
 }
 
 #[derive(Args)]
@@ -88,7 +92,13 @@ fn partition_count(text: &str) -> Result<PartitionCount, String> {
 }
 
 pub(crate) async fn run(command: Command, output: Output) -> Result<Outcome> {
-    let Command::Kernel(args) = command;
+    let args = match command {
+        Command::Kernel(args) => args,
+        Command::Quantize(args) => {
+            return tokio::task::spawn_blocking(move || quantize::run(&args, output).map(|()| Outcome::Done))
+                .await?;
+        }
+    };
     let report = tokio::task::spawn_blocking(move || kernel(args)).await??;
     show(&report, output);
     output.object(serde_json::to_value(&report)?);

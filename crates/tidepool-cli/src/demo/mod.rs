@@ -33,6 +33,10 @@ pub(crate) struct Args {
     /// Train again, even if this data set's release is there already.
     #[arg(long)]
     fresh: bool,
+    /// Train again, and write the tables with f32 rows into this artifact store too: what they were before
+    /// quantization.
+    #[arg(long, value_name = "DIR")]
+    f32_store: Option<PathBuf>,
     /// Kill a node (SIGKILL) when half of the users are ranked.
     #[arg(long)]
     kill_one: bool,
@@ -51,7 +55,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     let began = Instant::now();
     let dataset = data::load(args.data.as_ref(), args.seed, output).await?;
     let dir = args.dir.join(&dataset.name);
-    let prepared = release::prepare(&dir, dataset, args.seed, args.fresh, output).await?;
+    let prepared = release::prepare(&dir, dataset, &args, output).await?;
 
     let mut cluster = cluster::Cluster::start(&dir, &prepared.store).await?;
     output.line(format!("cluster: {}", cluster.summary()));

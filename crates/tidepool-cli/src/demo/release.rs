@@ -9,9 +9,9 @@ use tidepool_store::{ArtifactStore, content_hash};
 use tidepool_train::{
     Dataset, ExportOptions, Phase, Progress, TrainOptions, TrainingReport, export_release, train,
 };
-use tidepool_types::{Name, ReleaseManifest};
+use tidepool_types::{Name, ReleaseManifest, RowFormat};
 
-use super::folder::Hold;
+use super::{Args, folder::Hold};
 use crate::output::{Output, bar};
 
 /// Marks a folder as the demo's own, which `--fresh` may empty, and holds what training measured.
@@ -39,20 +39,15 @@ struct Training {
 }
 
 /// Trains and exports, or finds that done in `dir` already.
-pub(crate) async fn prepare(
-    dir: &Path,
-    dataset: Dataset,
-    seed: u64,
-    fresh: bool,
-    output: Output,
-) -> Result<Prepared> {
-    let options = TrainOptions { seed, ..TrainOptions::default() };
+pub(crate) async fn prepare(dir: &Path, dataset: Dataset, args: &Args, output: Output) -> Result<Prepared> {
+    let options = TrainOptions { seed: args.seed, ..TrainOptions::default() };
     let text = format!("{} {options:?} {dataset:?}", env!("CARGO_PKG_VERSION"));
     let made_from = content_hash(text.as_bytes());
     let model = Name::new(dataset.name.as_str())?;
     let release = Name::new(format!("demo-{}", &made_from[..8]))?;
     let taken = dir.to_owned();
     let mut hold = tokio::task::spawn_blocking(move || Hold::take(&taken, output)).await??;
+    let fresh = args.fresh || args.f32_store.is_some();
     if !fresh && let Some((store, manifest, report)) = find(dir, &made_from, &model, &release) {
         output.line(format!("release {model} {release}: reused (train again with --fresh)"));
         hold.share()?;
@@ -64,7 +59,7 @@ pub(crate) async fn prepare(
         dir.display()
     );
     clear(dir)?;
-    let dir = dir.to_owned();
+    let (dir, f32_store) = (dir.to_owned(), args.f32_store.clone());
     let began = Instant::now();
     let prepared = tokio::task::spawn_blocking(move || -> Result<Prepared> {
         let report_progress = &mut bars();
@@ -72,6 +67,10 @@ pub(crate) async fn prepare(
         let store = ArtifactStore::open(dir.join(STORE_DIR))?;
         let export = ExportOptions::new(model, release.clone(), release);
         let manifest = export_release(&store, &outcome.model, &export)?;
+        if let Some(f32_store) = f32_store {
+            let export = ExportOptions { format: RowFormat::F32, ..export };
+            export_release(&ArtifactStore::open(f32_store)?, &outcome.model, &export)?;
+        }
         let training = Training { made_from, report: outcome.report };
         let file = dir.join(TRAINING_FILE);
         fs::write(&file, serde_json::to_vec_pretty(&training)?)
