@@ -98,7 +98,7 @@ fn what_is_exported_is_imported_to_the_byte() {
         assert!(file(store) == file(other));
     }
 
-    for name in ["values.npy", "values.csv"] {
+    for name in ["values.npy", "values.csv", "values.parquet"] {
         let to = text(&dir.path().join(name));
         assert_eq!(json(&with_store(&format!("table export a@v1 --to {to}"), store)).0, 0);
         let ids = dir.path().join("values.ids.npy");

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; the helpers are part of the tests")]
 
+mod arrays;
 mod csv;
 mod npy;
+mod parquet;
+mod parquet_damage;
 mod stored;
 
 use std::{ffi::OsStr, fs, path::PathBuf};

@@ -1,14 +1,16 @@
 //! NPY files.
 
+use std::path::Path;
+
 use half::f16;
 use proptest::prelude::*;
-use tidepool_import::{ImportError, NpySource, Position, RowSource};
+use tidepool_import::{ArrayPath, ArraySource, ImportError, Position, RowSource};
 use tidepool_table::BuildError;
 
 use crate::{Files, all_rows, error_of, through_a_table};
 
 /// An NPY file as numpy writes it: the header padded to a multiple of 64 bytes.
-fn npy(major: u8, descr: &str, fortran_order: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
+pub(crate) fn npy(major: u8, descr: &str, fortran_order: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
     let quoted = if descr.starts_with('[') { descr.to_owned() } else { format!("'{descr}'") };
     let mut dict = format!("{{'descr': {quoted}, 'fortran_order': {fortran_order}, 'shape': {shape}, }}");
     let before = if major == 1 { 10 } else { 12 };
@@ -28,7 +30,7 @@ fn npy(major: u8, descr: &str, fortran_order: &str, shape: &str, elements: &[u8]
     file
 }
 
-fn f32s(values: &[f32]) -> Vec<u8> {
+pub(crate) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
@@ -36,8 +38,14 @@ fn f64s(values: &[f64]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-fn u64s(values: &[u64]) -> Vec<u8> {
+pub(crate) fn u64s(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Two NPY files, or one.
+pub(crate) fn open(vectors: &Path, ids: Option<&Path>) -> Result<ArraySource, ImportError> {
+    let npy = |path: &Path| ArrayPath::Npy(path.into());
+    ArraySource::open(&npy(vectors), ids.map(npy).as_ref())
 }
 
 /// The error of vectors and, maybe, ids.
@@ -45,7 +53,7 @@ fn error(vectors: &[u8], ids: Option<&[u8]>) -> ImportError {
     let files = Files::new();
     let vectors = files.write("vectors.npy", vectors);
     let ids = ids.map(|ids| files.write("ids.npy", ids));
-    error_of(NpySource::open(&vectors, ids.as_deref()))
+    error_of(open(&vectors, ids.as_deref()))
 }
 
 const SIX: [f32; 6] = [0.5, -0.25, 1.0, 2.0, -0.0, 65_504.0];
@@ -59,7 +67,7 @@ fn every_version_and_type_comes_through() {
         for (descr, elements) in [("<f4", f32s(&SIX)), ("<f2", f2.clone()), ("<f8", f8.clone())] {
             let files = Files::new();
             let path = files.write("vectors.npy", npy(major, descr, "False", "(3, 2)", &elements));
-            let back = through_a_table(&files, &mut NpySource::open(&path, None).unwrap());
+            let back = through_a_table(&files, &mut open(&path, None).unwrap());
             assert_eq!(back, expected, "version {major}, {descr}");
         }
     }
@@ -75,7 +83,7 @@ fn a_file_that_numpy_wrote_is_read() {
     file.extend(f32s(&[1.0, 2.0, 3.0, -4.0]));
     let files = Files::new();
     let path = files.write("vectors.npy", file);
-    let back = through_a_table(&files, &mut NpySource::open(&path, None).unwrap());
+    let back = through_a_table(&files, &mut open(&path, None).unwrap());
     assert_eq!(back, [(0, vec![1.0, 2.0]), (1, vec![3.0, -4.0])]);
 }
 
@@ -86,7 +94,7 @@ fn ids_come_from_a_second_file_whatever_its_name() {
     for (descr, ids) in [("<u8", [u64::MAX, 7, 0]), ("<i8", [i64::MAX as u64, 7, 0])] {
         let files = Files::new();
         let path = files.write("идентификаторы.npy", npy(1, descr, "False", "(3,)", &u64s(&ids)));
-        let back = through_a_table(&files, &mut NpySource::open(&vectors, Some(&path)).unwrap());
+        let back = through_a_table(&files, &mut open(&vectors, Some(&path)).unwrap());
         let expected = [(0, SIX[4..].to_vec()), (7, SIX[2..4].to_vec()), (ids[0], SIX[..2].to_vec())];
         assert_eq!(back, expected, "{descr}");
     }
@@ -120,7 +128,7 @@ fn a_file_that_is_cut_while_it_is_read_is_refused() {
     // More than is read ahead.
     let values = vec![0.5f32; 1 << 18];
     let path = files.write("vectors.npy", npy(1, "<f4", "False", "(32768, 8)", &f32s(&values)));
-    let source = NpySource::open(&path, None).unwrap();
+    let source = open(&path, None).unwrap();
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 19).unwrap();
     let error = error_of(Ok(source));
     assert!(matches!(error, ImportError::Length { expected: 1_048_704, .. }), "{error}");
@@ -200,7 +208,7 @@ fn what_cannot_be_stored_names_row_and_column() {
 fn a_missing_file_of_ids_is_named() {
     let files = Files::new();
     let vectors = files.write("vectors.npy", npy(1, "<f4", "False", "(3, 2)", &f32s(&SIX)));
-    let error = error_of(NpySource::open(&vectors, Some(std::path::Path::new("/nowhere/ids.npy"))));
+    let error = error_of(open(&vectors, Some(Path::new("/nowhere/ids.npy"))));
     assert_eq!(error.to_string(), "opening /nowhere/ids.npy");
 }
 
@@ -212,7 +220,7 @@ proptest! {
         let files = Files::new();
         let shape = format!("({}, 6)", rows.len());
         let path = files.write("vectors.npy", npy(1, "<f4", "False", &shape, &f32s(&rows.concat())));
-        let back = all_rows(&mut NpySource::open(&path, None).unwrap());
+        let back = all_rows(&mut open(&path, None).unwrap());
         prop_assert_eq!(back, (0..).zip(rows).collect::<Vec<_>>());
     }
 
@@ -225,7 +233,7 @@ proptest! {
             file[at] = byte;
         }
         let files = Files::new();
-        if let Ok(mut source) = NpySource::open(&files.write("vectors.npy", file), None) {
+        if let Ok(mut source) = open(&files.write("vectors.npy", file), None) {
             let mut values = vec![0.0; source.dim() as usize];
             while let Ok(Some(_)) = source.next_row(&mut values) {}
         }

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
-use tidepool_import::{CsvSource, NpySource, RowSource, StoredSource};
 use tidepool_store::ArtifactStore;
 use tidepool_table::{TableBuilder, TableSpec};
 use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion};
@@ -14,6 +13,7 @@ use super::{
     Limits,
     composite::{self, CompositeArgs},
     partition_count, report,
+    source::{Source, SourceArgs},
 };
 use crate::{
     commands::control,
@@ -25,12 +25,8 @@ pub(crate) struct Build {
     /// What to build.
     #[arg(value_name = "TABLE@VERSION", value_parser = control::table_version)]
     table_version: TableVersion,
-    /// A .csv file (an id, then the vector) or a .npy file (vectors as rows).
-    #[arg(long, value_name = "FILE")]
-    from: PathBuf,
-    /// With .npy: a file of one id per row. Without it the ids are the row numbers.
-    #[arg(long, value_name = "FILE")]
-    ids: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Folder of the artifact store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
@@ -49,55 +45,30 @@ pub(crate) struct Build {
     /// Seed of the index. The same rows and the same seed give the same bytes.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The .npy file has rows as FBGEMM and TorchRec store them (uint8), int4 or int8: they are taken to
-    /// the byte.
-    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["format", "quantizer"])]
-    stored: Option<RowFormat>,
     #[command(flatten)]
     composite: CompositeArgs,
     #[command(flatten)]
     limits: Limits,
 }
 
-enum Source {
-    Values(Box<dyn RowSource>),
-    Stored(Box<StoredSource>),
-}
-
 pub(super) fn run(args: &Build, output: Output) -> Result<()> {
-    let manifest = build(args)?;
+    let manifest = build(args, output)?;
     show(&manifest, output);
     output.object(json!({ "manifest": manifest }));
     Ok(())
 }
 
-fn source(from: &Path, ids: Option<&Path>, stored: Option<RowFormat>) -> Result<Source> {
-    let values = |rows| Ok(Source::Values(rows));
-    match (from.extension().and_then(|e| e.to_str()), ids, stored) {
-        (Some("csv"), _, Some(_)) => bail!("--stored goes with a .npy file"),
-        (Some("csv"), None, None) => values(Box::new(CsvSource::open(from)?)),
-        (Some("csv"), Some(_), None) => {
-            bail!("--ids goes with a .npy file; a .csv file has the ids in its first column")
-        }
-        (Some("npy"), ids, None) => values(Box::new(NpySource::open(from, ids)?)),
-        (Some("npy"), ids, Some(format)) => {
-            Ok(Source::Stored(Box::new(StoredSource::open(from, ids, format)?)))
-        }
-        _ => bail!("{}: a .csv or .npy file is wanted", from.display()),
-    }
-}
-
-fn build(args: &Build) -> Result<TableManifest> {
+fn build(args: &Build, output: Output) -> Result<TableManifest> {
     let store = ArtifactStore::open(&args.store)?;
-    let rows = source(&args.from, args.ids.as_deref(), args.stored)?;
-    let (dim, hint) = match &rows {
-        Source::Values(rows) => (rows.dim(), rows.rows_hint()),
-        Source::Stored(rows) => (rows.dim(), Some(rows.rows())),
-    };
+    let (rows, note) = args.source.open()?;
+    if let Some(note) = note {
+        output.line(note);
+    }
+    let (dim, hint) = rows.size();
     let spec = TableSpec {
         table_version: args.table_version.clone(),
         dim,
-        format: args.stored.unwrap_or(args.format),
+        format: args.source.stored.unwrap_or(args.format),
         keying: args.keying,
         partitions: args.partitions,
         default_row: Vec::new(),
@@ -113,10 +84,10 @@ fn build(args: &Build) -> Result<TableManifest> {
         Source::Values(mut rows) => tidepool_import::import(rows.as_mut(), &mut builder, &mut progress),
         Source::Stored(rows) => tidepool_import::import_stored(*rows, &mut builder, &mut progress),
     }
-    .with_context(|| format!("reading {}", args.from.display()))?;
+    .with_context(|| format!("reading {}", args.source.from.display()))?;
     reading.finish_and_clear();
     publish(builder, &dir)
-        .with_context(|| format!("building {} from {}", args.table_version, args.from.display()))
+        .with_context(|| format!("building {} from {}", args.table_version, args.source.from.display()))
 }
 
 /// Builds and publishes, with a progress bar.

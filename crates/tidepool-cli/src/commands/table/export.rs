@@ -6,9 +6,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
-use tidepool_import::{export_csv, export_npy, export_stored};
+use tidepool_import::{export_csv, export_npy, export_parquet, export_stored};
 use tidepool_store::ArtifactStore;
 use tidepool_table::LayoutReader;
 use tidepool_types::{RowFormat, TableVersion};
@@ -26,14 +26,33 @@ pub(crate) struct Export {
     /// Folder of the artifact store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// A .npy file for the values as f32 (ids go beside it, as NAME.ids.npy), a .csv file, or with --fbgemm a
+    /// A file for the values as f32: .parquet, .npy (ids go beside it, as NAME.ids.npy) or .csv. With --fbgemm a
     /// folder.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
+    /// What to write, when the name of the file does not say it.
+    #[arg(long, value_name = "FORMAT", conflicts_with = "fbgemm")]
+    format: Option<FileFormat>,
     /// Write the rows as they are stored: int4 and int8 rows are FBGEMM's. The folder gets rows.npy (uint8)
     /// and ids.npy.
     #[arg(long)]
     fbgemm: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FileFormat {
+    /// Columns id (uint64) and embedding (list of float), zstd.
+    Parquet,
+    /// Two NPY files, of f4 and of u8.
+    Npy,
+    /// Lines `id,v0,v1,...`.
+    Csv,
+}
+
+impl FileFormat {
+    fn of(path: &Path) -> Option<Self> {
+        <Self as ValueEnum>::from_str(path.extension()?.to_str()?, false).ok()
+    }
 }
 
 pub(super) fn run(args: &Export, output: Output) -> Result<()> {
@@ -43,7 +62,6 @@ pub(super) fn run(args: &Export, output: Output) -> Result<()> {
     let schema = &layout.manifest().schema;
     let writing = bar("writing", Some(schema.rows));
     let mut progress = |done| writing.set_position(done);
-    let extension = args.to.extension().and_then(|extension| extension.to_str());
     let files = if args.fbgemm {
         if !matches!(schema.format, RowFormat::Int4 | RowFormat::Int8) {
             bail!("{} has {} rows; FBGEMM's are int4 and int8", args.table_version, schema.format);
@@ -53,17 +71,24 @@ pub(super) fn run(args: &Export, output: Output) -> Result<()> {
         export_stored(&layout, &files[0], &files[1], &mut progress)?;
         files
     } else {
-        match extension {
-            Some("npy") => {
+        match args.format.or_else(|| FileFormat::of(&args.to)) {
+            Some(FileFormat::Parquet) => {
+                export_parquet(&layout, &args.to, &mut progress)?;
+                vec![args.to.clone()]
+            }
+            Some(FileFormat::Npy) => {
                 let files = vec![args.to.clone(), ids_path(&args.to)];
                 export_npy(&layout, &files[0], &files[1], &mut progress)?;
                 files
             }
-            Some("csv") => {
+            Some(FileFormat::Csv) => {
                 export_csv(&layout, &args.to, &mut progress)?;
                 vec![args.to.clone()]
             }
-            _ => bail!("{}: a .npy or .csv file is wanted, or --fbgemm with a folder", args.to.display()),
+            None => bail!(
+                "{}: a .parquet, .npy or .csv file is wanted, or --format; or --fbgemm with a folder",
+                args.to.display()
+            ),
         }
     };
     writing.finish_and_clear();

@@ -6,6 +6,7 @@ mod export;
 mod generate;
 mod look;
 mod report;
+mod source;
 mod verify;
 
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::output::{Outcome, Output};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Build a table version from a CSV or NPY file into the artifact store.
+    /// Build a table version from Parquet, NPY, NPZ, safetensors or CSV files into the artifact store.
     Build(build::Build),
     /// Build a table version of any size whose rows are a function of id and version: for tests of scale.
     Generate(generate::Generate),
@@ -31,7 +32,7 @@ pub(crate) enum Command {
     Verify(verify::Verify),
     /// Look ids up in the files of a table version; no cluster is needed.
     Lookup(look::Lookup),
-    /// Write a table version as NPY or CSV, or its stored rows as they are.
+    /// Write a table version as Parquet, NPY or CSV, or its stored rows as they are.
     Export(export::Export),
     /// Have a table version served, and wait until every partition is ready.
     Serve(Serve),
