@@ -111,6 +111,26 @@ fn what_is_exported_is_imported_to_the_byte() {
 }
 
 #[test]
+fn strings_are_ids_by_a_stated_hash() {
+    let dir = TempDir::new().unwrap();
+    let store = &text(&dir.path().join("store"));
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tidepool-import/tests/golden/strings.parquet");
+    let words = format!("table build t@v1 --format f32 --partitions 2 --from {}", text(&golden));
+    let (code, said) = failure(&with_store(&words, store));
+    assert!(code == 1 && said.contains("--string-ids xxh3"), "{said}");
+    assert_eq!(json(&with_store(&format!("{words} --string-ids xxh3"), store)).0, 0);
+    let (_, found) = json(&with_store("table lookup t@v1 user:42 user:9 --string-ids xxh3", store));
+    assert_eq!(found["rows"][0]["values"], serde_json::json!([0.25, 0.0]));
+    assert_eq!(
+        (&found["rows"][0]["id"], &found["rows"][1]["found"]),
+        (&11_511_735_035_886_662_826u64.into(), &false.into())
+    );
+    let (code, said) = failure(&with_store("table lookup t@v1 user:42", store));
+    assert!(code == 1 && said.contains("--string-ids"), "{said}");
+}
+
+#[test]
 fn ids_that_stand_twice_are_refused_or_the_last_stays() {
     let dir = TempDir::new().unwrap();
     let store = &text(&dir.path().join("store"));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
+use tidepool_import::StringIds;
 use tidepool_store::ArtifactStore;
 use tidepool_table::{KeyCheck, LayoutReader, PartitionFile};
 use tidepool_types::TableVersion;
@@ -33,9 +34,12 @@ pub(crate) struct Lookup {
     /// The table version.
     #[arg(value_name = "TABLE@VERSION", value_parser = control::table_version)]
     table_version: TableVersion,
-    /// The ids.
+    /// The ids: numbers, or with --string-ids strings.
     #[arg(required = true)]
-    ids: Vec<u64>,
+    ids: Vec<String>,
+    /// What makes ids of strings, as when the table was built: xxh3 (XXH3, 64 bits, seed 0, of the UTF-8 bytes).
+    #[arg(long, value_name = "HASH")]
+    string_ids: Option<StringIds>,
     /// Folder of the artifact store.
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
@@ -168,7 +172,14 @@ pub(super) fn lookup(args: &Lookup, output: Output) -> Result<()> {
         };
         vectors.show(*id, &rows, output)
     };
-    let objects: Vec<_> = args.ids.iter().map(show).collect();
+    let ids = args.ids.iter().map(|id| match args.string_ids {
+        Some(hash) => Ok(hash.id(id.as_bytes())),
+        None => {
+            id.parse().with_context(|| format!("{id:?} is no number; of a string, --string-ids makes one"))
+        }
+    });
+    let ids: Vec<u64> = ids.collect::<Result<_>>()?;
+    let objects: Vec<_> = ids.iter().map(show).collect();
     output.object(json!({
         "table_version": args.table_version, "format": schema.format, "dim": schema.dim,
         "vector_dim": schema.vector_dim(), "rows": objects,
