@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 use tidepool_kernels::{Isa, QuantizeError};
-use tidepool_table::{BuildError, NotHeld, OpenError, ResidencyError, VerifyError};
+use tidepool_table::{BuildError, Damage, NotHeld, OpenError, ResidencyError};
 use tidepool_types::{DimError, NameError};
 
 /// Why a bench ended early.
@@ -36,7 +36,7 @@ pub enum BenchError {
     Open(#[from] OpenError),
     /// The table is damaged.
     #[error("verifying the table; remove it, and it is built again")]
-    Verify(#[from] VerifyError),
+    Verify(#[from] Damage),
     /// The table cannot lie where it should.
     #[error("bringing the table into memory")]
     Residency(#[from] ResidencyError),

@@ -7,7 +7,7 @@ use tidepool_kernels::Isa;
 use tidepool_proto::status_of;
 use tidepool_runtime::{net::NetError, pool::SpawnError};
 use tidepool_store::StoreError;
-use tidepool_table::{OpenError, ResidencyError, VerifyError};
+use tidepool_table::{Damage, OpenError, ResidencyError};
 use tidepool_types::{Epoch, ErrorCode, NameError, PartitionCount, PartitionIndex, TableVersion};
 use tonic::Status;
 
@@ -118,7 +118,7 @@ pub(crate) enum LoadError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
-    Verify(#[from] VerifyError),
+    Verify(#[from] Damage),
     #[error("could not look at {path}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]

@@ -3,7 +3,13 @@
 //!
 //! Waiting for the disk happens on blocking threads; the snapshot is swapped from one place only, here.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use futures::{StreamExt, stream};
@@ -11,8 +17,8 @@ use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
 use tidepool_runtime::{error::chain, health::Health};
 use tidepool_store::ArtifactStore;
-use tidepool_table::{MemoryUse, PartitionFile};
-use tidepool_types::{PartitionIndex, TableSchema};
+use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile};
+use tidepool_types::{PartitionIndex, TableSchema, TableVersion};
 use tokio::{
     sync::{Semaphore, watch},
     task::{JoinSet, spawn_blocking},
@@ -26,8 +32,8 @@ use crate::{
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
-    residency::{Policy, Resident},
-    state::{Held, NodeState},
+    residency::{Bringing, Policy, Resident},
+    state::{Held, NodeState, WarmUp},
 };
 
 /// What the loader works with.
@@ -53,6 +59,15 @@ pub(crate) struct Loader {
 struct Job {
     at: usize,
     wanted: Wanted,
+    warm_up: Arc<WarmUp>,
+    version_bytes: u64,
+}
+
+/// What is to be done about an assignment.
+struct Plan {
+    jobs: Vec<Job>,
+    /// Served from their maps, of versions that have become large enough to miss huge pages.
+    grown: Vec<(Wanted, Bringing)>,
 }
 
 /// A partition that was served from its map and has been brought to where it should lie meanwhile.
@@ -102,19 +117,24 @@ impl Loader {
         background: &mut JoinSet<Brought>,
     ) -> std::ops::ControlFlow<()> {
         use std::ops::ControlFlow::{Break, Continue};
-        let jobs = self.plan(assignment).await;
+        let Plan { jobs, grown } = self.plan(assignment).await;
+        for (wanted, bringing) in grown {
+            background.spawn(self.bring_later(wanted, bringing));
+        }
         let mut loads = stream::iter(jobs)
             .map(|job| {
                 let (store, verified) = (self.store.clone(), self.verified.clone());
                 async move {
-                    let (at, wanted) = (job.at, job.wanted.clone());
+                    let wanted = job.wanted.clone();
                     let loaded = spawn_blocking(move || load(&wanted, &store, &verified)).await;
                     let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
                     let loaded = match loaded {
-                        Ok(file) if !self.policy.in_background() => self.bring_in(Arc::new(file)).await,
+                        Ok(file) if !self.policy.in_background() => {
+                            self.bring_in(self.bringing(&job, Arc::new(file))).await
+                        }
                         other => other.map(|file| (Arc::new(file), MemoryUse::default())),
                     };
-                    (at, job.wanted, loaded)
+                    (job, loaded)
                 }
             })
             .buffer_unordered(self.parallelism);
@@ -125,11 +145,12 @@ impl Loader {
                 _ = assignments.changed() => return Break(()),
                 Some(Ok(brought)) = background.join_next() => self.swap(brought),
                 loaded = loads.next() => match loaded {
-                    Some((at, wanted, loaded)) => {
+                    Some((job, loaded)) => {
                         if let Ok((file, _)) = &loaded && self.policy.in_background() {
-                            background.spawn(self.bring_later(wanted.clone(), file.clone()));
+                            let bringing = self.bringing(&job, file.clone());
+                            background.spawn(self.bring_later(job.wanted.clone(), bringing));
                         }
-                        self.settle(at, &wanted, loaded);
+                        self.settle(&job, loaded);
                     }
                     None => break,
                 },
@@ -155,15 +176,28 @@ impl Loader {
         }
     }
 
+    /// A loaded partition on its way to where it should lie.
+    fn bringing(&self, job: &Job, file: Arc<PartitionFile>) -> Bringing {
+        job.warm_up.note(0, file.lookup_bytes());
+        let (state, metrics) = (self.state.subscribe(), self.metrics.clone());
+        let noted = Box::new(move || metrics.show_warm_up(&state.borrow()));
+        Bringing { file, version_bytes: job.version_bytes, warm_up: Some(job.warm_up.clone()), noted }
+    }
+
     /// Brings a partition to where it should lie before it is served.
-    async fn bring_in(&self, file: Arc<PartitionFile>) -> Result<(Arc<PartitionFile>, MemoryUse), LoadError> {
-        let resident = bring(self.policy.clone(), self.one_at_a_time.clone(), file.clone()).await?;
-        Ok((resident.copy.map_or(file, Arc::new), resident.memory))
+    async fn bring_in(&self, bringing: Bringing) -> Result<(Arc<PartitionFile>, MemoryUse), LoadError> {
+        let file = bringing.file.clone();
+        let resident = bring(self.policy.clone(), self.one_at_a_time.clone(), bringing).await?;
+        if let Some(copy) = &resident.copy {
+            release(copy.clone());
+        }
+        Ok((resident.copy.unwrap_or(file), resident.memory))
     }
 
     /// The same while it is served.
-    fn bring_later(&self, wanted: Wanted, file: Arc<PartitionFile>) -> impl Future<Output = Brought> + use<> {
-        let bringing = bring(self.policy.clone(), self.one_at_a_time.clone(), file.clone());
+    fn bring_later(&self, wanted: Wanted, bringing: Bringing) -> impl Future<Output = Brought> + use<> {
+        let file = bringing.file.clone();
+        let bringing = bring(self.policy.clone(), self.one_at_a_time.clone(), bringing);
         async move { Brought { wanted, file, resident: bringing.await } }
     }
 
@@ -186,8 +220,9 @@ impl Loader {
         }
         if let Some(copy) = resident.copy {
             let mut snapshot = Snapshot::clone(&old);
-            snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, Arc::new(copy));
+            snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, copy.clone());
             self.snapshot.store(Arc::new(snapshot));
+            release(copy);
         }
         self.state.send_if_modified(|all| {
             let here = |held: &&mut Held| {
@@ -205,7 +240,7 @@ impl Loader {
     }
 
     /// Decides what is kept, what is loaded and what does not fit, and shows it.
-    async fn plan(&self, assignment: &Arc<Assignment>) -> Vec<Job> {
+    async fn plan(&self, assignment: &Arc<Assignment>) -> Plan {
         let wanted = wanted(assignment, &self.store);
         let paths: Vec<PathBuf> = wanted.iter().map(|w| w.path.clone()).collect();
         let sizes = spawn_blocking(move || paths.iter().map(fs::metadata).map(size).collect::<Vec<_>>());
@@ -217,7 +252,8 @@ impl Loader {
         snapshot.epoch = assignment.epoch;
         let held = |w: &Wanted| snapshot.partition(&w.schema, w.partition);
         let mut taken: u64 = wanted.iter().filter_map(|w| Some(held(w)?.file_bytes())).sum();
-        let mut jobs = Vec::new();
+        let versions = version_bytes(&wanted, &sizes);
+        let mut plan = Plan { jobs: Vec::new(), grown: Vec::new() };
         let mut partitions = Vec::new();
         for (at, wanted) in wanted.into_iter().enumerate() {
             let mut status = PartitionStatus {
@@ -228,13 +264,27 @@ impl Loader {
                 file_bytes: 0,
             };
             let (mut rows, mut memory) = (0, MemoryUse::default());
+            let needed = sizes.get(at).copied().flatten().unwrap_or(0);
+            let version_bytes = versions.get(&version_of(&wanted)).copied().unwrap_or(0);
+            let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
+            let mut warm_up = WarmUp::of(0);
             if let Some(file) = held(&wanted) {
                 (status.state, status.file_bytes) = (PartitionState::Ready, file.file_bytes());
                 rows = file.meta().rows;
-                let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
-                memory = before.map_or_else(MemoryUse::default, |held| held.memory);
+                if let Some(before) = before {
+                    (memory, warm_up) = (before.memory, before.warm_up.clone());
+                    let grown = before.version_bytes < HUGE_WORTH_BYTES && version_bytes >= HUGE_WORTH_BYTES;
+                    if grown && self.policy.in_background() && !file.is_copied() {
+                        let bringing = Bringing {
+                            file: file.clone(),
+                            version_bytes,
+                            warm_up: None,
+                            noted: Box::new(|| ()),
+                        };
+                        plan.grown.push((wanted, bringing));
+                    }
+                }
             } else {
-                let needed = sizes.get(at).copied().flatten().unwrap_or(0);
                 match self.capacity_bytes {
                     Some(capacity) if needed > capacity.saturating_sub(taken) => {
                         let path = wanted.path;
@@ -246,32 +296,33 @@ impl Loader {
                     }
                     _ => {
                         // A second try does not hide what was wrong at the first.
-                        let before = old.partitions.iter().find(|old| same_place(&old.status, &status));
                         if let Some(Held { status: before, .. }) = before
                             && again
                         {
                             status.state = before.state.clone();
                         }
                         taken = taken.saturating_add(needed);
-                        jobs.push(Job { at, wanted });
+                        warm_up = WarmUp::of(needed);
+                        plan.jobs.push(Job { at, wanted, warm_up: warm_up.clone(), version_bytes });
                     }
                 }
             }
-            partitions.push(Held { status, rows, memory });
+            partitions.push(Held { status, rows, memory, warm_up, version_bytes });
         }
         self.snapshot.store(Arc::new(snapshot));
         if !again {
-            let (epoch, loading) = (assignment.epoch, jobs.len());
+            let (epoch, loading) = (assignment.epoch, plan.jobs.len());
             tracing::info!(%epoch, partitions = partitions.len(), loading, "working on an assignment");
         }
         let served = old.served || (old.is_whole() && !old.partitions.is_empty());
         self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, served, partitions });
         self.publish();
-        jobs
+        plan
     }
 
     /// Takes a loaded partition in, or notes why there is none.
-    fn settle(&self, at: usize, wanted: &Wanted, loaded: Result<(Arc<PartitionFile>, MemoryUse), LoadError>) {
+    fn settle(&self, job: &Job, loaded: Result<(Arc<PartitionFile>, MemoryUse), LoadError>) {
+        let Job { at, wanted, .. } = job;
         let (state, file_bytes, rows, memory) = match loaded {
             Ok((file, memory)) => {
                 let (file_bytes, rows) = (file.file_bytes(), file.meta().rows);
@@ -283,17 +334,18 @@ impl Loader {
             Err(error) => {
                 let failed = PartitionState::Failed(chain(&error));
                 // A try that fails as the one before it is no news.
-                if self.state.borrow().partitions.get(at).is_none_or(|held| held.status.state != failed) {
+                if self.state.borrow().partitions.get(*at).is_none_or(|held| held.status.state != failed) {
                     tracing::error!(
                         table = %wanted.schema.table_version, partition = %wanted.partition,
                         error = chain(&error), "a partition could not be loaded"
                     );
                 }
+                job.warm_up.note(0, 0);
                 (failed, 0, 0, MemoryUse::default())
             }
         };
         self.state.send_modify(|all| {
-            if let Some(held) = all.partitions.get_mut(at) {
+            if let Some(held) = all.partitions.get_mut(*at) {
                 (held.status.state, held.status.file_bytes) = (state, file_bytes);
                 (held.rows, held.memory) = (rows, memory);
             }
@@ -339,14 +391,29 @@ impl Loader {
 }
 
 /// Waits for its turn, and blocks a thread made for that.
-async fn bring(
-    policy: Policy,
-    turn: Arc<Semaphore>,
-    file: Arc<PartitionFile>,
-) -> Result<Resident, LoadError> {
+async fn bring(policy: Policy, turn: Arc<Semaphore>, bringing: Bringing) -> Result<Resident, LoadError> {
     let _turn = turn.acquire_owned().await;
-    let done = spawn_blocking(move || policy.apply(&file)).await;
+    let done = spawn_blocking(move || policy.apply(&bringing)).await;
     done.map_err(|error| LoadError::Internal(error.to_string()))?.map_err(LoadError::from)
+}
+
+/// Gives back the memory of a map that a copy has taken the place of. Nobody waits for it.
+fn release(copy: Arc<PartitionFile>) {
+    drop(spawn_blocking(move || copy.release_unread()));
+}
+
+/// What a partition is one of.
+fn version_of(wanted: &Wanted) -> (TableVersion, u32) {
+    (wanted.schema.table_version.clone(), wanted.schema.partitions.get())
+}
+
+/// Bytes of the files of each version, of those that are wanted and there.
+fn version_bytes(wanted: &[Wanted], sizes: &[Option<u64>]) -> BTreeMap<(TableVersion, u32), u64> {
+    let mut versions = BTreeMap::new();
+    for (wanted, size) in wanted.iter().zip(sizes) {
+        *versions.entry(version_of(wanted)).or_default() += size.unwrap_or(0);
+    }
+    versions
 }
 
 fn size(metadata: std::io::Result<fs::Metadata>) -> Option<u64> {

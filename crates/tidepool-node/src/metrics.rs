@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     resident_bytes: IntGauge,
     /// Those of them on pages of 2 MiB.
     huge_page_bytes: IntGauge,
+    /// Bytes of rows and indexes by whether warm-up has read them.
+    warm_up_bytes: IntGaugeVec,
     /// Epoch of the assignment.
     epoch: IntGauge,
 }
@@ -77,9 +79,16 @@ impl Metrics {
                 name("huge_page_bytes"),
                 "Those of resident_bytes on pages of 2 MiB",
             )?,
+            warm_up_bytes: IntGaugeVec::new(
+                Opts::new(
+                    name("warm_up_bytes"),
+                    "Bytes of rows and indexes, by whether warm-up has read them",
+                ),
+                &["state"],
+            )?,
             epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
         };
-        let all: [Box<dyn Collector>; 10] = [
+        let all: [Box<dyn Collector>; 11] = [
             Box::new(metrics.lookups.clone()),
             Box::new(metrics.lookup_seconds.clone()),
             Box::new(metrics.rows.clone()),
@@ -89,6 +98,7 @@ impl Metrics {
             Box::new(metrics.mapped_bytes.clone()),
             Box::new(metrics.resident_bytes.clone()),
             Box::new(metrics.huge_page_bytes.clone()),
+            Box::new(metrics.warm_up_bytes.clone()),
             Box::new(metrics.epoch.clone()),
         ];
         all.into_iter().try_for_each(|metric| registry.register(metric))?;
@@ -125,6 +135,19 @@ impl Metrics {
         self.resident_bytes.set(sum(|memory| memory.resident_bytes));
         self.huge_page_bytes.set(sum(|memory| memory.huge_page_bytes));
         self.epoch.set(gauge(state.epoch.0));
+        self.show_warm_up(state);
+    }
+
+    /// Shows how far warm-up is.
+    pub(crate) fn show_warm_up(&self, state: &NodeState) {
+        let (mut done, mut all) = (0, 0);
+        for warmth in state.warmth().into_values() {
+            done += warmth.done_bytes;
+            all += warmth.all_bytes;
+        }
+        for (word, bytes) in [("done", done), ("waiting", all.saturating_sub(done))] {
+            self.warm_up_bytes.with_label_values(&[word]).set(gauge(bytes));
+        }
     }
 }
 

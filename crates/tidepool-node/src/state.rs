@@ -1,8 +1,16 @@
 //! How far a node is with its assignment: what its reports, `/readyz`, `/status` and gauges are made from.
 
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
 use tidepool_cluster::{PartitionState, PartitionStatus};
 use tidepool_table::MemoryUse;
-use tidepool_types::Epoch;
+use tidepool_types::{Epoch, TableVersion};
 
 /// The assignment and its partitions, as of one moment.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +33,41 @@ pub(crate) struct Held {
     pub(crate) rows: u64,
     /// As of when it was brought into memory; zeros until then.
     pub(crate) memory: MemoryUse,
+    /// How much of it has been read into memory so far.
+    pub(crate) warm_up: Arc<WarmUp>,
+    /// Bytes of the files of its version and layout that the node should hold, as of the assignment.
+    pub(crate) version_bytes: u64,
+}
+
+/// The progress of a warm-up, noted by who does it and read by who is asked.
+#[derive(Debug, Default)]
+pub(crate) struct WarmUp {
+    done_bytes: AtomicU64,
+    all_bytes: AtomicU64,
+}
+
+impl WarmUp {
+    /// Nothing is done yet of so much.
+    pub(crate) fn of(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { done_bytes: AtomicU64::new(0), all_bytes: AtomicU64::new(bytes) })
+    }
+
+    pub(crate) fn note(&self, done: u64, all: u64) {
+        self.all_bytes.store(all, Ordering::Relaxed);
+        self.done_bytes.store(done, Ordering::Relaxed);
+    }
+
+    fn add_to(&self, sum: &mut Warmth) {
+        sum.done_bytes += self.done_bytes.load(Ordering::Relaxed);
+        sum.all_bytes += self.all_bytes.load(Ordering::Relaxed);
+    }
+}
+
+/// How far warm-ups are: of the bytes that lookups read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Warmth {
+    pub(crate) done_bytes: u64,
+    pub(crate) all_bytes: u64,
 }
 
 /// Partitions by state.
@@ -46,6 +89,16 @@ impl NodeState {
             }
         }
         counts
+    }
+
+    /// How far the warm-up of each version and layout is.
+    pub(crate) fn warmth(&self) -> BTreeMap<(&TableVersion, u32), Warmth> {
+        let mut warmth = BTreeMap::new();
+        for held in &self.partitions {
+            let sum = warmth.entry((&held.status.table_version, held.status.partitions)).or_default();
+            held.warm_up.add_to(sum);
+        }
+        warmth
     }
 
     /// Whether every partition of the assignment is ready.

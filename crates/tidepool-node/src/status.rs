@@ -54,6 +54,19 @@ pub(crate) fn status(
             })
         })
         .collect();
+    let warm_up: Vec<Value> = state
+        .warmth()
+        .into_iter()
+        .map(|((table_version, partitions), warmth)| {
+            json!({
+                "table": table_version.table,
+                "version": table_version.version,
+                "partitions": partitions,
+                "bytes_done": warmth.done_bytes,
+                "bytes_in_all": warmth.all_bytes,
+            })
+        })
+        .collect();
     let mapped: u64 = snapshot.partitions().map(|file| file.file_bytes()).sum();
     json!({
         "role": "node",
@@ -67,6 +80,7 @@ pub(crate) fn status(
         "capacity_bytes": introduction.capacity_bytes,
         "mapped_bytes": mapped,
         "table_versions": tables,
+        "warm_up": warm_up,
         "partitions": partitions,
     })
 }

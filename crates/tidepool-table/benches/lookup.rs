@@ -83,7 +83,7 @@ fn table(keying: Keying) -> LayoutView {
     let copy = match std::env::var("TIDEPOOL_BENCH_RESIDENCY").map_or(Residency::Auto, |r| r.parse().unwrap())
     {
         // What a node does, for all partitions together, because here they are small.
-        Residency::Auto => used.lacks_huge_pages(),
+        Residency::Auto => used.lacks_huge_pages(used.lookup_bytes),
         residency => residency == Residency::Copied,
     };
     if copy {
@@ -108,6 +108,7 @@ fn memory_use(view: &LayoutView) -> MemoryUse {
         lookup_bytes: a.lookup_bytes + b.lookup_bytes,
         resident_bytes: a.resident_bytes + b.resident_bytes,
         huge_page_bytes: a.huge_page_bytes + b.huge_page_bytes,
+        huge_page_limit_bytes: a.huge_page_limit_bytes + b.huge_page_limit_bytes,
     })
 }
 

@@ -74,3 +74,6 @@ impl PartitionFooter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,6 +63,11 @@ impl SectionKind {
     pub(crate) const fn in_blocks(self) -> bool {
         matches!(self, Self::Rows | Self::ColdKeys | Self::Pilots | Self::Remap)
     }
+
+    /// Whether lookups read it.
+    pub(crate) const fn is_looked_up(self) -> bool {
+        matches!(self, Self::Rows | Self::Pilots | Self::Remap)
+    }
 }
 
 impl fmt::Display for SectionKind {
@@ -376,3 +381,6 @@ fn decode_sections(page: &[u8; HEADER_BYTES], count: u32) -> Result<Vec<Section>
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(|tail| tail.first_chunk()).map_or(0, |word| u32::from_le_bytes(*word))
 }
+
+#[cfg(test)]
+mod tests;

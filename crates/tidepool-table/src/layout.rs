@@ -8,11 +8,7 @@ use tidepool_types::{
     paths::{MANIFEST_FILE, partition_path},
 };
 
-use crate::{
-    error::{OpenError, VerifyError},
-    lookup::LayoutView,
-    partition::PartitionFile,
-};
+use crate::{error::OpenError, lookup::LayoutView, partition::PartitionFile, verify::Damage};
 
 /// Manifest and every partition of a version. For tools, training and tests: a node opens the partitions
 /// that it serves one by one.
@@ -83,8 +79,8 @@ impl LayoutReader {
     /// Verifies every partition.
     ///
     /// # Errors
-    /// [`VerifyError`] of the first that is damaged.
-    pub fn verify(&self) -> Result<(), VerifyError> {
+    /// [`Damage`] of the first that is damaged; [`verify_version`](crate::verify_version) finds all.
+    pub fn verify(&self) -> Result<(), Damage> {
         self.partitions.iter().try_for_each(PartitionFile::verify)
     }
 }

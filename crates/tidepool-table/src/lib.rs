@@ -10,13 +10,16 @@
 
 mod assemble;
 mod builder;
+mod cache;
 mod error;
 mod footer;
 mod header;
+mod huge_pages;
 mod index;
 mod inspect;
 mod layout;
 mod lookup;
+mod memory;
 mod mmap;
 mod parallel;
 mod partition;
@@ -36,3 +39,4 @@ pub use lookup::{Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, Pa
 pub use mmap::prefetch_all;
 pub use partition::{PartitionFile, PartitionMeta, PartitionProbe, SectionBytes};
 pub use residency::{HUGE_WORTH_BYTES, MemoryUse, Residency, ResidencyError, Smaps};
+pub use verify::{Damage, MAX_LISTED_PROBLEMS};

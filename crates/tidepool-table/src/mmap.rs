@@ -22,7 +22,7 @@ use libc::{
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, c_int,
     c_void,
 };
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 
 /// What a huge page is on x86-64.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -97,6 +97,20 @@ impl Region {
         done(unsafe { libc::mlock(address, bytes) })
     }
 
+    /// Takes the whole pages within a range out of the page tables.
+    #[expect(unsafe_code, reason = "this advice would lose what was written to memory without a file")]
+    fn unmap_pages(&self, range: Range<usize>) -> io::Result<()> {
+        let from = range.start.next_multiple_of(PAGE_BYTES);
+        let to = if range.end >= self.bytes { self.bytes } else { range.end / PAGE_BYTES * PAGE_BYTES };
+        if from >= to {
+            return Ok(());
+        }
+        // SAFETY: called for maps of files only, which nobody writes to: their bytes stay what they are.
+        unsafe {
+            self.reserved.unchecked_advise_range(UncheckedAdvice::DontNeed, self.skip + from, to - from)
+        }
+    }
+
     /// The pages that a range touches: where they begin in the region, and their bytes.
     fn pages(&self, range: Range<usize>) -> (usize, usize) {
         let end = range.end.min(self.bytes);
@@ -134,6 +148,12 @@ impl MappedFile {
     /// Reads a range into memory and puts it behind page tables, as far as it is not.
     pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<()> {
         self.0.advise(range, Advice::PopulateRead)
+    }
+
+    /// Takes a range out of the page tables of this process, so that the page cache may let go of it; who
+    /// reads it again has it back from the file. A hint.
+    pub(crate) fn unmap_pages(&self, range: Range<usize>) {
+        let _ = self.0.unmap_pages(range);
     }
 
     /// Keeps a range in memory.
@@ -232,4 +252,17 @@ pub fn prefetch_all(bytes: &[u8]) {
         prefetch(bytes, at);
         at += LINE_BYTES;
     }
+}
+
+/// How many bytes of a file are in the page cache, whoever brought them there.
+#[cfg(test)]
+#[expect(unsafe_code, reason = "mincore")]
+pub(crate) fn cached_bytes(file: &File) -> usize {
+    let bytes = file.metadata().unwrap().len() as usize;
+    let map = MappedFile::map(file, bytes).unwrap();
+    let mut pages = vec![0u8; bytes.div_ceil(PAGE_BYTES)];
+    // SAFETY: the range is mapped while `map` lives, and there is a byte for each of its pages.
+    let result = unsafe { libc::mincore(map.as_ptr().cast_mut().cast(), bytes, pages.as_mut_ptr()) };
+    done(result).unwrap();
+    pages.iter().filter(|&page| page & 1 == 1).count() * PAGE_BYTES
 }

@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     ops::Range,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion, mix64, unmix64};
+use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion, unmix64};
 
 use crate::{
     error::OpenError,
@@ -116,7 +117,8 @@ impl PartitionFile {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let malformed = |problem| OpenError::Malformed { path: path.to_owned(), problem };
-        let file = File::open(path).map_err(io)?;
+        // A pipe in its place is refused and not waited for.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
             return Err(malformed("not a regular file".into()));
@@ -243,7 +245,7 @@ impl PartitionFile {
         bytes
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(crate) fn map(&self) -> &MappedFile {
         &self.map
     }
 
@@ -460,11 +462,6 @@ fn check_footer(header: &Header, footer: &FooterValues, preamble_crc32c: u32) ->
         }
     }
     Ok(())
-}
-
-/// The key of an id in a hashed table; see [`Keying::locate`].
-pub(crate) const fn key_of(id: u64) -> u64 {
-    mix64(id)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::{
 use thiserror::Error;
 
 use crate::{
+    memory,
     mmap::{HUGE_PAGE_BYTES, HugeMemory, MappedFile, lock_limit_bytes},
     partition::PartitionFile,
 };
@@ -19,13 +20,17 @@ use crate::{
 /// Warm-up looks at the clock and at its progress this often.
 const STEP_BYTES: usize = 16 << 20;
 
-/// From how many bytes of rows on huge pages are worth a copy: less fits the caches of the page tables.
+/// From how many bytes of a version on huge pages are worth a copy: less fits the caches of the page tables.
 pub const HUGE_WORTH_BYTES: u64 = 64 << 20;
+
+/// What a copy leaves of the memory that there is: requests and page tables want some.
+const LEFT_BYTES: u64 = 128 << 20;
 
 /// Where the rows and the index of a partition are to lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
-    /// Mapped; copied when it turns out that the map has no huge pages and is large enough to miss them.
+    /// Mapped; copied when it turns out that the map has no huge pages and that the process holds enough of
+    /// the version to miss them.
     #[default]
     Auto,
     /// In the map of the file.
@@ -45,6 +50,8 @@ pub struct MemoryUse {
     pub resident_bytes: u64,
     /// Those on pages of 2 MiB.
     pub huge_page_bytes: u64,
+    /// Those that could be on such pages: what is less than a page at either end cannot.
+    pub huge_page_limit_bytes: u64,
 }
 
 /// Why a partition does not lie where it should.
@@ -78,7 +85,24 @@ pub enum ResidencyError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// There is no memory for a copy.
+    /// There is no memory for a copy, and it was not begun.
+    #[error(
+        "{path} was not copied: that takes {bytes} bytes, and the limit that leaves least is {limit}, which leaves \
+         {room}; {LEFT_BYTES} are kept free. Give this process more memory or fewer partitions, or set residency to \
+         mapped",
+        path = path.display()
+    )]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// What the copy would take.
+        bytes: u64,
+        /// What there is.
+        room: u64,
+        /// Whose limit that is.
+        limit: String,
+    },
+    /// The copy failed.
     #[error("copying {bytes} bytes of {path} into memory", path = path.display())]
     Copy {
         /// The file.
@@ -145,11 +169,13 @@ impl PartitionFile {
     }
 
     /// The same partition with rows and index copied into anonymous memory, on huge pages if the kernel
-    /// has any. The map stays for what lookups do not read. Blocks.
+    /// has any. The map stays for what lookups do not read; once nobody looks up in `self` any more,
+    /// [`release_unread`](Self::release_unread) gives its memory back. Blocks.
     ///
     /// # Errors
-    /// [`ResidencyError::Copy`].
+    /// [`ResidencyError::NoRoom`] before anything is copied; [`ResidencyError::Copy`].
     pub fn to_copied(&self) -> Result<Self, ResidencyError> {
+        self.check_room(memory::room())?;
         let copy = |bytes: &[u8]| {
             let copied = HugeMemory::zeros(bytes.len()).map(|mut memory| {
                 memory.copy_from_slice(bytes);
@@ -164,12 +190,34 @@ impl PartitionFile {
         Ok(self.with_copy(copy(self.rows())?, copy(self.pilots())?, copy(self.remap())?))
     }
 
+    fn check_room(&self, room: Option<memory::Room>) -> Result<(), ResidencyError> {
+        let bytes = self.lookup_bytes();
+        match room {
+            Some(room) if room.bytes < bytes.saturating_add(LEFT_BYTES) => Err(ResidencyError::NoRoom {
+                path: self.path().to_owned(),
+                bytes,
+                room: room.bytes,
+                limit: room.limit,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that lookups read: rows and index.
+    #[must_use]
+    pub fn lookup_bytes(&self) -> u64 {
+        self.lookup_addresses().iter().map(|range| range.len() as u64).sum()
+    }
+
     /// What the partition occupies of memory, as of `smaps`.
     #[must_use]
     pub fn memory_use(&self, smaps: &Smaps) -> MemoryUse {
         let mut memory = MemoryUse::default();
         for range in self.lookup_addresses() {
             memory.lookup_bytes += range.len() as u64;
+            let from = range.start.next_multiple_of(HUGE_PAGE_BYTES);
+            let to = range.end / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+            memory.huge_page_limit_bytes += to.saturating_sub(from) as u64;
             smaps.add(&range, &mut memory);
         }
         memory
@@ -177,10 +225,18 @@ impl PartitionFile {
 }
 
 impl MemoryUse {
-    /// Whether lookups would be faster on huge pages, which these bytes do not have.
+    /// Whether lookups would be faster on huge pages, which these bytes of a partition do not have.
+    /// `version_bytes` are those that the process holds of the version in all its partitions: it is the
+    /// version whose rows compete for the caches of the page tables, however it is cut.
     #[must_use]
-    pub fn lacks_huge_pages(&self) -> bool {
-        self.lookup_bytes >= HUGE_WORTH_BYTES && self.huge_page_bytes < self.lookup_bytes / 10 * 9
+    pub fn lacks_huge_pages(&self, version_bytes: u64) -> bool {
+        version_bytes >= HUGE_WORTH_BYTES && self.huge_page_bytes < self.huge_page_limit_bytes / 10 * 9
+    }
+
+    /// Whether huge pages would be worth it and the partition is cut too small to have many.
+    #[must_use]
+    pub fn is_too_small_for_huge_pages(&self, version_bytes: u64) -> bool {
+        version_bytes >= HUGE_WORTH_BYTES && self.huge_page_limit_bytes < self.lookup_bytes / 2
     }
 }
 
@@ -336,13 +392,26 @@ Rss:                   4 kB
     }
 
     #[test]
-    fn only_large_partitions_lack_huge_pages() {
-        let of = |lookup_bytes, huge_page_bytes| {
-            MemoryUse { lookup_bytes, resident_bytes: lookup_bytes, huge_page_bytes }.lacks_huge_pages()
+    fn a_version_is_judged_and_not_the_partition() {
+        let of = |megabytes: u64, huge_page_bytes: u64| MemoryUse {
+            lookup_bytes: megabytes << 20,
+            resident_bytes: megabytes << 20,
+            huge_page_bytes,
+            huge_page_limit_bytes: (megabytes / 2 * 2) << 20,
         };
-        assert!(!of(HUGE_WORTH_BYTES - 1, 0));
-        assert!(of(HUGE_WORTH_BYTES, 0));
-        assert!(of(1 << 30, 1 << 29));
-        assert!(!of(1 << 30, (1 << 30) - (2 << 20)));
+        assert!(!of(63, 0).lacks_huge_pages(63 << 20), "small enough for the caches");
+        assert!(of(64, 0).lacks_huge_pages(64 << 20));
+        // One of sixteen partitions of 45 MiB.
+        assert!(!of(45, 0).lacks_huge_pages(45 << 20));
+        assert!(of(45, 0).lacks_huge_pages((16 * 45) << 20));
+        assert!(of(45, 22 << 20).lacks_huge_pages((16 * 45) << 20));
+        assert!(!of(45, 44 << 20).lacks_huge_pages((16 * 45) << 20), "all that it can have");
+        assert!(of(1024, 1 << 29).lacks_huge_pages(1 << 30));
+        assert!(!of(1024, (1 << 30) - (2 << 20)).lacks_huge_pages(1 << 30));
+        // A copy would change nothing for partitions of 1 MiB; fewer of them would.
+        assert!(!of(1, 0).lacks_huge_pages(1 << 30));
+        assert!(of(1, 0).is_too_small_for_huge_pages(1 << 30));
+        assert!(!of(1, 0).is_too_small_for_huge_pages(1 << 20));
+        assert!(!of(45, 0).is_too_small_for_huge_pages(1 << 30));
     }
 }

@@ -1,5 +1,7 @@
 //! [`Spill`]: the rows of a version on their way, sorted into partitions as they are pushed. Each partition
 //! has a buffer; with a directory to spill to, a full buffer is appended to the partition's file there.
+//! The page cache may keep these files as far as they fit memory that nobody else uses: they are read twice
+//! and more, but never at the cost of pages that somebody serves from.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,7 +11,7 @@ use std::{
 
 use tidepool_types::{PartitionCount, PartitionIndex};
 
-use crate::error::BuildError;
+use crate::{cache::drop_behind, error::BuildError, memory::unused_bytes};
 
 /// The largest buffer of a partition that spills: a write of this size runs at the disk's rate.
 const MAX_BUFFER_BYTES: usize = 1 << 20;
@@ -25,6 +27,8 @@ pub(crate) struct Spill {
     buffer_bytes: usize,
     /// Where to; without it all stays in the buffers.
     dir: Option<PathBuf>,
+    /// So many bytes more may stay in the page cache.
+    cache_bytes: u64,
     partitions: Vec<Records>,
 }
 
@@ -36,6 +40,8 @@ pub(crate) struct Records {
     file: Option<PathBuf>,
     /// Bytes of that file.
     file_bytes: u64,
+    /// Whether the page cache is to let go of the file.
+    drop_behind: bool,
     /// What came later.
     buffer: Vec<u8>,
 }
@@ -51,8 +57,12 @@ impl Spill {
     ) -> Self {
         let share = memory_bytes / u64::from(partitions.get());
         let buffer_bytes = usize::try_from(share).unwrap_or(usize::MAX).min(MAX_BUFFER_BYTES);
-        let records = |_| Records { record_bytes, file: None, file_bytes: 0, buffer: Vec::new() };
-        Self { record_bytes, buffer_bytes, dir, partitions: partitions.indexes().map(records).collect() }
+        let records =
+            |_| Records { record_bytes, file: None, file_bytes: 0, drop_behind: false, buffer: Vec::new() };
+        // The other half is for the files that are built from them, and for the build itself.
+        let cache_bytes = unused_bytes().unwrap_or(0).saturating_sub(memory_bytes) / 2;
+        let partitions = partitions.indexes().map(records).collect();
+        Self { record_bytes, buffer_bytes, dir, cache_bytes, partitions }
     }
 
     /// Adds a record. After an I/O error its partition may have lost rows: the build is over.
@@ -64,12 +74,15 @@ impl Spill {
             && records.buffer.len() + record.len() > self.buffer_bytes
         {
             let path = records.file.get_or_insert_with(|| dir.join(format!("part-{:05}.rows", partition.0)));
-            append(path, &records.buffer).map_err(|source| BuildError::Io {
+            let bytes = records.buffer.len() as u64;
+            self.cache_bytes = self.cache_bytes.saturating_sub(bytes);
+            records.drop_behind |= self.cache_bytes == 0;
+            append(path, &records.buffer, records.drop_behind).map_err(|source| BuildError::Io {
                 action: "writing",
                 path: path.clone(),
                 source,
             })?;
-            records.file_bytes += records.buffer.len() as u64;
+            records.file_bytes += bytes;
             records.buffer.clear();
         }
         records.buffer.extend_from_slice(record);
@@ -83,8 +96,14 @@ impl Spill {
 }
 
 /// Partitions are many and open files are few: a file is open only while it is appended to.
-fn append(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    OpenOptions::new().create(true).append(true).open(path)?.write_all(bytes)
+fn append(path: &Path, bytes: &[u8], behind: bool) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(bytes)?;
+    if behind {
+        // What was written before; of these bytes the writing begins.
+        drop_behind(&file, 0, None);
+    }
+    Ok(())
 }
 
 impl Records {
@@ -105,6 +124,9 @@ impl Records {
             for _ in 0..self.file_bytes / self.record_bytes as u64 {
                 file.read_exact(&mut record).map_err(io)?;
                 each(&record)?;
+            }
+            if self.drop_behind {
+                drop_behind(file.get_ref(), 0, None);
             }
         }
         self.buffer.chunks_exact(self.record_bytes).try_for_each(each)

@@ -1,33 +1,159 @@
 //! Verification of a whole file: every byte is either covered by a checksum or known to be zero, and
-//! every row is found under the id that it says it has.
+//! every row is found under the id that it says it has. All that is wrong is found, not only the first.
+//!
+//! The file is read once, in units of [`UNIT_BLOCKS`]: first everything but the rows, then the rows, whose
+//! keys are compared with the index while their bytes are at hand.
 
-use tidepool_types::Keying;
+use std::{fmt, fs::File, ops::Range};
+
+use tidepool_types::{Keying, unmix64};
 
 use crate::{
     error::VerifyError,
-    header::{BLOCK_BYTES, HEADER_BYTES, Section, SectionKind, TAIL_PAD_BYTES},
-    partition::{PartitionFile, key_of},
+    header::{BLOCK_BYTES, HEADER_BYTES, KeyCheck, Section, SectionKind, TAIL_PAD_BYTES},
+    parallel,
+    partition::PartitionFile,
 };
+
+/// Of one file so many problems are listed; the rest is counted.
+pub const MAX_LISTED_PROBLEMS: usize = 100;
+
+/// Blocks that are checked in one go: 8 MiB, in which huge pages are whole.
+const UNIT_BLOCKS: u64 = 128;
+
+/// Everything that is wrong with the bytes of a file.
+#[derive(Debug, Default)]
+pub struct Damage {
+    /// The first [`MAX_LISTED_PROBLEMS`], by section.
+    pub problems: Vec<VerifyError>,
+    /// How many more there are.
+    pub unlisted: u64,
+}
+
+impl Damage {
+    /// How many problems there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.problems.len() as u64 + self.unlisted
+    }
+
+    fn add(&mut self, problem: VerifyError) {
+        if self.problems.len() < MAX_LISTED_PROBLEMS {
+            self.problems.push(problem);
+        } else {
+            self.unlisted += 1;
+        }
+    }
+
+    fn append(&mut self, other: Self) {
+        other.problems.into_iter().for_each(|problem| self.add(problem));
+        self.unlisted += other.unlisted;
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.problems.first(), self.count()) {
+            (Some(first), 1) => write!(f, "{first}"),
+            (Some(first), count) => write!(f, "{first}, and {} more problems", count - 1),
+            (None, count) => write!(f, "{count} problems"),
+        }
+    }
+}
+
+impl std::error::Error for Damage {}
+
+/// A part of a section that is checked in one go.
+#[derive(Clone, Debug)]
+struct Unit<'a> {
+    section: &'a Section,
+    /// Blocks of the section.
+    blocks: Range<u64>,
+    /// Where the checksum of its first block stands in the checksums section.
+    checksum_at: usize,
+}
+
+impl Unit<'_> {
+    /// Its bytes, within the section.
+    fn range(&self) -> Range<u64> {
+        let at = |block: u64| (block * BLOCK_BYTES as u64).min(self.section.length);
+        at(self.blocks.start)..at(self.blocks.end)
+    }
+}
 
 impl PartitionFile {
     /// Reads the whole file once and compares it with its checksums, and the index with the keys. Opening
-    /// has checked header page and footer already.
+    /// has checked header page and footer already. What was read and no lookup reads does not stay in
+    /// memory.
     ///
     /// # Errors
-    /// [`VerifyError`] for the first thing that is wrong: it names the file, the section and the block.
-    pub fn verify(&self) -> Result<(), VerifyError> {
-        self.verify_own_checksums()?;
-        self.verify_blocks()?;
-        self.verify_padding()?;
-        self.verify_keys()
+    /// [`Damage`] lists everything that is wrong, each with the file, the section and the block.
+    pub fn verify(&self) -> Result<(), Damage> {
+        let result = self.verify_with(1, None, &mut |_| ());
+        self.release_unread();
+        result
+    }
+
+    /// The same with several threads. With `behind`, the same file once more, the page cache keeps nothing
+    /// of it that no other process has mapped. `progress` is told of bytes: in all those of the file.
+    pub(crate) fn verify_with(
+        &self,
+        threads: usize,
+        behind: Option<&File>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Damage> {
+        let mut damage = self.verify_own_checksums();
+        let (rows, others): (Vec<_>, Vec<_>) =
+            self.units().into_iter().partition(|unit| unit.section.kind == SectionKind::Rows);
+        let mut left = self.file_bytes();
+        let mut told = |bytes| {
+            left -= bytes;
+            progress(bytes);
+        };
+        damage.append(in_all(others, threads, &mut told, |unit| self.verify_blocks(unit).0));
+        // Keys that were read from damaged bytes, or looked for in a damaged index, say nothing.
+        let keys = damage.count() == 0 && self.meta().keying == Keying::Hashed;
+        damage.append(in_all(rows, threads, &mut told, |unit| {
+            let (mut damage, bad) = self.verify_blocks(unit);
+            if keys {
+                self.verify_keys(unit, &bad, &mut damage);
+            }
+            if let Some(file) = behind {
+                let Range { start, end } = unit.range();
+                self.release(file, unit.section.offset + start..unit.section.offset + end);
+            }
+            damage
+        }));
+        self.verify_padding(&mut damage);
+        if let Some(file) = behind {
+            self.release(file, 0..self.file_bytes());
+        }
+        progress(left);
+        if damage.count() == 0 { Ok(()) } else { Err(damage) }
+    }
+
+    /// Every section that has block checksums, in pieces.
+    fn units(&self) -> Vec<Unit<'_>> {
+        let mut units = Vec::new();
+        let mut checksum_at = 0;
+        for section in self.header().sections.iter().filter(|section| section.kind.in_blocks()) {
+            let blocks = section.length.div_ceil(BLOCK_BYTES as u64);
+            for start in (0..blocks).step_by(UNIT_BLOCKS as usize) {
+                let end = (start + UNIT_BLOCKS).min(blocks);
+                units.push(Unit { section, blocks: start..end, checksum_at });
+                checksum_at += (end - start) as usize * 4;
+            }
+        }
+        units
     }
 
     /// Block checksums and footer have a checksum of their own, in the section table.
-    fn verify_own_checksums(&self) -> Result<(), VerifyError> {
+    fn verify_own_checksums(&self) -> Damage {
+        let mut damage = Damage::default();
         for section in self.header().sections.iter().filter(|section| !section.kind.in_blocks()) {
             let computed = crc32c::crc32c(self.section(section.kind));
             if computed != section.crc32c {
-                return Err(VerifyError::Section {
+                damage.add(VerifyError::Section {
                     path: self.path().to_owned(),
                     section: section.kind,
                     stored: section.crc32c,
@@ -35,187 +161,135 @@ impl PartitionFile {
                 });
             }
         }
-        Ok(())
+        damage
     }
 
-    fn verify_blocks(&self) -> Result<(), VerifyError> {
-        let mut stored = self.section(SectionKind::Checksums).chunks_exact(4);
-        for section in self.header().sections.iter().filter(|section| section.kind.in_blocks()) {
-            for (bytes, block) in self.section(section.kind).chunks(BLOCK_BYTES).zip(0u64..) {
-                let word = stored.next().and_then(|word| word.first_chunk()).copied();
-                // The header check made sure that there are as many as there are blocks.
-                let stored = word.map_or(0, u32::from_le_bytes);
-                let computed = crc32c::crc32c(bytes);
-                if word.is_none() || computed != stored {
-                    return Err(VerifyError::Block {
-                        path: self.path().to_owned(),
-                        section: section.kind,
-                        block,
-                        stored,
-                        computed,
-                    });
-                }
+    /// What is wrong, and which blocks of the unit are.
+    fn verify_blocks(&self, unit: &Unit<'_>) -> (Damage, Vec<u64>) {
+        let (mut damage, mut bad) = (Damage::default(), Vec::new());
+        for block in unit.blocks.clone() {
+            let at = unit.checksum_at + (block - unit.blocks.start) as usize * 4;
+            let (stored, computed) = self.block_checksums(unit.section.kind, block, at);
+            if stored != Some(computed) {
+                bad.push(block);
+                damage.add(VerifyError::Block {
+                    path: self.path().to_owned(),
+                    section: unit.section.kind,
+                    block,
+                    stored: stored.unwrap_or(0),
+                    computed,
+                });
             }
         }
-        Ok(())
+        (damage, bad)
+    }
+
+    /// The checksum that a block was written with, `None` when there is none, and that of its bytes.
+    fn block_checksums(&self, kind: SectionKind, block: u64, checksum_at: usize) -> (Option<u32>, u32) {
+        let stored = self.section(SectionKind::Checksums).get(checksum_at..);
+        let stored = stored.and_then(|words| words.first_chunk()).map(|word| u32::from_le_bytes(*word));
+        let bytes = self.section(kind);
+        let start = (block as usize * BLOCK_BYTES).min(bytes.len());
+        let end = (start + BLOCK_BYTES).min(bytes.len());
+        (stored, crc32c::crc32c(&bytes[start..end]))
     }
 
     /// No checksum covers what only fills space, so it must be zero. The tail pad is covered, and must be
     /// zero as well.
-    fn verify_padding(&self) -> Result<(), VerifyError> {
+    fn verify_padding(&self, damage: &mut Damage) {
         let mut end = HEADER_BYTES as u64;
         for &Section { kind, offset, length, .. } in &self.header().sections {
             if let Some(offset) = self.first_set(end, offset) {
-                return Err(VerifyError::Padding { path: self.path().to_owned(), before: kind, offset });
+                damage.add(VerifyError::Padding { path: self.path().to_owned(), before: kind, offset });
             }
             end = offset + length;
             if kind == SectionKind::Rows
                 && let Some(offset) = self.first_set(end - TAIL_PAD_BYTES, end)
             {
-                return Err(VerifyError::TailPad { path: self.path().to_owned(), offset });
+                damage.add(VerifyError::TailPad { path: self.path().to_owned(), offset });
             }
         }
-        Ok(())
     }
 
     /// The first byte of `from..to` that is not zero, counted from the start of the file.
     fn first_set(&self, from: u64, to: u64) -> Option<u64> {
-        let bytes = &self.bytes()[from as usize..to as usize];
+        let bytes = &self.map()[from as usize..to as usize];
         bytes.iter().zip(from..).find(|&(&byte, _)| byte != 0).map(|(_, at)| at)
     }
 
-    fn verify_keys(&self) -> Result<(), VerifyError> {
-        if self.meta().keying == Keying::Dense {
-            return Ok(());
+    /// The keys of the rows that begin in a unit of which the blocks `bad` are damaged.
+    fn verify_keys(&self, unit: &Unit<'_>, bad: &[u64], damage: &mut Damage) {
+        let (rows, cold_keys) = (self.section(SectionKind::Rows), self.section(SectionKind::ColdKeys));
+        let (meta, stride) = (self.meta(), self.meta().stride() as u64);
+        let Range { start, end } = unit.range();
+        for row in start.div_ceil(stride)..end.div_ceil(stride).min(meta.rows) {
+            let at = (row * stride) as usize;
+            let check = &rows[at + meta.row_bytes()..at + stride as usize];
+            let key = match meta.key_check {
+                KeyCheck::None => return,
+                KeyCheck::FullKeys => le_u64(check),
+                KeyCheck::Fingerprint32 => {
+                    let cold = cold_keys.get(row as usize * 4..).unwrap_or_default();
+                    u64::from(le_u32(check)) << 32 | u64::from(le_u32(cold))
+                }
+            };
+            let id = unmix64(key);
+            let problem = if meta.keying.locate(id, meta.partitions).partition != meta.partition {
+                "it belongs to another partition"
+            } else if self.index_row(key) != Some(row) {
+                "the index finds another row for it"
+            } else {
+                continue;
+            };
+            let first = row * stride / BLOCK_BYTES as u64;
+            let last = (row * stride + stride - 1) / BLOCK_BYTES as u64;
+            let is_bad = |block: u64| {
+                if block < unit.blocks.end {
+                    return bad.contains(&block);
+                }
+                // The row reaches into the next unit.
+                let at = unit.checksum_at + (block - unit.blocks.start) as usize * 4;
+                let (stored, computed) = self.block_checksums(unit.section.kind, block, at);
+                stored != Some(computed)
+            };
+            if !(first..=last).any(is_bad) {
+                damage.add(VerifyError::Key { path: self.path().to_owned(), row, id, problem });
+            }
         }
-        for ((id, _), row) in self.entries().zip(0u64..) {
-            let problem =
-                if self.meta().keying.locate(id, self.meta().partitions).partition != self.meta().partition {
-                    "it belongs to another partition"
-                } else if self.index_row(key_of(id)) != Some(row) {
-                    "the index finds another row for it"
-                } else {
-                    continue;
-                };
-            return Err(VerifyError::Key { path: self.path().to_owned(), row, id, problem });
-        }
-        Ok(())
     }
+}
+
+/// Checks units with several threads, and tells of their bytes.
+fn in_all(
+    units: Vec<Unit<'_>>,
+    threads: usize,
+    told: &mut dyn FnMut(u64),
+    check: impl Fn(&Unit<'_>) -> Damage + Sync,
+) -> Damage {
+    let mut damage = Damage::default();
+    if threads < 2 || units.len() < 2 {
+        for unit in &units {
+            damage.append(check(unit));
+            told(unit.range().end - unit.range().start);
+        }
+        return damage;
+    }
+    let one = |_, unit: Unit<'_>, tell: &dyn Fn(u64)| {
+        let found = check(&unit);
+        tell(unit.range().end - unit.range().start);
+        found
+    };
+    parallel::for_each(units, threads, one, told).into_iter().for_each(|found| damage.append(found));
+    damage
+}
+
+fn le_u32(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+}
+
+fn le_u64(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs::File, num::NonZeroUsize, path::PathBuf};
-
-    use tempfile::TempDir;
-    use tidepool_types::{Name, PartitionCount, PartitionIndex, RowFormat, TableVersion, mix64};
-
-    use super::*;
-    use crate::{
-        header::{Header, KeyCheck},
-        index::build,
-        write::{PartitionPlan, write_partition},
-    };
-
-    /// Writes partition 0 of 2 with `keys` in the given row order, over an index of the same keys: every
-    /// checksum is right whatever the keys are.
-    fn write(dir: &TempDir, keys: &[u64]) -> PathBuf {
-        let plan = PartitionPlan {
-            table_version: TableVersion {
-                table: Name::new("user").unwrap(),
-                version: Name::new("v1").unwrap(),
-            },
-            table_rows: keys.len() as u64,
-            build_seed: 0,
-            dim: 2,
-            format: RowFormat::F32,
-            keying: Keying::Hashed,
-            key_check: KeyCheck::Fingerprint32,
-            partition: PartitionIndex(0),
-            partitions: PartitionCount::new(2).unwrap(),
-        };
-        let index = build(keys, 0, NonZeroUsize::MIN).unwrap();
-        let path = dir.path().join("part-00000.tide");
-        write_partition(File::create(&path).unwrap(), &plan, keys, &index, |_| &[0; 8]).unwrap();
-        path
-    }
-
-    /// Keys of partition 0, in the row order of their index.
-    fn keys_in_order() -> Vec<u64> {
-        let keys: Vec<u64> = (1..).map(mix64).filter(|key| key % 2 == 0).take(50).collect();
-        let built = build(&keys, 0, NonZeroUsize::MIN).unwrap();
-        let remap = built.remap_bytes();
-        let view = built.view(&remap);
-        let mut in_order = keys.clone();
-        in_order.sort_by_key(|&key| view.row(view.probe(key)));
-        in_order
-    }
-
-    #[test]
-    fn keys_in_the_order_of_their_index_pass() {
-        let dir = TempDir::new().unwrap();
-        PartitionFile::open(&write(&dir, &keys_in_order())).unwrap().verify().unwrap();
-    }
-
-    #[test]
-    fn rows_that_the_index_does_not_find_are_noticed() {
-        let dir = TempDir::new().unwrap();
-        let mut keys = keys_in_order();
-        keys.swap(3, 17);
-        let error = PartitionFile::open(&write(&dir, &keys)).unwrap().verify().unwrap_err();
-        assert!(
-            matches!(&error, VerifyError::Key { row: 3, problem: "the index finds another row for it", .. }),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn rows_of_another_partition_are_noticed() {
-        let dir = TempDir::new().unwrap();
-        let odd = mix64(1);
-        let error = PartitionFile::open(&write(&dir, &[odd])).unwrap().verify().unwrap_err();
-        assert!(
-            matches!(
-                &error,
-                VerifyError::Key { row: 0, id: 1, problem: "it belongs to another partition", .. }
-            ),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_tail_pad_that_is_not_zero_is_noticed_though_checksums_are_right() {
-        let dir = TempDir::new().unwrap();
-        let path = write(&dir, &keys_in_order());
-        let mut bytes = std::fs::read(&path).unwrap();
-        let file_bytes = bytes.len() as u64;
-        let mut header = Header::decode(bytes.first_chunk().unwrap(), file_bytes).unwrap();
-        let range = |kind| {
-            let section = header.section(kind).unwrap();
-            section.offset as usize..section.end() as usize
-        };
-        let (rows, checksums, footer) =
-            (range(SectionKind::Rows), range(SectionKind::Checksums), range(SectionKind::Footer));
-        let pad = rows.end - 1;
-        bytes[pad] = 1;
-        // The rows are one block. Its checksum, that of the checksums (in footer and section table), that
-        // of the footer: all made right.
-        let block = crc32c::crc32c(&bytes[rows]);
-        bytes[checksums.start..checksums.start + 4].copy_from_slice(&block.to_le_bytes());
-        let whole = crc32c::crc32c(&bytes[checksums]);
-        let in_footer = footer.end - 8;
-        bytes[in_footer..in_footer + 4].copy_from_slice(&whole.to_le_bytes());
-        let footer = crc32c::crc32c(&bytes[footer]);
-        for section in &mut header.sections {
-            match section.kind {
-                SectionKind::Checksums => section.crc32c = whole,
-                SectionKind::Footer => section.crc32c = footer,
-                _ => {}
-            }
-        }
-        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
-        std::fs::write(&path, bytes).unwrap();
-        let error = PartitionFile::open(&path).unwrap().verify().unwrap_err();
-        assert!(matches!(&error, VerifyError::TailPad { offset, .. } if *offset == pad as u64), "{error}");
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion};
 
 use crate::{
+    cache::{BEHIND_BYTES, drop_behind},
     footer::PartitionFooter,
     header::{
         BLOCK_BYTES, HEADER_BYTES, Header, KeyCheck, PREAMBLE_BYTES, Section, SectionKind, TAIL_PAD_BYTES,
@@ -92,6 +93,8 @@ pub(crate) struct PartitionWriter {
     cold_keys: Option<SectionWriter>,
     /// Block checksums of the sections that are written.
     checksums: Vec<u8>,
+    /// So much was written since the page cache was told to let go.
+    kept_bytes: u64,
 }
 
 impl PartitionWriter {
@@ -115,16 +118,21 @@ impl PartitionWriter {
             SectionWriter::new(SectionKind::ColdKeys, began)
         });
         let rows = SectionWriter::new(SectionKind::Rows, began);
-        Self { file, plan, header, rows, cold_keys, checksums: Vec::new() }
+        Self { file, plan, header, rows, cold_keys, checksums: Vec::new(), kept_bytes: 0 }
     }
 
     /// Writes the next rows, each with its key check, and their cold keys (none where the file has none).
     pub(crate) fn append(&mut self, rows: &[u8], cold_keys: &[u8]) -> io::Result<()> {
         self.rows.write(&self.file, rows)?;
-        match &mut self.cold_keys {
-            Some(section) => section.write(&self.file, cold_keys),
-            None => Ok(()),
+        if let Some(section) = &mut self.cold_keys {
+            section.write(&self.file, cold_keys)?;
         }
+        self.kept_bytes += rows.len() as u64;
+        if self.kept_bytes >= BEHIND_BYTES {
+            self.kept_bytes = 0;
+            drop_behind(&self.file, 0, None);
+        }
+        Ok(())
     }
 
     /// Writes what is left, once all rows are appended, and waits until the disk has the file.
@@ -226,6 +234,8 @@ impl Rest {
         self.header.file_bytes = self.end;
         self.file.write_all_at(&self.header.encode(), 0)?;
         self.file.sync_all()?;
+        // Who maps it reads it in large pages: what a writer leaves in the cache are small ones.
+        drop_behind(&self.file, 0, None);
         Ok(Written { file_bytes: self.header.file_bytes, footer_crc32c })
     }
 }

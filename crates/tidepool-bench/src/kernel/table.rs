@@ -12,8 +12,7 @@ use std::{
 
 use tidepool_kernels::RowKernel;
 use tidepool_table::{
-    BuildOptions, LayoutReader, LayoutView, PartitionFile, Residency, Smaps, TableBuilder, TableSpec,
-    VerifyError,
+    BuildOptions, Damage, LayoutReader, LayoutView, PartitionFile, Residency, Smaps, TableBuilder, TableSpec,
 };
 use tidepool_types::{Name, TableVersion};
 
@@ -58,9 +57,12 @@ pub(super) fn open(
     Ok(Table { view, open_and_verify, built })
 }
 
-/// Brings the rows to where they are to lie. Verification has read every page of the map by now.
+/// Brings the rows to where they are to lie, as a node does. Verification has read every page of the map by
+/// now.
 fn settle(view: &mut LayoutView, residency: Residency) -> Result<(), BenchError> {
     let files: Vec<Arc<PartitionFile>> = view.partitions().cloned().collect();
+    let version_bytes = files.iter().map(|file| file.lookup_bytes()).sum();
+    let smaps = Smaps::read().unwrap_or_default();
     for file in files {
         let copy = match residency {
             Residency::Mapped => false,
@@ -69,10 +71,12 @@ fn settle(view: &mut LayoutView, residency: Residency) -> Result<(), BenchError>
                 false
             }
             Residency::Copied => true,
-            Residency::Auto => Smaps::read().is_ok_and(|smaps| file.memory_use(&smaps).lacks_huge_pages()),
+            Residency::Auto => file.memory_use(&smaps).lacks_huge_pages(version_bytes),
         };
         if copy {
-            view.insert(file.meta().partition, Arc::new(file.to_copied()?));
+            let copy = Arc::new(file.to_copied()?);
+            view.insert(file.meta().partition, copy.clone());
+            copy.release_unread();
         }
     }
     Ok(())
@@ -118,7 +122,7 @@ fn build(
 /// Verifies all partitions, on all cores.
 fn verify(files: &[PartitionFile], progress: &mut dyn FnMut(Step, u64, u64)) -> Result<(), BenchError> {
     let next = AtomicUsize::new(0);
-    let (tell, told) = std::sync::mpsc::channel::<Result<(), VerifyError>>();
+    let (tell, told) = std::sync::mpsc::channel::<Result<(), Damage>>();
     thread::scope(|scope| {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(files.len());
         for _ in 0..threads {

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
-use crate::command::{failure, json};
+use crate::command::{failure, json, tidepool};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -74,9 +74,82 @@ fn every_damaged_file_is_named() {
     assert_eq!((code, report["bad"].as_array().unwrap().len()), (1, 2), "{report}");
     let problem = report["bad"][0]["problem"].as_str().unwrap();
     assert!(problem.contains("part-00001.tide: block 1 of section rows"), "{problem}");
-    assert_eq!(report["bad"][1]["file"], text(&file(3)));
+    assert_eq!(
+        (&report["bad"][1]["file"], &report["bad"][1]["kind"]),
+        (&text(&file(3)).into(), &"missing".into())
+    );
     let (code, said) = failure(&with_store("table verify scale@v1", store));
     assert!(code == 1 && said.contains("2 of 4 files"), "{said}");
+
+    // All that is wrong, and not only the first of each file.
+    let mut bytes = fs::read(file(1)).unwrap();
+    bytes[4096 + 10] ^= 4;
+    fs::write(file(1), &bytes).unwrap();
+    let cut = fs::read(file(2)).unwrap();
+    fs::write(file(2), &cut[..cut.len() - 1]).unwrap();
+    fs::write(file(0), b"something else").unwrap();
+    fs::create_dir(file(3)).unwrap();
+    let (code, report) = json(&with_store("table verify scale@v1", store));
+    let kinds: Vec<_> =
+        report["bad"].as_array().unwrap().iter().map(|bad| bad["kind"].as_str().unwrap()).collect();
+    assert_eq!((code, kinds), (1, vec!["size", "damaged", "size", "refused"]));
+    assert_eq!(report["problems"], 5);
+    let blocks: Vec<_> =
+        report["bad"][1]["problems"].as_array().unwrap().iter().map(|problem| &problem["block"]).collect();
+    assert_eq!(blocks, [0, 1]);
+}
+
+#[test]
+fn what_is_not_there_is_said_and_nothing_is_made() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("nowhere");
+    for words in ["table verify t@v1", "table inspect t@v1", "table lookup t@v1 7"] {
+        let (code, said) = failure(&with_store(words, &text(&store)));
+        assert!(code == 1 && said.contains("no artifact store"), "{said}");
+        assert!(!store.exists(), "{words}");
+    }
+    fs::write(&store, "a file").unwrap();
+    let (code, said) = failure(&with_store("table verify t@v1", &text(&store)));
+    assert!(code == 1 && said.contains("Not a directory"), "{said}");
+    fs::remove_file(&store).unwrap();
+    fs::create_dir(&store).unwrap();
+    let (code, said) = failure(&with_store("table verify t@v1", &text(&store)));
+    assert!(code == 1 && said.contains("there is no table t@v1"), "{said}");
+
+    // A table without rows is a table.
+    let store = &text(&store);
+    assert_eq!(json(&with_store("table generate t@v1 --rows 0 --dim 8 --partitions 2", store)).0, 0);
+    assert_eq!(json(&with_store("table verify t@v1", store)).1["bad"], serde_json::json!([]));
+    assert_eq!(json(&with_store("table inspect t@v1", store)).1["manifest"]["schema"]["rows"], 0);
+    let (code, found) = json(&with_store("table lookup t@v1 7", store));
+    assert_eq!((code, &found["rows"][0]["found"]), (0, &false.into()));
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_unicode_are_names() {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join(OsString::from_vec(b"st\xffore".to_vec()));
+    let run = |words: &[&str]| {
+        let mut command = tidepool();
+        command.args(words).arg("--store").arg(&store).arg("--json").output().unwrap()
+    };
+    assert!(
+        run(&["table", "generate", "t@v1", "--rows", "9", "--dim", "8", "--partitions", "1"])
+            .status
+            .success()
+    );
+    for words in
+        [&["table", "inspect", "t@v1"][..], &["table", "verify", "t@v1"], &["table", "lookup", "t@v1", "7"]]
+    {
+        let done = run(words);
+        assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let file = store.join("tables/t/v1/layout-1/part-00000.tide");
+    let alone = tidepool().args(["table", "inspect"]).arg(&file).output().unwrap();
+    assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
 }
 
 #[test]

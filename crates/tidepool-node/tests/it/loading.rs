@@ -340,7 +340,19 @@ async fn the_same_answers_wherever_rows_lie_and_status_says_what_is_in_memory() 
         for partition in node.partitions() {
             assert!(partition["huge_page_bytes"].as_u64() <= partition["resident_bytes"].as_u64());
         }
-        assert!(!node.get("/metrics").await.1.contains("tidepool_node_resident_bytes 0\n"), "{residency}");
+        let metrics = node.get("/metrics").await.1;
+        assert!(!metrics.contains("tidepool_node_resident_bytes 0\n"), "{residency}");
+        let status = node.running.status();
+        let warm_up = &status["warm_up"][0];
+        assert_eq!((&warm_up["table"], &warm_up["partitions"]), (&"pin".into(), &4.into()));
+        let bytes = warm_up["bytes_in_all"].as_u64().unwrap();
+        assert!(bytes > 2000 * 12 && warm_up["bytes_done"] == bytes, "{residency}: {status:#}");
+        for line in [
+            format!("tidepool_node_warm_up_bytes{{state=\"done\"}} {bytes}\n"),
+            "tidepool_node_warm_up_bytes{state=\"waiting\"} 0\n".to_owned(),
+        ] {
+            assert!(metrics.contains(&line), "{residency}: {metrics}");
+        }
         node.stop().await;
     }
 }

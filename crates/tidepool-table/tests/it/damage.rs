@@ -67,11 +67,13 @@ fn every_truncation_is_refused() {
         let borders = subject.sections().into_iter().flat_map(|(_, offset, length)| {
             [offset.saturating_sub(1), offset, offset + 1, offset + length - length.min(1), offset + length]
         });
-        let random = (0..200u64).map(|n| mix64(n + 1) as usize % full);
+        // The footer is the last section: every byte of it.
+        let footer = subject.sections().last().map_or(0, |&(_, offset, _)| offset);
+        let random = (0..1000u64).map(|n| mix64(n + 1) as usize % full);
         let path = subject.put(&subject.bytes);
         PartitionFile::open(&path).unwrap().verify().unwrap();
         let cuts: BTreeSet<usize> =
-            (0..=4096).chain(borders).chain(random).filter(|&cut| cut < full).collect();
+            (0..=4096).chain(borders).chain(footer..full).chain(random).filter(|&cut| cut < full).collect();
         let file = File::options().write(true).open(&path).unwrap();
         for cut in cuts.into_iter().rev() {
             file.set_len(cut as u64).unwrap();
@@ -87,6 +89,17 @@ fn every_truncation_is_refused() {
     }
 }
 
+/// Whether altered bytes are refused or found. What is open although it was not verified must do no harm.
+fn is_noticed(subject: &Subject, bytes: &[u8]) -> bool {
+    PartitionFile::open(&subject.put(bytes)).map_or(true, |file| {
+        for id in 0..20 {
+            let _ = file.find(id);
+        }
+        let _ = file.entries().count();
+        file.verify().is_err()
+    })
+}
+
 #[test]
 fn every_flipped_bit_is_noticed() {
     for keying in KEYINGS {
@@ -96,18 +109,79 @@ fn every_flipped_bit_is_noticed() {
             let bit = mix64(n ^ 0xf11b) % bits;
             let mut bytes = subject.bytes.clone();
             bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
-            let path = subject.put(&bytes);
-            let noticed = PartitionFile::open(&path).map_or(true, |file| {
-                // Reading on with a file that was not verified must not panic either.
-                for id in 0..20 {
-                    let _ = file.find(id);
-                }
-                let _ = file.entries().count();
-                file.verify().is_err()
-            });
-            assert!(noticed, "bit {bit} of {keying:?} (flip {n})");
+            assert!(is_noticed(&subject, &bytes), "bit {bit} of {keying:?} (flip {n})");
         }
     }
+}
+
+#[test]
+fn every_bit_of_header_and_footer_is_noticed() {
+    for keying in KEYINGS {
+        let subject = Subject::new(keying, 300);
+        let sections = subject.sections();
+        let &(_, footer, _) = sections.last().unwrap();
+        let table_end = 64 + sections.len() * 32;
+        for at in (0..table_end).chain(4088..4096).chain(footer..subject.bytes.len()) {
+            for bit in 0..8 {
+                let mut bytes = subject.bytes.clone();
+                bytes[at] ^= 1 << bit;
+                let error = PartitionFile::open(&subject.put(&bytes)).map(drop);
+                assert!(error.is_err(), "bit {bit} of byte {at} of {keying:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_of_damage_and_swapped_pieces_and_what_is_appended_are_noticed() {
+    let subject = Subject::new(KEYINGS[1], 9_000);
+    let full = subject.bytes.len();
+    for n in 0..300u64 {
+        let any = |salt: u64, below: usize| mix64(n << 8 ^ salt) as usize % below;
+        let mut bytes = subject.bytes.clone();
+        match n % 3 {
+            // Any bytes, up to two blocks of them.
+            0 => {
+                let (at, length) = (any(1, full), 1 + any(2, 2 << any(3, 17)));
+                for (byte, m) in bytes.iter_mut().skip(at).take(length).zip(0u64..) {
+                    *byte = mix64(m ^ n << 20) as u8;
+                }
+            }
+            // Zeros, as a disk has them where it never wrote.
+            1 => {
+                let at = any(1, full) / 4096 * 4096;
+                bytes.iter_mut().skip(at).take(4096).for_each(|byte| *byte = 0);
+            }
+            // Two pieces in each other's place: every byte is there, and every checksum of the piece.
+            _ => {
+                let size = [8, 36, 4096, 1 << 16][any(3, 4)];
+                let (a, b) = (any(1, full / size) * size, any(2, full / size) * size);
+                for at in 0..size {
+                    bytes.swap(a + at, b + at);
+                }
+            }
+        }
+        let altered = bytes != subject.bytes;
+        assert_eq!(is_noticed(&subject, &bytes), altered, "damage {n}");
+    }
+    for length in [1, 4, 63, 64, 4096, 1 << 16, 2 << 20] {
+        for byte in [0, 0xff] {
+            let longer = [subject.bytes.as_slice(), &vec![byte; length]].concat();
+            assert!(PartitionFile::open(&subject.put(&longer)).is_err(), "{length} bytes {byte:#x}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let root = TempDir::new().unwrap();
+    let refused = |path: &std::path::Path| PartitionFile::open(path).unwrap_err().to_string();
+    assert!(refused(root.path()).contains("not a regular file"));
+    let pipe = root.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success() && refused(&pipe).contains("not a regular file"));
+    assert!(refused(std::path::Path::new("/dev/null")).contains("not a regular file"));
+    assert!(refused(&root.path().join("nowhere")).contains("nowhere"));
 }
 
 #[test]
@@ -117,26 +191,36 @@ fn verification_names_section_and_block() {
         let mut bytes = subject.bytes.clone();
         bytes[offset] ^= 0x10;
         let path = subject.put(&bytes);
-        PartitionFile::open(&path).unwrap().verify().unwrap_err()
+        let damage = PartitionFile::open(&path).unwrap().verify().unwrap_err();
+        let text = damage.to_string();
+        let mut problems = damage.problems.into_iter();
+        let first = problems.next().unwrap();
+        assert!(text.starts_with(&first.to_string()), "{text}");
+        (first, problems.next())
     };
     let sections = subject.sections();
     let kinds = [SectionKind::Rows, SectionKind::ColdKeys, SectionKind::Pilots, SectionKind::Remap];
     for ((_, offset, length), kind) in sections.iter().zip(kinds) {
         for at in [0, length / 2, length - 1] {
-            let error = damaged(offset + at);
+            let (error, second) = damaged(offset + at);
             let expected = at as u64 / (64 << 10);
             assert!(
                 matches!(&error, VerifyError::Block { section, block, .. } if *section == kind && *block == expected),
                 "{error}"
             );
             assert!(error.to_string().contains(&format!("block {expected} of section {kind}")), "{error}");
+            // The tail pad, which is the end of the rows, must be zero as well.
+            let pad = kind == SectionKind::Rows && at == length - 1;
+            assert_eq!(second.is_some(), pad, "{second:?}");
         }
     }
-    let error = damaged(sections[4].1);
+    let (error, second) = damaged(sections[4].1);
     assert!(matches!(&error, VerifyError::Section { section: SectionKind::Checksums, .. }), "{error}");
+    let second = second.unwrap();
+    assert!(matches!(&second, VerifyError::Block { section: SectionKind::Rows, block: 0, .. }), "{second}");
     let gap = sections[1].1 + sections[1].2;
     assert!(gap < sections[2].1, "there is padding to damage");
-    assert!(matches!(damaged(gap), VerifyError::Padding { before: SectionKind::Pilots, .. }));
+    assert!(matches!(damaged(gap).0, VerifyError::Padding { before: SectionKind::Pilots, .. }));
 }
 
 #[test]

@@ -93,6 +93,7 @@ fn warm_memory_is_resident_and_counted() {
     .unwrap();
     let bytes = file.section_bytes();
     let looked_up = bytes.rows - 64 + bytes.index;
+    assert_eq!(file.lookup_bytes(), looked_up);
     assert_eq!(steps.last(), Some(&(looked_up, looked_up)));
     assert!(steps.is_sorted());
 
@@ -103,6 +104,7 @@ fn warm_memory_is_resident_and_counted() {
         assert_eq!(memory.lookup_bytes, looked_up);
         assert!(memory.resident_bytes * 10 > looked_up * 8, "{memory:?}");
         assert!(memory.huge_page_bytes <= memory.resident_bytes, "{memory:?}");
-        assert!(!memory.lacks_huge_pages(), "too small to matter");
+        assert!(memory.huge_page_limit_bytes <= memory.lookup_bytes);
+        assert!(!memory.lacks_huge_pages(looked_up), "too small to matter");
     }
 }

@@ -1,6 +1,9 @@
 //! `tidepool table inspect` and `tidepool table lookup`: into the files of a version, without a cluster.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -23,7 +26,7 @@ use crate::{
 pub(crate) struct Inspect {
     /// A table version of the store, or the path of a partition file.
     #[arg(value_name = "TABLE@VERSION|FILE")]
-    what: String,
+    what: OsString,
     /// Folder of the artifact store; goes with TABLE@VERSION.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -53,8 +56,8 @@ pub(super) fn inspect(args: &Inspect, output: Output) -> Result<()> {
         output.object(file_object(&file));
         return Ok(());
     };
-    let table_version = control::table_version(&args.what).map_err(anyhow::Error::msg)?;
-    let store = ArtifactStore::open(store)?;
+    let table_version = control::table_version(&args.what.to_string_lossy()).map_err(anyhow::Error::msg)?;
+    let store = ArtifactStore::open_existing(store)?;
     let (manifest, manifest_hash) = store.table_manifest(&table_version)?;
     let layout = LayoutReader::open(&store.table_dir(&table_version))?;
     let schema = &manifest.schema;
@@ -146,7 +149,7 @@ fn file_object(file: &PartitionFile) -> Value {
         })
     });
     json!({
-        "path": file.path(), "table_version": meta.table_version, "partition": meta.partition,
+        "path": file.path().to_string_lossy(), "table_version": meta.table_version, "partition": meta.partition,
         "partitions": meta.partitions, "rows": meta.rows, "table_rows": meta.table_rows, "dim": meta.dim,
         "format": meta.format, "keying": meta.keying, "key_check": key_check_word(meta.key_check),
         "row_bytes": meta.row_bytes(), "stride_bytes": meta.stride(), "build_seed": meta.build_seed,
@@ -156,7 +159,7 @@ fn file_object(file: &PartitionFile) -> Value {
 }
 
 pub(super) fn lookup(args: &Lookup, output: Output) -> Result<()> {
-    let store = ArtifactStore::open(&args.store)?;
+    let store = ArtifactStore::open_existing(&args.store)?;
     store.table_manifest(&args.table_version)?;
     let layout = LayoutReader::open(&store.table_dir(&args.table_version))?;
     let schema = &layout.manifest().schema;
