@@ -99,6 +99,7 @@ mod tests {
         assert_eq!(cached(), 0, "verified");
 
         let layout = LayoutReader::open(&dir).unwrap();
+        assert!(cached() <= 64 << 10, "{} bytes to open two files", cached());
         for file in layout.partitions() {
             file.warm_up(None, &mut |_, _| Continue(())).unwrap();
         }

@@ -134,9 +134,24 @@ fn done(result: c_int) -> io::Result<()> {
 pub(crate) struct MappedFile(Region);
 
 impl MappedFile {
-    /// Maps the first `bytes` of `file`, read-only.
+    /// Maps the first `bytes` of `file`, read-only. What is read has nothing read ahead beside it until
+    /// [`read_ahead`](Self::read_ahead): around a header page that would be megabytes of rows, in small pages
+    /// that stay small.
     pub(crate) fn map(file: &File, bytes: usize) -> io::Result<Self> {
-        Region::map(bytes, Some(file)).map(Self)
+        let map = Region::map(bytes, Some(file)).map(Self)?;
+        // A hint.
+        let _ = map.0.advise(0..bytes, Advice::Random);
+        Ok(map)
+    }
+
+    /// Reads ahead where somebody reads, from this byte of the file on.
+    pub(crate) fn read_ahead(&self, from: usize) {
+        let _ = self.0.advise(from..self.len(), Advice::Normal);
+    }
+
+    /// Begins to read a range.
+    pub(crate) fn will_need(&self, range: Range<usize>) {
+        let _ = self.0.advise(range, Advice::WillNeed);
     }
 
     /// Asks for huge pages in a range, which `/proc/self/smaps` then shows apart from the rest. A hint:

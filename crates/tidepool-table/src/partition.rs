@@ -164,6 +164,7 @@ impl PartitionFile {
             footer_crc32c,
         };
         let mut rows = range(SectionKind::Rows);
+        map.read_ahead(rows.start);
         map.want_huge_pages(rows.clone());
         rows.end -= TAIL_PAD_BYTES as usize;
         let (pilots, remap) = (range(SectionKind::Pilots), range(SectionKind::Remap));

@@ -102,6 +102,8 @@ impl PartitionFile {
         behind: Option<&File>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Damage> {
+        // First, so that nothing is still being read when the page cache lets go.
+        let padding = self.verify_padding();
         let mut damage = self.verify_own_checksums();
         let (rows, others): (Vec<_>, Vec<_>) =
             self.units().into_iter().partition(|unit| unit.section.kind == SectionKind::Rows);
@@ -124,7 +126,7 @@ impl PartitionFile {
             }
             damage
         }));
-        self.verify_padding(&mut damage);
+        damage.append(padding);
         if let Some(file) = behind {
             self.release(file, 0..self.file_bytes());
         }
@@ -196,7 +198,8 @@ impl PartitionFile {
 
     /// No checksum covers what only fills space, so it must be zero. The tail pad is covered, and must be
     /// zero as well.
-    fn verify_padding(&self, damage: &mut Damage) {
+    fn verify_padding(&self) -> Damage {
+        let mut damage = Damage::default();
         let mut end = HEADER_BYTES as u64;
         for &Section { kind, offset, length, .. } in &self.header().sections {
             if let Some(offset) = self.first_set(end, offset) {
@@ -209,11 +212,14 @@ impl PartitionFile {
                 damage.add(VerifyError::TailPad { path: self.path().to_owned(), offset });
             }
         }
+        damage
     }
 
     /// The first byte of `from..to` that is not zero, counted from the start of the file.
     fn first_set(&self, from: u64, to: u64) -> Option<u64> {
-        let bytes = &self.map()[from as usize..to as usize];
+        let range = from as usize..to as usize;
+        self.map().will_need(range.clone());
+        let bytes = &self.map()[range];
         bytes.iter().zip(from..).find(|&(&byte, _)| byte != 0).map(|(_, at)| at)
     }
 
