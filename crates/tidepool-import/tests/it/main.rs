@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking; the helpers are part of the tests")]
 
 mod arrays;
+mod batches;
 mod csv;
 mod npy;
 mod parquet;
