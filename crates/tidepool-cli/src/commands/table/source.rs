@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use tidepool_import::{
     ArrayPath, ArraySource, CsvSource, ParquetColumns, ParquetSource, RowSource, ScaleBias, StoredLayout,
     StoredSource, StringIds,
@@ -43,7 +43,7 @@ pub(super) struct SourceArgs {
     #[arg(long, value_name = "WHERE", requires = "stored", default_value = "last")]
     scale_bias: ScaleBias,
     /// With --stored: rows are padded to a multiple of so many bytes (16 in tables for GPUs). Needs --dim.
-    #[arg(long, value_name = "BYTES", requires = "stored", default_value_t = 1)]
+    #[arg(long, value_name = "BYTES", requires = "stored", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     row_align: u32,
     /// With --stored: elements of a row. It follows from the bytes of a row that is not padded.
     #[arg(long, requires = "stored")]
