@@ -202,8 +202,8 @@ fn node_answers(
             if let Some(row) = table.stored.get(&ids[members[at] as usize]) {
                 let weight = weights.get(at).copied();
                 match weight {
-                    Some(w) => kernel.accumulate_weighted(&[row], &[w], &mut sum),
-                    None => kernel.accumulate(&[row], &mut sum),
+                    Some(w) => kernel.accumulate_weighted(&[row], &[w], &[], &mut sum),
+                    None => kernel.accumulate(&[row], &[], &mut sum),
                 }
                 count += 1;
                 weight_sum += weight.unwrap_or(0.0);

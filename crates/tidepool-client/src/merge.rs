@@ -212,10 +212,10 @@ fn sums(
         }
         let vector = &mut out.values[bag * dim..(bag + 1) * dim];
         if weights.is_some() {
-            kernel.accumulate_weighted(&found_rows, &found_weights, vector);
+            kernel.accumulate_weighted(&found_rows, &found_weights, &[], vector);
             out.weight_sums[bag] = found_weights.iter().sum();
         } else {
-            kernel.accumulate(&found_rows, vector);
+            kernel.accumulate(&found_rows, &[], vector);
         }
         out.found[bag] = as_u32(found_rows.len());
     }

@@ -66,7 +66,7 @@ fn pool(c: &mut Criterion) {
                                 *slot = row(id);
                             }
                             acc.fill(0.0);
-                            kernel.accumulate(&bag, &mut acc);
+                            kernel.accumulate(&bag, &[], &mut acc);
                             black_box(&mut acc);
                         }
                     });

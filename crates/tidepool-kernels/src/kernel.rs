@@ -5,7 +5,7 @@ use tidepool_types::RowFormat;
 use crate::{
     QuantizeError,
     isa::Isa,
-    pool::PoolFns,
+    pool::{PoolFns, Rows},
     quantize::{self, QuantizeFn, Quantizer},
 };
 
@@ -68,12 +68,16 @@ impl RowKernel {
 
     /// `acc[d] += value(row)[d]` for each row, in order. `acc` is not cleared first.
     ///
+    /// `later` are rows that will be wanted soon: while one row is added, one of them is asked for
+    /// ([`prefetch_read`](crate::prefetch_read)), so that requests reach the memory at the rate at which it
+    /// can answer them. Those past the number of `rows` are not looked at.
+    ///
     /// # Panics
     /// When `acc` is not `dim` long, or a row is shorter than [`row_bytes`](Self::row_bytes); bytes past
     /// that are ignored.
     #[inline]
-    pub fn accumulate(&self, rows: &[&[u8]], acc: &mut [f32]) {
-        (self.fns.accumulate)(self.dim, rows, acc);
+    pub fn accumulate(&self, rows: &[&[u8]], later: &[&[u8]], acc: &mut [f32]) {
+        (self.fns.accumulate)(self.dim, Rows { now: rows, later }, acc);
     }
 
     /// `acc[d] = fma(weight, value(row)[d], acc[d])` for each row with its weight, in order.
@@ -81,8 +85,8 @@ impl RowKernel {
     /// # Panics
     /// As [`accumulate`](Self::accumulate), and when there are not as many weights as rows.
     #[inline]
-    pub fn accumulate_weighted(&self, rows: &[&[u8]], weights: &[f32], acc: &mut [f32]) {
-        (self.fns.accumulate_weighted)(self.dim, rows, weights, acc);
+    pub fn accumulate_weighted(&self, rows: &[&[u8]], weights: &[f32], later: &[&[u8]], acc: &mut [f32]) {
+        (self.fns.accumulate_weighted)(self.dim, Rows { now: rows, later }, weights, acc);
     }
 
     /// The values of one stored row, written over `out`.

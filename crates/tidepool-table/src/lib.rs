@@ -36,7 +36,6 @@ pub use header::{KeyCheck, SectionKind};
 pub use inspect::{BadFile, IndexInfo, SectionInfo, Verified, verify_version};
 pub use layout::LayoutReader;
 pub use lookup::{Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, Pooled};
-pub use mmap::prefetch_all;
-pub use partition::{PartitionFile, PartitionMeta, PartitionProbe, SectionBytes};
+pub use partition::{PartitionFile, PartitionMeta, SectionBytes};
 pub use residency::{HUGE_WORTH_BYTES, MemoryUse, Residency, ResidencyError, Smaps};
 pub use verify::{Damage, MAX_LISTED_PROBLEMS};

@@ -1,5 +1,4 @@
-//! Memory that lookups read: a mapped file, or a copy in huge pages; and prefetching from it. The only
-//! unsafe code of this crate.
+//! Memory that lookups read: a mapped file, or a copy in huge pages. The only unsafe code of this crate.
 //!
 //! A published file is never changed, and is removed only by unlinking, which leaves the map whole.
 //! Somebody who truncates one in place takes the pages away under the map, and the process that reads
@@ -15,7 +14,8 @@ use std::{
     io,
     ops::{Deref, DerefMut, Range},
     os::fd::AsRawFd,
-    ptr, slice,
+    slice,
+    sync::Arc,
 };
 
 use libc::{
@@ -129,16 +129,56 @@ fn done(result: c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Bytes of a region that is kept for as long as they are. To read them costs no more than a slice does.
+#[derive(Clone, Debug)]
+pub(crate) struct Section {
+    /// Of `region`, whatever the lifetime says: it never leaves this type longer than a borrow of it.
+    bytes: &'static [u8],
+    region: Arc<Region>,
+    /// Where they begin in it.
+    start: usize,
+}
+
+impl Section {
+    #[expect(unsafe_code, reason = "a slice and its owner in one struct")]
+    fn of(region: &Arc<Region>, range: Range<usize>) -> Self {
+        let bytes: *const [u8] = &raw const region.as_slice()[range.clone()];
+        // SAFETY: the region stands at one address until it is dropped, which `region` prevents for as long
+        // as this value is there, and every borrow of the bytes ends with it. Nothing writes them.
+        let bytes = unsafe { &*bytes };
+        Self { bytes, region: region.clone(), start: range.start }
+    }
+
+    /// Where it lies in its region.
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + self.bytes.len()
+    }
+
+    /// Where it lies in memory.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        self.region.addresses(self.range())
+    }
+}
+
+impl Deref for Section {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
 /// The bytes of an immutable file.
 #[derive(Debug)]
-pub(crate) struct MappedFile(Region);
+pub(crate) struct MappedFile(Arc<Region>);
 
 impl MappedFile {
     /// Maps the first `bytes` of `file`, read-only. What is read has nothing read ahead beside it until
     /// [`read_ahead`](Self::read_ahead): around a header page that would be megabytes of rows, in small pages
     /// that stay small.
     pub(crate) fn map(file: &File, bytes: usize) -> io::Result<Self> {
-        let map = Region::map(bytes, Some(file)).map(Self)?;
+        let map = Self(Arc::new(Region::map(bytes, Some(file))?));
         // A hint.
         let _ = map.0.advise(0..bytes, Advice::Random);
         Ok(map)
@@ -176,9 +216,9 @@ impl MappedFile {
         self.0.lock(range)
     }
 
-    /// Where a range lies.
-    pub(crate) fn addresses(&self, range: Range<usize>) -> Range<usize> {
-        self.0.addresses(range)
+    /// A range of it.
+    pub(crate) fn section(&self, range: Range<usize>) -> Section {
+        Section::of(&self.0, range)
     }
 }
 
@@ -204,9 +244,10 @@ impl HugeMemory {
         Ok(Self(region))
     }
 
-    /// Where all of it lies.
-    pub(crate) fn addresses(&self) -> Range<usize> {
-        self.0.addresses(0..self.0.bytes)
+    /// All of it, never to be written again.
+    pub(crate) fn into_section(self) -> Section {
+        let bytes = self.0.bytes;
+        Section::of(&Arc::new(self.0), 0..bytes)
     }
 }
 
@@ -235,38 +276,6 @@ pub(crate) fn lock_limit_bytes() -> Option<u64> {
     // SAFETY: it writes the limit into a struct of its own type, which lives long enough.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
-}
-
-/// Asks the CPU to bring the cache line of `bytes[at]` closer. A hint: an `at` past the end is ignored.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[expect(unsafe_code, reason = "the prefetch instruction is an intrinsic over a raw pointer")]
-pub(crate) fn prefetch(bytes: &[u8], at: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    if let Some(byte) = bytes.get(at) {
-        // SAFETY: the pointer comes from a live reference; a prefetch reads nothing that a program sees
-        // and SSE is part of x86_64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(byte).cast()) }
-    }
-}
-
-/// Elsewhere the CPU's own prefetchers must do.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline]
-pub(crate) fn prefetch(_bytes: &[u8], _at: usize) {}
-
-/// Asks the CPU to bring every cache line of `bytes` closer. A hint: nothing is read.
-#[inline]
-pub fn prefetch_all(bytes: &[u8]) {
-    const LINE_BYTES: usize = 64;
-    prefetch(bytes, 0);
-    prefetch(bytes, bytes.len().wrapping_sub(1));
-    // Few rows are longer.
-    let mut at = LINE_BYTES;
-    while at < bytes.len() {
-        prefetch(bytes, at);
-        at += LINE_BYTES;
-    }
 }
 
 /// How many bytes of a file are in the page cache, whoever brought them there.

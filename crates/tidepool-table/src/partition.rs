@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use tidepool_kernels::prefetch_read;
 use tidepool_types::{Keying, PartitionCount, PartitionIndex, RowFormat, TableVersion, unmix64};
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     },
     index::{Index, IndexShape, Probe},
     lookup::PartitionRows,
-    mmap::{HugeMemory, MappedFile, prefetch, prefetch_all},
+    mmap::{HugeMemory, MappedFile, Section},
 };
 
 /// What a partition file is part of, and how its rows are stored.
@@ -83,29 +84,26 @@ pub struct SectionBytes {
 /// One partition of a layout, mapped read-only. It never changes, and any number of threads may read it.
 #[derive(Debug)]
 pub struct PartitionFile {
+    lookup: Lookup,
     path: PathBuf,
     map: Arc<MappedFile>,
-    /// What lookups read, when it is read from here and not from the map.
-    copy: Option<Copied>,
+    copied: bool,
     header: Header,
     meta: PartitionMeta,
-    index: IndexShape,
-    /// Those of `meta`, computed once.
-    row_bytes: usize,
-    stride: usize,
-    /// Rows without the tail pad.
-    rows: Range<usize>,
-    cold_keys: Range<usize>,
-    pilots: Range<usize>,
-    remap: Range<usize>,
 }
 
-/// Rows, pilots and remap in memory of their own.
+/// All that finding a row reads of a partition, side by side: a lookup meets another partition with every
+/// id.
 #[derive(Debug)]
-struct Copied {
-    rows: HugeMemory,
-    pilots: HugeMemory,
-    remap: HugeMemory,
+#[repr(align(64))]
+struct Lookup {
+    /// Without the tail pad: `row_count` rows of `stride` bytes.
+    rows: Section,
+    row_count: u64,
+    stride: usize,
+    pilots: Section,
+    remap: Section,
+    index: IndexShape,
 }
 
 impl PartitionFile {
@@ -169,20 +167,15 @@ impl PartitionFile {
         rows.end -= TAIL_PAD_BYTES as usize;
         let (pilots, remap) = (range(SectionKind::Pilots), range(SectionKind::Remap));
         map.want_huge_pages(pilots.start..remap.end);
-        Ok(Self {
-            path: path.to_owned(),
-            row_bytes: meta.row_bytes(),
+        let lookup = Lookup {
+            rows: map.section(rows),
+            row_count: header.rows,
             stride: meta.stride(),
-            meta,
+            pilots: map.section(pilots),
+            remap: map.section(remap),
             index: footer.index,
-            rows,
-            cold_keys: range(SectionKind::ColdKeys),
-            pilots,
-            remap,
-            map: Arc::new(map),
-            copy: None,
-            header,
-        })
+        };
+        Ok(Self { lookup, path: path.to_owned(), map: Arc::new(map), copied: false, header, meta })
     }
 
     /// What the file is part of.
@@ -206,17 +199,18 @@ impl PartitionFile {
             return None;
         }
         match self.meta.keying {
-            Keying::Dense => self.stride_of(location.key),
+            Keying::Dense => self.lookup.row(location.key),
             Keying::Hashed => {
-                let row = self.stride_of(self.index_row(location.key)?)?;
-                Some(self.confirm(row, location.key)).filter(|row| !row.is_empty())
+                let row_bytes = self.meta.row_bytes();
+                let row = self.lookup.row(self.index_row(location.key)?)?;
+                Self::is_of(row, row_bytes, location.key).then(|| &row[..row_bytes])
             }
         }
     }
 
     /// Every id with its stored row, in row order. Ids are exact for both key checks.
     pub fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let (stride, row_bytes) = (self.stride, self.row_bytes);
+        let (stride, row_bytes) = (self.meta.stride(), self.meta.row_bytes());
         self.rows()
             .chunks_exact(stride)
             .zip(0u64..)
@@ -260,73 +254,55 @@ impl PartitionFile {
 
     /// Which row the index gives for a key, whether or not it is that key's.
     pub(crate) fn index_row(&self, key: u64) -> Option<u64> {
-        let index = self.index();
+        let index = self.lookup.index();
         index.row(index.probe(key))
     }
 
     /// The rows without the tail pad.
-    #[inline]
     pub(crate) fn rows(&self) -> &[u8] {
-        self.copy.as_ref().map_or_else(|| &self.map[self.rows.clone()], |copy| &copy.rows)
+        &self.lookup.rows
     }
 
-    #[inline]
     pub(crate) fn pilots(&self) -> &[u8] {
-        self.copy.as_ref().map_or_else(|| &self.map[self.pilots.clone()], |copy| &copy.pilots)
+        &self.lookup.pilots
     }
 
-    #[inline]
     pub(crate) fn remap(&self) -> &[u8] {
-        self.copy.as_ref().map_or_else(|| &self.map[self.remap.clone()], |copy| &copy.remap)
+        &self.lookup.remap
     }
 
     /// The map and the ranges of it that lookups read; `None` when they read a copy.
     pub(crate) fn mapped_ranges(&self) -> Option<(&MappedFile, [Range<usize>; 3])> {
-        let ranges = [self.rows.clone(), self.pilots.clone(), self.remap.clone()];
-        self.copy.is_none().then_some((&*self.map, ranges))
+        let mut rows = section_range(&self.header, SectionKind::Rows);
+        rows.end -= TAIL_PAD_BYTES as usize;
+        let [pilots, remap] =
+            [SectionKind::Pilots, SectionKind::Remap].map(|kind| section_range(&self.header, kind));
+        (!self.copied).then_some((&*self.map, [rows, pilots, remap]))
     }
 
     /// Where the bytes lie that lookups read.
     pub(crate) fn lookup_addresses(&self) -> [Range<usize>; 3] {
-        match &self.copy {
-            Some(copy) => [copy.rows.addresses(), copy.pilots.addresses(), copy.remap.addresses()],
-            None => [&self.rows, &self.pilots, &self.remap].map(|range| self.map.addresses(range.clone())),
-        }
+        let Lookup { rows, pilots, remap, .. } = &self.lookup;
+        [rows, pilots, remap].map(Section::addresses)
     }
 
     /// The same file, of which lookups read this copy.
     pub(crate) fn with_copy(&self, rows: HugeMemory, pilots: HugeMemory, remap: HugeMemory) -> Self {
+        let [rows, pilots, remap] = [rows, pilots, remap].map(HugeMemory::into_section);
         Self {
+            lookup: Lookup { rows, pilots, remap, ..self.lookup },
             path: self.path.clone(),
             map: self.map.clone(),
-            copy: Some(Copied { rows, pilots, remap }),
+            copied: true,
             header: self.header.clone(),
             meta: self.meta.clone(),
-            index: self.index,
-            row_bytes: self.row_bytes,
-            stride: self.stride,
-            rows: self.rows.clone(),
-            cold_keys: self.cold_keys.clone(),
-            pilots: self.pilots.clone(),
-            remap: self.remap.clone(),
         }
     }
 
     /// Whether lookups read a copy of the file and not its map.
     #[must_use]
     pub fn is_copied(&self) -> bool {
-        self.copy.is_some()
-    }
-
-    fn index(&self) -> Index<'_> {
-        Index::new(self.index, self.pilots(), self.remap())
-    }
-
-    /// The bytes of a row, key check included; `None` past the last row.
-    #[inline]
-    fn stride_of(&self, row: u64) -> Option<&[u8]> {
-        let at = usize::try_from(row).ok()?.checked_mul(self.stride)?;
-        self.rows().get(at..at.checked_add(self.stride)?)
+        self.copied
     }
 
     /// The id of a row, given its key check.
@@ -334,7 +310,7 @@ impl PartitionFile {
         match self.meta.key_check {
             KeyCheck::None => row * u64::from(self.meta.partitions.get()) + u64::from(self.meta.partition.0),
             KeyCheck::Fingerprint32 => {
-                let cold = &self.map[self.cold_keys.clone()];
+                let cold = self.section(SectionKind::ColdKeys);
                 let low = cold.get(row as usize * 4..).map_or(0, le_u32);
                 unmix64(u64::from(le_u32(check)) << 32 | u64::from(low))
             }
@@ -343,50 +319,55 @@ impl PartitionFile {
     }
 }
 
-/// A key on its way to its row in a [`PartitionFile`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PartitionProbe {
-    key: u64,
-    /// Of no meaning in a dense partition, where the key is the row.
-    index: Probe,
+impl Lookup {
+    #[inline]
+    fn index(&self) -> Index<'_> {
+        Index::new(self.index, &self.pilots, &self.remap)
+    }
+
+    /// The bytes of a row, key check included; `None` past the last row.
+    #[inline]
+    fn row(&self, row: u64) -> Option<&[u8]> {
+        if row >= self.row_count {
+            return None;
+        }
+        // It cannot wrap: that many strides are the rows.
+        let at = (row as usize).wrapping_mul(self.stride);
+        self.rows.get(at..)?.get(..self.stride)
+    }
 }
 
 impl PartitionRows for PartitionFile {
-    type Probe = PartitionProbe;
+    type Probe = Probe;
 
     #[inline]
-    fn probe(&self, key: u64) -> PartitionProbe {
-        match self.meta.key_check {
-            KeyCheck::None => PartitionProbe { key, index: Probe::default() },
-            KeyCheck::Fingerprint32 | KeyCheck::FullKeys => {
-                let index = self.index();
-                let probe = index.probe(key);
-                prefetch(index.pilots(), probe.pilot_at);
-                PartitionProbe { key, index: probe }
+    fn row(&self, key: u64) -> &[u8] {
+        self.lookup.row(key).unwrap_or_default()
+    }
+
+    #[inline]
+    fn probe(&self, key: u64) -> Probe {
+        let probe = self.lookup.index().probe(key);
+        let pilot = self.lookup.pilots.get(probe.pilot_at);
+        prefetch_read(pilot.map_or(&[], std::slice::from_ref));
+        probe
+    }
+
+    #[inline]
+    fn seek(&self, probe: Probe) -> &[u8] {
+        let row = self.lookup.index().row(probe);
+        row.and_then(|row| self.lookup.row(row)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn is_of(row: &[u8], row_bytes: usize, key: u64) -> bool {
+        match row.get(row_bytes..) {
+            Some(check) if check.len() == KeyCheck::Fingerprint32.bytes() => {
+                le_u32(check) == fingerprint(key)
             }
+            Some(check) if check.len() == KeyCheck::FullKeys.bytes() => le_u64(check) == key,
+            _ => false,
         }
-    }
-
-    #[inline]
-    fn seek(&self, probe: PartitionProbe) -> &[u8] {
-        let row = match self.meta.key_check {
-            KeyCheck::None => Some(probe.key),
-            KeyCheck::Fingerprint32 | KeyCheck::FullKeys => self.index().row(probe.index),
-        };
-        let bytes = row.and_then(|row| self.stride_of(row)).unwrap_or_default();
-        prefetch_all(bytes);
-        bytes
-    }
-
-    #[inline]
-    fn confirm<'a>(&self, candidate: &'a [u8], key: u64) -> &'a [u8] {
-        let Some((row, check)) = candidate.split_at_checked(self.row_bytes) else { return &[] };
-        let matches = match self.meta.key_check {
-            KeyCheck::None => true,
-            KeyCheck::Fingerprint32 => le_u32(check) == fingerprint(key),
-            KeyCheck::FullKeys => le_u64(check) == key,
-        };
-        if matches { row } else { &[] }
     }
 }
 

@@ -77,13 +77,16 @@ impl StagedDir {
         for entry in entries {
             let name = entry.map_err(failed("listing", &self.parent))?.file_name();
             let path = self.parent.join(&name);
-            if is_temporary(&name, &prefix) && path.is_dir() && lock(&path)?.is_some() {
-                match fs::remove_dir_all(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(failed("removing", &path)(error));
-                    }
-                    _ => {}
+            if !is_temporary(&name, &prefix) || !path.is_dir() {
+                continue;
+            }
+            // Held until it is gone, or a build that has just made it could begin to fill it.
+            let Some(_held) = lock(&path)? else { continue };
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("removing", &path)(error));
                 }
+                _ => {}
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::{hint::black_box, sync::Barrier, thread};
 
 use tidepool_table::{Bags, LayoutView, LookupScratch, NotHeld, PartitionRows, Pooled};
+use tidepool_types::Keying;
 
 use super::limit;
 use crate::{
@@ -82,7 +83,10 @@ impl<'a> Worker<'a> {
             let id = id_of(schema.keying, self.draw.row(&mut self.random));
             self.ids.push(id.to_le_bytes());
             let at = schema.keying.locate(id, schema.partitions);
-            let row = self.view.partition(at.partition).map(|file| file.seek(file.probe(at.key)));
+            let row = self.view.partition(at.partition).map(|file| match schema.keying {
+                Keying::Dense => file.row(at.key),
+                Keying::Hashed => file.seek(file.probe(at.key)),
+            });
             self.rows.push(row.unwrap_or_default());
         }
         for weight in self.weights.iter_mut().flatten() {

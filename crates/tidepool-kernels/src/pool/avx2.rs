@@ -14,7 +14,7 @@ use std::arch::x86_64::{
 use tidepool_types::RowFormat;
 
 use super::{
-    PoolFns, check, check_weights,
+    PoolFns, Rows, check, check_weights,
     scalar::{self, Codec, F16, F32, Int4, Int8},
 };
 use crate::isa::Isa;
@@ -55,20 +55,20 @@ const fn known_dim<const DIM: usize>(dim: usize) -> usize {
     if DIM == 0 { dim } else { DIM }
 }
 
-fn accumulate<C: WideCodec, const DIM: usize>(dim: usize, rows: &[&[u8]], acc: &mut [f32]) {
-    check(C::FORMAT, known_dim::<DIM>(dim), rows, acc);
+fn accumulate<C: WideCodec, const DIM: usize>(dim: usize, rows: Rows<'_>, acc: &mut [f32]) {
+    check(C::FORMAT, known_dim::<DIM>(dim), rows.now, acc);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
     unsafe { pool::<C, false, DIM>(rows, &[], acc) }
 }
 
 fn accumulate_weighted<C: WideCodec, const DIM: usize>(
     dim: usize,
-    rows: &[&[u8]],
+    rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
-    check(C::FORMAT, known_dim::<DIM>(dim), rows, acc);
-    check_weights(rows, weights);
+    check(C::FORMAT, known_dim::<DIM>(dim), rows.now, acc);
+    check_weights(rows.now, weights);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
     unsafe { pool::<C, true, DIM>(rows, weights, acc) }
 }
@@ -194,7 +194,7 @@ fn decode(codes: __m256i, [scale, bias]: [__m256; 2]) -> __m256 {
 /// there is a weight for each; `acc` has `DIM` columns, or any number when `DIM` is 0.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const DIM: usize>(
-    rows: &[&[u8]],
+    mut rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
@@ -203,27 +203,32 @@ unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const DIM: usize>(
     while column + 64 <= dim {
         // SAFETY: the caller's promises, and 64 columns are left; blocks start at multiples of 16.
         unsafe { pool_block::<C, WEIGHTED, 4>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 64;
     }
     if column + 32 <= dim {
         // SAFETY: the caller's promises, and 32 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 2>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 32;
     }
     if column + 16 <= dim {
         // SAFETY: the caller's promises, and 16 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 1>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 16;
     }
     if column == dim {
         return;
     }
     if WEIGHTED {
-        for (row, &weight) in rows.iter().zip(weights) {
+        for (at, (row, &weight)) in rows.now.iter().zip(weights).enumerate() {
+            rows.ask(at, C::FORMAT, dim);
             scalar::add_row_weighted::<C>(column, row, weight, acc);
         }
     } else {
-        for row in rows {
+        for (at, row) in rows.now.iter().enumerate() {
+            rows.ask(at, C::FORMAT, dim);
             scalar::add_row::<C>(column, row, acc);
         }
     }
@@ -239,7 +244,7 @@ unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const DIM: usize>(
 unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
     first: usize,
     dim: usize,
-    rows: &[&[u8]],
+    rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
@@ -248,7 +253,8 @@ unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
         // SAFETY: `acc` has the columns of this block.
         *sum = unsafe { load_columns(acc, first + 16 * group) };
     }
-    for (at, row) in rows.iter().enumerate() {
+    for (at, row) in rows.now.iter().enumerate() {
+        rows.ask(at, C::FORMAT, dim);
         // SAFETY: the caller's promises are this function's needs.
         let scale_bias = unsafe { C::wide_scale_bias(row, dim) };
         let weight = if WEIGHTED { _mm256_set1_ps(weights[at]) } else { _mm256_setzero_ps() };

@@ -22,7 +22,7 @@ use std::arch::x86_64::{
 use tidepool_types::RowFormat;
 
 use super::{
-    PoolFns, check, check_weights,
+    PoolFns, Rows, check, check_weights,
     scalar::{Codec, F16, F32, Int4, Int8},
 };
 use crate::isa::Isa;
@@ -66,20 +66,20 @@ const fn known_dim<const GROUPS: usize>(dim: usize) -> usize {
     if GROUPS == 0 { dim } else { GROUPS * LANES }
 }
 
-fn accumulate<C: WideCodec, const GROUPS: usize>(dim: usize, rows: &[&[u8]], acc: &mut [f32]) {
-    check(C::FORMAT, known_dim::<GROUPS>(dim), rows, acc);
+fn accumulate<C: WideCodec, const GROUPS: usize>(dim: usize, rows: Rows<'_>, acc: &mut [f32]) {
+    check(C::FORMAT, known_dim::<GROUPS>(dim), rows.now, acc);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
     unsafe { pool::<C, false, GROUPS>(rows, &[], acc) }
 }
 
 fn accumulate_weighted<C: WideCodec, const GROUPS: usize>(
     dim: usize,
-    rows: &[&[u8]],
+    rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
-    check(C::FORMAT, known_dim::<GROUPS>(dim), rows, acc);
-    check_weights(rows, weights);
+    check(C::FORMAT, known_dim::<GROUPS>(dim), rows.now, acc);
+    check_weights(rows.now, weights);
     // SAFETY: `fns` gave this function out after it saw the features; the lengths were just checked.
     unsafe { pool::<C, true, GROUPS>(rows, weights, acc) }
 }
@@ -329,7 +329,7 @@ impl WideCodec for F32 {
 /// there is a weight for each; `acc` has `16 * GROUPS` columns, or any number when `GROUPS` is 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
-    rows: &[&[u8]],
+    mut rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
@@ -343,27 +343,32 @@ unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
     while column + 16 * LANES <= dim {
         // SAFETY: the caller's promises, and 256 columns are left; blocks start at multiples of 16.
         unsafe { pool_block::<C, WEIGHTED, 16>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 16 * LANES;
     }
     // Fewer than sixteen registers are left: eight, four, two and one make up any number of them.
     if column + 8 * LANES <= dim {
         // SAFETY: the caller's promises, and 128 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 8>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 8 * LANES;
     }
     if column + 4 * LANES <= dim {
         // SAFETY: the caller's promises, and 64 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 4>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 4 * LANES;
     }
     if column + 2 * LANES <= dim {
         // SAFETY: the caller's promises, and 32 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 2>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += 2 * LANES;
     }
     if column + LANES <= dim {
         // SAFETY: the caller's promises, and 16 columns are left.
         unsafe { pool_block::<C, WEIGHTED, 1>(column, dim, rows, weights, acc) };
+        rows.later = &[];
         column += LANES;
     }
     if column < dim {
@@ -382,7 +387,7 @@ unsafe fn pool<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
 unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
     start: usize,
     dim: usize,
-    rows: &[&[u8]],
+    rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
@@ -393,7 +398,8 @@ unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
         // SAFETY: the CPU has the features.
         *sum = unsafe { C::to_lanes(columns) };
     }
-    for (at, row) in rows.iter().enumerate() {
+    for (at, row) in rows.now.iter().enumerate() {
+        rows.ask(at, C::FORMAT, dim);
         // SAFETY: the caller's promises are this function's needs.
         let decoder = unsafe { C::decoder(row, dim) };
         let weight = if WEIGHTED { _mm512_set1_ps(weights[at]) } else { _mm512_setzero_ps() };
@@ -419,7 +425,7 @@ unsafe fn pool_block<C: WideCodec, const WEIGHTED: bool, const GROUPS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn pool_rest<C: WideCodec, const WEIGHTED: bool>(
     start: usize,
-    rows: &[&[u8]],
+    rows: Rows<'_>,
     weights: &[f32],
     acc: &mut [f32],
 ) {
@@ -430,7 +436,8 @@ unsafe fn pool_rest<C: WideCodec, const WEIGHTED: bool>(
     let columns = unsafe { _mm512_maskz_loadu_ps(first(count), at_start) };
     // SAFETY: the CPU has the features.
     let mut sum = unsafe { C::to_lanes(columns) };
-    for (at, row) in rows.iter().enumerate() {
+    for (at, row) in rows.now.iter().enumerate() {
+        rows.ask(at, C::FORMAT, dim);
         // SAFETY: the caller's promises are this function's needs.
         let decoder = unsafe { C::decoder(row, dim) };
         // SAFETY: the row is long enough for `dim` columns, and these are the last of them.

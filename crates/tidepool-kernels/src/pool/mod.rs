@@ -11,16 +11,34 @@ mod tests;
 
 use tidepool_types::RowFormat;
 
-use crate::isa::Isa;
+use crate::{isa::Isa, prefetch::prefetch_lines};
 
-type AccumulateWeighted = fn(usize, &[&[u8]], &[f32], &mut [f32]);
+type AccumulateWeighted = fn(usize, Rows<'_>, &[f32], &mut [f32]);
+
+/// Rows to add, and rows to ask for meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) now: &'a [&'a [u8]],
+    pub(crate) later: &'a [&'a [u8]],
+}
+
+impl Rows<'_> {
+    /// To be called while row `at` is added, in the first block of columns only. Rows are of `dim` columns;
+    /// a slice with a key behind its row is asked for with that.
+    #[inline(always)]
+    fn ask(&self, at: usize, format: RowFormat, dim: usize) {
+        if let Some(row) = self.later.get(at) {
+            prefetch_lines(row, row_bytes(format, dim).saturating_add(size_of::<u64>()));
+        }
+    }
+}
 
 /// What one instruction set does for one row format. Each function takes the dimension first and checks
 /// the lengths of its slices with [`check`], so each is safe to call with anything.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolFns {
     /// `(dim, rows, acc)`.
-    pub(crate) accumulate: fn(usize, &[&[u8]], &mut [f32]),
+    pub(crate) accumulate: fn(usize, Rows<'_>, &mut [f32]),
     /// `(dim, rows, weights, acc)`.
     pub(crate) accumulate_weighted: AccumulateWeighted,
     /// `(dim, row, out)`.
@@ -48,12 +66,18 @@ impl PoolFns {
     }
 }
 
+/// Bytes of a row of `dim` columns. No row is as long as the largest number, so no slice passes for one.
+#[inline(always)]
+fn row_bytes(format: RowFormat, dim: usize) -> usize {
+    u32::try_from(dim).map_or(usize::MAX, |dim| format.row_bytes(dim))
+}
+
 /// Panics unless `out` has `dim` elements and every row at least the bytes that the format needs. All
 /// unsafe code of this folder stands on this check.
 #[inline]
 fn check(format: RowFormat, dim: usize, rows: &[&[u8]], out: &[f32]) {
     assert_eq!(out.len(), dim, "elements of the vector that rows of dimension {dim} are added to");
-    let row_bytes = u32::try_from(dim).map_or(usize::MAX, |dim| format.row_bytes(dim));
+    let row_bytes = row_bytes(format, dim);
     for (at, row) in rows.iter().enumerate() {
         assert!(row.len() >= row_bytes, "row {at} has {} bytes, not {row_bytes}", row.len());
     }

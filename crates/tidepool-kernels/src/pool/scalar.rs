@@ -4,7 +4,7 @@
 use half::f16;
 use tidepool_types::RowFormat;
 
-use super::{PoolFns, check, check_weights};
+use super::{PoolFns, Rows, check, check_weights};
 
 /// How the elements of a row are read. `row` has been checked to be long enough for `dim`.
 pub(super) trait Codec {
@@ -117,17 +117,19 @@ pub(super) fn read_row<C: Codec>(first: usize, row: &[u8], out: &mut [f32]) {
     }
 }
 
-fn accumulate<C: Codec>(dim: usize, rows: &[&[u8]], acc: &mut [f32]) {
-    check(C::FORMAT, dim, rows, acc);
-    for row in rows {
+fn accumulate<C: Codec>(dim: usize, rows: Rows<'_>, acc: &mut [f32]) {
+    check(C::FORMAT, dim, rows.now, acc);
+    for (at, row) in rows.now.iter().enumerate() {
+        rows.ask(at, C::FORMAT, dim);
         add_row::<C>(0, row, acc);
     }
 }
 
-fn accumulate_weighted<C: Codec>(dim: usize, rows: &[&[u8]], weights: &[f32], acc: &mut [f32]) {
-    check(C::FORMAT, dim, rows, acc);
-    check_weights(rows, weights);
-    for (row, &weight) in rows.iter().zip(weights) {
+fn accumulate_weighted<C: Codec>(dim: usize, rows: Rows<'_>, weights: &[f32], acc: &mut [f32]) {
+    check(C::FORMAT, dim, rows.now, acc);
+    check_weights(rows.now, weights);
+    for (at, (row, &weight)) in rows.now.iter().zip(weights).enumerate() {
+        rows.ask(at, C::FORMAT, dim);
         add_row_weighted::<C>(0, row, weight, acc);
     }
 }

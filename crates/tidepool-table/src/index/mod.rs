@@ -99,7 +99,7 @@ pub(crate) struct Index<'a> {
 
 /// A key on its way to its row: what is known before its pilot is read.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Probe {
+pub struct Probe {
     x: u64,
     part: u64,
     /// Where the pilot stands.
@@ -111,11 +111,6 @@ impl<'a> Index<'a> {
     /// fewer, answers are wrong but still below the row count.
     pub(crate) const fn new(shape: IndexShape, pilots: &'a [u8], remap: &'a [u8]) -> Self {
         Self { shape, pilots, remap }
-    }
-
-    /// The pilot bytes, for prefetching.
-    pub(crate) const fn pilots(&self) -> &'a [u8] {
-        self.pilots
     }
 
     /// First half of a lookup: arithmetic only.

@@ -33,17 +33,16 @@ impl<P: PartitionRows> LayoutView<P> {
         let mut copied = 0;
         while copied < ids.len() {
             let to = (copied + COPY_IDS).min(ids.len());
-            resolver.advance_to(to - 1)?;
-            for row in &resolver.rows[copied..to] {
-                if row.is_empty() {
-                    out.rows.resize(out.rows.len() + row_bytes, 0);
-                } else {
-                    out.rows.extend_from_slice(row);
+            resolver.ready(to, 0)?;
+            for row in &resolver.rows()[copied..to] {
+                match row.get(..row_bytes) {
+                    Some(row) => out.rows.extend_from_slice(row),
+                    None => out.rows.resize(out.rows.len() + row_bytes, 0),
                 }
             }
             copied = to;
         }
-        scratch.rows = recycle(resolver.rows);
+        scratch.rows = recycle(resolver.into_rows());
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! Lookups over a layout: packed ids to stored rows, or to one sum per bag. A node and the benches call
 //! the same two functions, [`LayoutView::gather`] and [`LayoutView::pool`].
 //!
-//! Ids are found in blocks, each a step ahead of the next in memory, and sums are taken while the rows of
-//! later ids are on their way (`resolve.rs`). Nothing is allocated per id, and no lock is taken.
+//! Rows are found and asked for a stretch ahead of their use (`resolve.rs`), and sums are taken while they are
+//! on their way. Nothing is allocated per id, and no lock is taken.
 
 mod gather;
 mod pool;
@@ -38,22 +38,26 @@ pub struct LookupScratch {
     sum: Vec<f32>,
 }
 
-/// Rows by key, found in steps, so that the cache misses of many keys overlap: each step asks the memory
-/// for what the next one reads. A [`PartitionFile`], or in tests whatever they like.
+/// Rows by key: a [`PartitionFile`], or in tests whatever they like. Hashed keys are found in steps, so that
+/// the cache misses of many of them overlap. Keys are those of
+/// [`Keying::locate`](tidepool_types::Keying::locate).
 pub trait PartitionRows: Send + Sync + 'static {
-    /// What is known of a key before memory is read.
+    /// What is known of a hashed key before memory is read.
     type Probe: Copy + Default;
 
-    /// Arithmetic only. `key` is that of [`Keying::locate`](tidepool_types::Keying::locate).
+    /// The row of a dense key; empty when there is none. Does not read it.
+    fn row(&self, key: u64) -> &[u8];
+
+    /// The first step to the row of a hashed key: asks the memory for what [`seek`](Self::seek) reads.
     fn probe(&self, key: u64) -> Self::Probe;
 
-    /// The row that has the key if any has it, with its key check; empty when there is none. Does not
-    /// read it.
+    /// The row that has the hashed key if any has it, with its key check; empty when there is none. Does
+    /// not read it.
     fn seek(&self, probe: Self::Probe) -> &[u8];
 
-    /// The stored row, when it is that of `key`; empty when it is not. `candidate` is what
-    /// [`seek`](Self::seek) gave for that key.
-    fn confirm<'a>(&self, candidate: &'a [u8], key: u64) -> &'a [u8];
+    /// Whether a row that [`seek`](Self::seek) gave is that of `key`: what follows its first `row_bytes`
+    /// bytes says so.
+    fn is_of(row: &[u8], row_bytes: usize, key: u64) -> bool;
 }
 
 /// Which ids have no row.

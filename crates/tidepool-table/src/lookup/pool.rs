@@ -4,7 +4,7 @@
 use super::{LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, recycle, resolve::Resolver};
 
 /// Members whose rows are handed to the kernel in one call.
-const PIECE_ROWS: usize = 128;
+const PIECE_ROWS: usize = 32;
 
 /// Which ids are summed into which vector: packed little-endian numbers, as they travel.
 #[derive(Clone, Copy, Debug)]
@@ -64,31 +64,29 @@ impl<P: PartitionRows> LayoutView<P> {
                 left -= now;
                 let (these, later) = members.split_at(now);
                 members = later;
-                piece.clear();
-                if let Some(all) = member_weights {
+                weights.clear();
+                if let Some(all) = &mut member_weights {
                     let (these_weights, later) = all.split_at(now);
-                    member_weights = Some(later);
-                    weights.clear();
-                    for (&member, &weight) in these.iter().zip(these_weights) {
-                        let row = resolver.row_of(member)?;
-                        if !row.is_empty() {
-                            let weight = f32::from_le_bytes(weight);
-                            piece.push(row);
-                            weights.push(weight);
-                            weight_sum += weight;
-                        }
-                    }
-                    self.kernel.accumulate_weighted(&piece, weights, sum);
-                } else {
-                    for &member in these {
-                        let row = resolver.row_of(member)?;
-                        if !row.is_empty() {
-                            piece.push(row);
-                        }
-                    }
-                    self.kernel.accumulate(&piece, sum);
+                    *all = later;
+                    weights.extend(these_weights.iter().map(|weight| f32::from_le_bytes(*weight)));
                 }
-                count += piece.len() as u32;
+                let (in_order, end) = reach(these);
+                resolver.ready(end, now)?;
+                let ask = resolver.later(now);
+                let all_rows = resolver.rows();
+                let rows = if in_order && resolver.missing.count == 0 {
+                    &all_rows[end - now..end]
+                } else {
+                    collect(all_rows, these, weights, &mut piece);
+                    &piece
+                };
+                if bags.weights.is_some() {
+                    self.kernel.accumulate_weighted(rows, weights, &all_rows[ask], sum);
+                    weight_sum = weights.iter().fold(weight_sum, |sum, weight| sum + weight);
+                } else {
+                    self.kernel.accumulate(rows, &all_rows[ask], sum);
+                }
+                count += rows.len() as u32;
             }
             let numbers = sum.iter().map(|v| v.to_le_bytes());
             extend(&mut out.sums, numbers);
@@ -99,22 +97,41 @@ impl<P: PartitionRows> LayoutView<P> {
         }
         assert!(members.is_empty(), "bag lengths that leave {} members over", members.len());
         // Ids that no bag has are looked up too, for they may be missing.
-        resolver.advance_to(ids.len())?;
-        scratch.rows = recycle(resolver.rows);
+        resolver.ready(ids.len(), 0)?;
+        scratch.rows = recycle(resolver.into_rows());
         scratch.piece = recycle(piece);
         Ok(())
     }
 }
 
-impl<'a, P: PartitionRows> Resolver<'a, '_, P> {
-    #[inline]
-    fn row_of(&mut self, member: [u8; 4]) -> Result<&'a [u8], NotHeld> {
-        let member = u32::from_le_bytes(member) as usize;
-        if member >= self.ready {
-            self.advance_to(member)?;
+/// Whether members stand for consecutive ids, as they mostly do where an id is first seen; and the first
+/// position past all of them.
+#[inline]
+fn reach(members: &[[u8; 4]]) -> (bool, usize) {
+    let at = |member: &[u8; 4]| u32::from_le_bytes(*member);
+    let first = members.first().map_or(0, at);
+    let in_order =
+        members.iter().zip(0u32..).fold(true, |all, (m, n)| all & (at(m) == first.wrapping_add(n)));
+    let last =
+        if in_order { members.last().map_or(0, at) } else { members.iter().map(at).max().unwrap_or(0) };
+    (in_order, last as usize + 1)
+}
+
+/// Writes the rows of members over `piece`, and leaves out what is missing, with its weight.
+fn collect<'a>(rows: &[&'a [u8]], members: &[[u8; 4]], weights: &mut Vec<f32>, piece: &mut Vec<&'a [u8]>) {
+    piece.clear();
+    let mut kept = 0;
+    for (at, member) in members.iter().enumerate() {
+        let row = rows[u32::from_le_bytes(*member) as usize];
+        if !row.is_empty() {
+            piece.push(row);
+            if let Some(&weight) = weights.get(at) {
+                weights[kept] = weight;
+                kept += 1;
+            }
         }
-        Ok(self.rows[member])
     }
+    weights.truncate(kept);
 }
 
 impl Pooled {

@@ -1,25 +1,32 @@
-//! From packed ids to rows, a few blocks ahead of whoever reads them.
+//! From packed ids to rows, a stretch ahead of whoever reads them.
 //!
-//! Block `b` is located and its pilots are asked for; the rows of block `b - 1` are asked for; and block
-//! `b - 2`, whose rows have arrived by now, is checked against its keys. Dense ids need no pilot and no
-//! check: their rows are asked for at once, and stand ready a stretch ahead of their use.
+//! A dense id is a row number: arithmetic. A hashed id takes two reads on its way, its pilot and then the
+//! key check of the row, so hashed ids go in blocks: while the pilots of one block come from memory, the
+//! rows of the block before are computed, and rows are compared with their keys just before they are read.
+//!
+//! A row that is known is not yet asked for: that is done one at a time ([`Resolver::later`]), while rows that
+//! have arrived are added. Asked for in bursts, they would wait for each other, and the memory would rest
+//! while the CPU adds.
 
+use std::ops::Range;
+
+use tidepool_kernels::prefetch_read;
 use tidepool_types::Keying;
 
 use super::{LayoutView, Missing, NotHeld, PartitionRows};
 
-/// Ids that go through one step together: enough to fill the queue of outstanding misses, few enough that
-/// what was asked for is still in the first cache when it is read.
-const BLOCK_IDS: usize = 16;
+/// Ids that are found together.
+const BLOCK_IDS: usize = 64;
 
-/// How far dense rows are asked for ahead of their use.
-const DENSE_AHEAD_IDS: usize = 32;
+/// How far rows are asked for ahead of their use: from here on, farther was no faster (docs/benchmarks.md).
+const AHEAD_LINES: usize = 64;
+
+const LINE_BYTES: usize = 64;
 
 /// An id on its way.
 struct Pending<'a, P: PartitionRows> {
     /// `None` only in places that no id has reached.
     partition: Option<&'a P>,
-    key: u64,
     probe: P::Probe,
 }
 
@@ -35,17 +42,18 @@ impl<P: PartitionRows> Copy for Pending<'_, P> {}
 pub(super) struct Resolver<'a, 'q, P: PartitionRows> {
     layout: &'a LayoutView<P>,
     ids: &'q [[u8; 8]],
-    /// Rows of the first ids, as many as there are; empty where missing.
-    pub(super) rows: Vec<&'a [u8]>,
-    pub(super) missing: &'q mut Missing,
-    /// Ids before this may be read: their rows are here, or were asked for long enough ago.
-    pub(super) ready: usize,
-    /// Ids located, ids whose rows were asked for.
+    /// Rows of the first ids with their key checks, as many as there are; empty where missing. Those before
+    /// `checked` are known to be of their ids.
+    rows: Vec<&'a [u8]>,
+    checked: usize,
+    /// Rows before this were asked for.
+    asked: usize,
+    /// [`AHEAD_LINES`], in rows.
+    ahead: usize,
+    /// Ids located: those past `rows` are pending.
     located: usize,
-    sought: usize,
-    /// The blocks between `rows.len()` and `sought`, and between `sought` and `located`.
-    candidates: [(Option<&'a P>, u64, &'a [u8]); BLOCK_IDS],
-    probes: [Pending<'a, P>; BLOCK_IDS],
+    pending: [Pending<'a, P>; BLOCK_IDS],
+    pub(super) missing: &'q mut Missing,
 }
 
 impl<'a, 'q, P: PartitionRows> Resolver<'a, 'q, P> {
@@ -58,85 +66,117 @@ impl<'a, 'q, P: PartitionRows> Resolver<'a, 'q, P> {
     ) -> Self {
         missing.clear();
         rows.reserve(ids.len());
-        let none = Pending { partition: None, key: 0, probe: P::Probe::default() };
+        let lines = layout.kernel.row_bytes() / LINE_BYTES + 1;
         Self {
             layout,
             ids,
             rows,
-            missing,
-            ready: 0,
+            checked: 0,
+            asked: 0,
+            ahead: (AHEAD_LINES / lines).max(2),
             located: 0,
-            sought: 0,
-            candidates: [(None, 0, &[]); BLOCK_IDS],
-            probes: [none; BLOCK_IDS],
+            pending: [Pending { partition: None, probe: P::Probe::default() }; BLOCK_IDS],
+            missing,
         }
     }
 
-    /// Finds rows until `position` is ready, or all of them.
+    /// Makes the rows of the ids before `end` readable. `later` of them the caller will ask for itself,
+    /// through [`later`](Self::later), before it comes here again.
     ///
     /// # Errors
     /// [`NotHeld`] for the first id whose partition is not.
-    pub(super) fn advance_to(&mut self, position: usize) -> Result<(), NotHeld> {
-        while self.ready <= position && self.ready < self.ids.len() {
+    #[inline]
+    pub(super) fn ready(&mut self, end: usize, later: usize) -> Result<(), NotHeld> {
+        let want = (end + self.ahead).min(self.ids.len());
+        if self.rows.len() < want {
             match self.layout.schema.keying {
-                Keying::Dense => self.step_dense()?,
-                Keying::Hashed => self.step_hashed()?,
+                Keying::Dense => self.find_dense(want)?,
+                Keying::Hashed => self.find_hashed(want)?,
             }
         }
+        let now = want.saturating_sub(later);
+        if self.asked < now {
+            self.rows[self.asked..now].iter().for_each(|row| prefetch_read(row));
+            self.asked = now;
+        }
+        if self.checked < end {
+            self.check(end);
+        }
         Ok(())
     }
 
+    /// The next `count` rows to be asked for, as far as there are.
     #[inline]
-    fn locate(layout: &'a LayoutView<P>, id: [u8; 8]) -> Result<(&'a P, u64), NotHeld> {
-        let schema = &layout.schema;
-        let at = schema.keying.locate(u64::from_le_bytes(id), schema.partitions);
-        let partition = layout.partition(at.partition).ok_or(NotHeld(at.partition))?;
-        Ok((partition, at.key))
+    pub(super) fn later(&mut self, count: usize) -> Range<usize> {
+        let to = (self.asked + count).min(self.rows.len());
+        let from = std::mem::replace(&mut self.asked, to);
+        from..to
     }
 
-    /// Asks for the rows of the next block.
-    fn step_dense(&mut self) -> Result<(), NotHeld> {
-        let from = self.rows.len();
-        let to = (from + BLOCK_IDS).min(self.ids.len());
-        for &id in &self.ids[from..to] {
-            let (partition, key) = Self::locate(self.layout, id)?;
-            let row = partition.confirm(partition.seek(partition.probe(key)), key);
-            self.push(row);
-        }
-        self.ready = if to == self.ids.len() { to } else { to.saturating_sub(DENSE_AHEAD_IDS) };
-        Ok(())
-    }
-
-    /// Moves every block one step on.
-    fn step_hashed(&mut self) -> Result<(), NotHeld> {
-        // Rows of the block before the last have arrived.
-        for at in 0..self.sought - self.rows.len() {
-            let (partition, key, candidate) = self.candidates[at];
-            let row = partition.map_or(&[][..], |p| p.confirm(candidate, key));
-            self.push(row);
-        }
-        // So have pilots of the last block.
-        let block = self.located - self.sought;
-        for (candidate, pending) in self.candidates.iter_mut().zip(&self.probes[..block]) {
-            let row = pending.partition.map_or(&[][..], |p| p.seek(pending.probe));
-            *candidate = (pending.partition, pending.key, row);
-        }
-        self.sought = self.located;
-        let to = (self.located + BLOCK_IDS).min(self.ids.len());
-        for (pending, &id) in self.probes.iter_mut().zip(&self.ids[self.located..to]) {
-            let (partition, key) = Self::locate(self.layout, id)?;
-            *pending = Pending { partition: Some(partition), key, probe: partition.probe(key) };
-        }
-        self.located = to;
-        self.ready = self.rows.len();
-        Ok(())
-    }
-
+    /// Rows of ids in order, those before the last `end` of [`ready`](Self::ready) readable; empty where
+    /// missing, and with their key checks where not.
     #[inline]
-    fn push(&mut self, row: &'a [u8]) {
-        if row.is_empty() {
-            self.missing.mark(self.rows.len(), self.ids.len());
+    pub(super) fn rows(&self) -> &[&'a [u8]] {
+        &self.rows
+    }
+
+    /// The room to work in.
+    pub(super) fn into_rows(self) -> Vec<&'a [u8]> {
+        self.rows
+    }
+
+    /// Finds rows until there are `want`, or a few more.
+    fn find_dense(&mut self, want: usize) -> Result<(), NotHeld> {
+        let (from, layout) = (self.rows.len(), self.layout);
+        let to = want.next_multiple_of(BLOCK_IDS).min(self.ids.len());
+        let (mut not_held, mut all_found) = (None, true);
+        self.rows.extend(self.ids[from..to].iter().map(|id| {
+            let at = Keying::Dense.locate(u64::from_le_bytes(*id), layout.schema.partitions);
+            let Some(partition) = layout.partition(at.partition) else {
+                not_held = not_held.or(Some(NotHeld(at.partition)));
+                return [].as_slice();
+            };
+            let row = partition.row(at.key);
+            all_found &= !row.is_empty();
+            row
+        }));
+        if !all_found {
+            let empty = (from..to).filter(|&at| self.rows[at].is_empty());
+            empty.for_each(|at| self.missing.mark(at, self.ids.len()));
         }
-        self.rows.push(row);
+        self.checked = to;
+        not_held.map_or(Ok(()), Err)
+    }
+
+    /// As [`find_dense`](Self::find_dense), but the rows may turn out to be those of other ids.
+    fn find_hashed(&mut self, want: usize) -> Result<(), NotHeld> {
+        let layout = self.layout;
+        while self.rows.len() < want {
+            // Their pilots were asked for when the last block was found.
+            let found = &self.pending[..self.located - self.rows.len()];
+            self.rows.extend(found.iter().map(|id| id.partition.map_or(&[][..], |p| p.seek(id.probe))));
+            let to = (self.located + BLOCK_IDS).min(self.ids.len());
+            for (pending, id) in self.pending.iter_mut().zip(&self.ids[self.located..to]) {
+                let at = Keying::Hashed.locate(u64::from_le_bytes(*id), layout.schema.partitions);
+                let partition = &**layout.partition(at.partition).ok_or(NotHeld(at.partition))?;
+                *pending = Pending { partition: Some(partition), probe: partition.probe(at.key) };
+            }
+            self.located = to;
+        }
+        Ok(())
+    }
+
+    /// Compares the rows before `end` with the keys that they should have.
+    fn check(&mut self, end: usize) {
+        let row_bytes = self.layout.kernel.row_bytes();
+        let range = self.checked..end;
+        for ((at, id), row) in range.clone().zip(&self.ids[range.clone()]).zip(&mut self.rows[range]) {
+            let key = Keying::Hashed.locate(u64::from_le_bytes(*id), self.layout.schema.partitions).key;
+            if !P::is_of(row, row_bytes, key) {
+                *row = &[];
+                self.missing.mark(at, self.ids.len());
+            }
+        }
+        self.checked = end;
     }
 }

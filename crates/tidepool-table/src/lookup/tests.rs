@@ -16,6 +16,10 @@ struct Plain(HashMap<u64, Vec<u8>>);
 impl PartitionRows for Plain {
     type Probe = u64;
 
+    fn row(&self, key: u64) -> &[u8] {
+        self.seek(key)
+    }
+
     fn probe(&self, key: u64) -> u64 {
         key
     }
@@ -24,8 +28,8 @@ impl PartitionRows for Plain {
         self.0.get(&key).map_or(&[], Vec::as_slice)
     }
 
-    fn confirm<'a>(&self, candidate: &'a [u8], _key: u64) -> &'a [u8] {
-        candidate
+    fn is_of(row: &[u8], _row_bytes: usize, _key: u64) -> bool {
+        !row.is_empty()
     }
 }
 

@@ -67,7 +67,7 @@ fn ten_gigabytes_are_open_and_looked_up_at_once() {
 
     let begun = Instant::now();
     let file = PartitionFile::open(&path).unwrap();
-    let last = file.seek(file.probe(ROWS - 1));
+    let last = file.row(ROWS - 1);
     let took = begun.elapsed();
     assert!(file.file_bytes() > 10_000_000_000);
     assert_eq!(last, &[0u8; 36][..]);
