@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidepool_kernels::RowKernel;
-use tidepool_table::{LayoutView, PartitionFile};
+use tidepool_table::{LayoutView, PartitionFile, PartitionRows};
 use tidepool_types::{Epoch, Name, PartitionCount, PartitionIndex, TableSchema, TableVersion};
 
 use crate::error::NotServed;
@@ -24,7 +24,7 @@ impl<P> Clone for Snapshot<P> {
     }
 }
 
-impl<P> Default for Snapshot<P> {
+impl<P: PartitionRows> Default for Snapshot<P> {
     fn default() -> Self {
         Self::at(Epoch::default())
     }
@@ -34,7 +34,7 @@ fn is<P>(layout: &LayoutView<P>, version: &TableVersion, partitions: PartitionCo
     layout.schema().partitions == partitions && &layout.schema().table_version == version
 }
 
-impl<P> Snapshot<P> {
+impl<P: PartitionRows> Snapshot<P> {
     /// Nothing is served yet, at `epoch`.
     pub(crate) const fn at(epoch: Epoch) -> Self {
         Self { epoch, tables: BTreeMap::new() }

@@ -340,6 +340,11 @@ impl Lookup {
 impl PartitionRows for PartitionFile {
     type Probe = Probe;
 
+    fn bytes(&self) -> u64 {
+        let Lookup { rows, pilots, remap, .. } = &self.lookup;
+        [rows, pilots, remap].iter().map(|section| section.len() as u64).sum()
+    }
+
     #[inline]
     fn row(&self, key: u64) -> &[u8] {
         self.lookup.row(key).unwrap_or_default()

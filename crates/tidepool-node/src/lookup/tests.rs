@@ -21,6 +21,10 @@ struct Plain(HashMap<u64, Vec<u8>>);
 impl PartitionRows for Plain {
     type Probe = u64;
 
+    fn bytes(&self) -> u64 {
+        0
+    }
+
     fn row(&self, key: u64) -> &[u8] {
         self.seek(key)
     }

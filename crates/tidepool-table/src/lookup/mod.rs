@@ -25,6 +25,8 @@ pub struct LayoutView<P = PartitionFile> {
     schema: TableSchema,
     kernel: RowKernel,
     partitions: Vec<Option<Arc<P>>>,
+    /// Of the partitions that are held.
+    held_bytes: u64,
 }
 
 /// What one lookup after the other works in, so that none of them has to make room first.
@@ -44,6 +46,9 @@ pub struct LookupScratch {
 pub trait PartitionRows: Send + Sync + 'static {
     /// What is known of a hashed key before memory is read.
     type Probe: Copy + Default;
+
+    /// Bytes that lookups read.
+    fn bytes(&self) -> u64;
 
     /// The row of a dense key; empty when there is none. Does not read it.
     fn row(&self, key: u64) -> &[u8];
@@ -79,7 +84,7 @@ impl<P> LayoutView<P> {
     #[must_use]
     pub fn new(schema: TableSchema, kernel: RowKernel) -> Self {
         let partitions = schema.partitions.indexes().map(|_| None).collect();
-        Self { schema, kernel, partitions }
+        Self { schema, kernel, partitions, held_bytes: 0 }
     }
 
     /// What the rows are, and how they are cut.
@@ -105,11 +110,15 @@ impl<P> LayoutView<P> {
     pub fn partitions(&self) -> impl Iterator<Item = &Arc<P>> {
         self.partitions.iter().flatten()
     }
+}
 
+impl<P: PartitionRows> LayoutView<P> {
     /// Puts a partition in its place. One that the layout does not have is ignored.
     pub fn insert(&mut self, partition: PartitionIndex, rows: Arc<P>) {
         if let Some(place) = self.partitions.get_mut(partition.0 as usize) {
-            *place = Some(rows);
+            let bytes = rows.bytes();
+            let before = place.replace(rows).map_or(0, |before| before.bytes());
+            self.held_bytes = self.held_bytes - before + bytes;
         }
     }
 }
@@ -117,7 +126,12 @@ impl<P> LayoutView<P> {
 // Derived, this would ask for `P: Clone`.
 impl<P> Clone for LayoutView<P> {
     fn clone(&self) -> Self {
-        Self { schema: self.schema.clone(), kernel: self.kernel, partitions: self.partitions.clone() }
+        Self {
+            schema: self.schema.clone(),
+            kernel: self.kernel,
+            partitions: self.partitions.clone(),
+            held_bytes: self.held_bytes,
+        }
     }
 }
 

@@ -9,12 +9,16 @@ use super::*;
 
 const DIM: u32 = 4;
 
-/// A partition that is a map from key to f32 row; a row is told from that of another key by nothing.
-#[derive(Default)]
-struct Plain(HashMap<u64, Vec<u8>>);
+/// A partition that is a map from key to f32 row; a row is told from that of another key by nothing. It
+/// says that it has so many bytes.
+struct Plain(HashMap<u64, Vec<u8>>, u64);
 
 impl PartitionRows for Plain {
     type Probe = u64;
+
+    fn bytes(&self) -> u64 {
+        self.1
+    }
 
     fn row(&self, key: u64) -> &[u8] {
         self.seek(key)
@@ -38,7 +42,7 @@ fn value(id: u64, rows: u64) -> Option<[f32; DIM as usize]> {
     (id < rows && !id.is_multiple_of(3)).then(|| [0.0, 1.1, 2.2, 3.3].map(|d| (id as f32).sqrt() + d))
 }
 
-fn view(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>) -> LayoutView<Plain> {
+fn view(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>, bytes: u64) -> LayoutView<Plain> {
     let schema = TableSchema {
         table_version: TableVersion { table: Name::new("user").unwrap(), version: Name::new("v1").unwrap() },
         dim: DIM,
@@ -49,7 +53,7 @@ fn view(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>) -> Layo
         default_row: Vec::new(),
         composite: None,
     };
-    let mut parts: Vec<Plain> = schema.partitions.indexes().map(|_| Plain::default()).collect();
+    let mut parts: Vec<Plain> = schema.partitions.indexes().map(|_| Plain(HashMap::new(), bytes)).collect();
     for (id, row) in (0..rows).filter_map(|id| Some((id, value(id, rows)?))) {
         let at = keying.locate(id, schema.partitions);
         let row = row.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -93,8 +97,9 @@ proptest! {
         keying in keyings(),
         log in 0u32..4,
         ids in proptest::collection::vec(0u64..400, 0..300),
+        bytes in prop_oneof![Just(0), Just(u64::MAX / 16)],
     ) {
-        let view = view(keying, 1 << log, 300, None);
+        let view = view(keying, 1 << log, 300, None, bytes);
         // What an earlier lookup left behind must not show.
         let mut scratch = LookupScratch::default();
         let mut out = Gathered::default();
@@ -112,8 +117,9 @@ proptest! {
         shape in proptest::collection::vec(proptest::collection::vec((any::<u32>(), -4i8..4), 0..300), 0..6),
         in_order: bool,
         weighted: bool,
+        bytes in prop_oneof![Just(0), Just(u64::MAX / 16)],
     ) {
-        let view = view(keying, 4, 300, None);
+        let view = view(keying, 4, 300, None, bytes);
         let mut next = 0;
         let bags: Vec<Vec<(u32, f32)>> = shape.iter().map(|bag| bag.iter().map(|&(member, weight)| {
             next += 1;
@@ -160,7 +166,7 @@ proptest! {
 #[test]
 fn a_partition_that_is_not_held_is_named() {
     for keying in [Keying::Dense, Keying::Hashed] {
-        let view = view(keying, 4, 100, Some(2));
+        let view = view(keying, 4, 100, Some(2), 0);
         let count = PartitionCount::new(4).unwrap();
         let (gone, held): (Vec<u64>, Vec<u64>) =
             (0..100).partition(|&id| keying.locate(id, count).partition.0 == 2);
