@@ -5,8 +5,7 @@
 )]
 
 /// What a CPU moves at once.
-#[cfg(target_arch = "x86_64")]
-const LINE_BYTES: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// Asks the CPU to bring every cache line of `bytes` into the second-level cache. A hint that never waits
 /// for memory and never faults: ask for a row some tens of rows before it is read, and the wait is gone.
@@ -22,8 +21,8 @@ pub fn prefetch_read(bytes: &[u8]) {
     }
 }
 
-/// As [`prefetch_read`] for a slice of `length` bytes or a few more, which costs no branch where the length
-/// is known when this is compiled.
+/// As [`prefetch_read`] for a slice whose lines begin in its first `length` bytes, but for the last one. It costs
+/// no branch where the length is known when this is compiled.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn prefetch_lines(bytes: &[u8], length: usize) {

@@ -10,6 +10,7 @@
 //! that `/proc/self/smaps` shows a region apart from its neighbours.
 
 use std::{
+    fmt,
     fs::File,
     io,
     ops::{Deref, DerefMut, Range},
@@ -130,7 +131,7 @@ fn done(result: c_int) -> io::Result<()> {
 }
 
 /// Bytes of a region that is kept for as long as they are. To read them costs no more than a slice does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Section {
     /// Of `region`, whatever the lifetime says: it never leaves this type longer than a borrow of it.
     bytes: &'static [u8],
@@ -157,6 +158,13 @@ impl Section {
     /// Where it lies in memory.
     pub(crate) fn addresses(&self) -> Range<usize> {
         self.region.addresses(self.range())
+    }
+}
+
+/// Not the bytes: there may be gigabytes.
+impl fmt::Debug for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Section").field(&self.range()).finish()
     }
 }
 

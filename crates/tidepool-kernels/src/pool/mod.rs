@@ -11,7 +11,10 @@ mod tests;
 
 use tidepool_types::RowFormat;
 
-use crate::{isa::Isa, prefetch::prefetch_lines};
+use crate::{
+    isa::Isa,
+    prefetch::{LINE_BYTES, prefetch_lines},
+};
 
 type AccumulateWeighted = fn(usize, Rows<'_>, &[f32], &mut [f32]);
 
@@ -24,12 +27,15 @@ pub(crate) struct Rows<'a> {
 
 impl Rows<'_> {
     /// To be called while row `at` is added, in the first block of columns only. Rows are of `dim` columns;
-    /// a slice with a key behind its row is asked for with that.
+    /// a slice with a key behind its row, of 8 bytes at most, is asked for with that.
     #[inline(always)]
     fn ask(&self, at: usize, format: RowFormat, dim: usize) {
-        if let Some(row) = self.later.get(at) {
-            prefetch_lines(row, row_bytes(format, dim).saturating_add(size_of::<u64>()));
-        }
+        let Some(row) = self.later.get(at) else { return };
+        let row_bytes = row_bytes(format, dim);
+        let with_key = row_bytes.saturating_add(size_of::<u64>());
+        // For nearly all dimensions no line begins in the key, and this is known when it is compiled.
+        let same_lines = row_bytes.div_ceil(LINE_BYTES) == with_key.div_ceil(LINE_BYTES);
+        prefetch_lines(row, if same_lines { row_bytes } else { row.len().min(with_key) });
     }
 }
 

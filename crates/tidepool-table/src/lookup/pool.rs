@@ -72,14 +72,13 @@ impl<P: PartitionRows> LayoutView<P> {
                 }
                 let (in_order, end) = reach(these);
                 resolver.ready(end, now)?;
-                let ask = resolver.later(now);
+                let as_they_are = in_order && resolver.missing.count == 0;
+                if !as_they_are {
+                    collect(resolver.rows(), these, weights, &mut piece);
+                }
+                let ask = resolver.later(if as_they_are { now } else { piece.len() });
                 let all_rows = resolver.rows();
-                let rows = if in_order && resolver.missing.count == 0 {
-                    &all_rows[end - now..end]
-                } else {
-                    collect(all_rows, these, weights, &mut piece);
-                    &piece
-                };
+                let rows = if as_they_are { &all_rows[end - now..end] } else { &piece };
                 if bags.weights.is_some() {
                     self.kernel.accumulate_weighted(rows, weights, &all_rows[ask], sum);
                     weight_sum = weights.iter().fold(weight_sum, |sum, weight| sum + weight);

@@ -23,7 +23,7 @@ const BLOCK_IDS: usize = 128;
 /// (docs/benchmarks.md).
 const BURST_BYTES: u64 = 1 << 30;
 
-/// How far rows are asked for ahead of their use: from here on, farther was no faster (docs/benchmarks.md).
+/// How far rows are asked for ahead of their use. Farther was no faster.
 const AHEAD_LINES: usize = 64;
 
 const LINE_BYTES: usize = 64;
