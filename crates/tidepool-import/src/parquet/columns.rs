@@ -31,6 +31,8 @@ pub(super) enum Wrong {
 pub(super) enum WrongRow {
     Null,
     NullElement(usize),
+    /// A definition level above that of a value.
+    Level(i16),
     Length(usize),
     Negative(i64),
     TooLarge(usize, f64),
@@ -53,6 +55,10 @@ impl Wrong {
         match problem {
             WrongRow::Null => ImportError::Null { path, row: at, column },
             WrongRow::NullElement(element) => ImportError::NullElement { path, row: at, column, element },
+            WrongRow::Level(found) => {
+                let source = ParquetError::General(format!("no value has the definition level {found}"));
+                ImportError::ParquetColumn { path, column, row: at, source }
+            }
             WrongRow::Length(found) => {
                 ImportError::VectorLength { path, row: at, column, found, expected: dim }
             }
@@ -90,11 +96,18 @@ impl<T: DataType> Leaf<T> {
 
     /// Of a column without lists: that none is null.
     fn all_defined(&self, level: i16) -> Result<(), Wrong> {
-        match self.definitions.iter().position(|&definition| definition < level) {
-            Some(at) => Err(Wrong::Row(at, WrongRow::Null)),
+        match undefined(&self.definitions, level) {
+            Some((at, found)) if found < level => Err(Wrong::Row(at, WrongRow::Null)),
+            Some((at, found)) => Err(Wrong::Row(at, WrongRow::Level(found))),
             None => Ok(()),
         }
     }
+}
+
+/// The first definition level that is not a value's, and where. The library gives values for exactly those that
+/// are; in a damaged file some are above it.
+fn undefined(definitions: &[i16], level: i16) -> Option<(usize, i16)> {
+    definitions.iter().copied().enumerate().find(|&(_, definition)| definition != level)
 }
 
 /// The ids of a row group.
@@ -239,11 +252,13 @@ fn check_lists(
         match list {
             [first] if *first < levels.element - 1 => return wrong(WrongRow::Null),
             [first] if *first < levels.element => return wrong(WrongRow::Length(0)),
-            list => {
-                if let Some(element) = list.iter().position(|&definition| definition < levels.value) {
+            list => match undefined(list, levels.value) {
+                Some((element, found)) if found < levels.value => {
                     return wrong(WrongRow::NullElement(element));
                 }
-            }
+                Some((_, found)) => return wrong(WrongRow::Level(found)),
+                None => {}
+            },
         }
         if *dim.get_or_insert(list.len()) != list.len() {
             return wrong(WrongRow::Length(list.len()));

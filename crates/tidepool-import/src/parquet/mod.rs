@@ -10,6 +10,7 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 
+use parquet::errors::ParquetError;
 use tidepool_types::RowFormat;
 
 pub use self::schema::ParquetColumns;
@@ -134,6 +135,11 @@ impl ParquetSource {
                 let (path, column) = (path.clone(), column.clone());
                 return Err(ImportError::RowCount { path, column, row: first + found as u64 });
             }
+        }
+        // The first vector is as long as it is.
+        if known.is_some_and(|dim| self.values.len() != rows * dim) {
+            let problem = format!("{} elements in {rows} vectors of {dim}", self.values.len());
+            return Err(wrong(&self.columns.vector, Wrong::Bytes(ParquetError::General(problem))));
         }
         group.rows_left -= rows as u64;
         (self.first, self.next) = (first, 0);

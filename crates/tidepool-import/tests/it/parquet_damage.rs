@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
+use ::parquet::data_type::{FloatType, Int64Type};
 use proptest::prelude::*;
 use tidepool_import::{ImportError, ParquetColumns, ParquetSource, RowSource, StringIds};
 
-use crate::{Files, error_of, parquet::plain};
+use crate::{
+    Files, error_of,
+    parquet::{Column, plain, write},
+};
 
 fn columns() -> ParquetColumns {
     ParquetColumns { string_ids: Some(StringIds::Xxh3), ..ParquetColumns::default() }
@@ -36,6 +40,48 @@ fn a_dictionary_that_is_not_there_is_an_error_and_no_panic() {
     assert!(matches!(&error, ImportError::ParquetColumn { .. }), "{error}");
     let why = std::error::Error::source(&error).unwrap().to_string();
     assert!(why.contains("the decoder gave up"), "{why}");
+}
+
+/// Of two row groups of four rows, one bit is another: in the pages, not in the footer. The definition level 2 of
+/// all values becomes 3, among much else, for which the Parquet library gives no values and no error.
+#[test]
+fn a_bit_flipped_anywhere_in_the_pages_is_an_error_or_other_values() {
+    let schema = "message m { required int64 id; \
+        optional group embedding (LIST) { repeated group list { required float element; } } }";
+    let files = Files::new();
+    let group = || {
+        (
+            Column::<Int64Type>(&[8, 2, 3, 4], &[], &[]),
+            Column::<FloatType>(
+                &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+                &[2; 8],
+                &[0, 1, 0, 1, 0, 1, 0, 1],
+            ),
+        )
+    };
+    write(&files.dir.path().join("x.parquet"), schema, &[group(), group()]);
+    let whole = std::fs::read(files.dir.path().join("x.parquet")).unwrap();
+    let (rest, _) = whole.split_last_chunk::<4>().unwrap();
+    let (rest, footer) = rest.split_last_chunk::<4>().unwrap();
+    let pages = rest.len() - u32::from_le_bytes(*footer) as usize;
+    let mut levels_above = vec![];
+    for bit in 4 * 8..pages * 8 {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let outcome =
+            ParquetSource::open(&files.write("x.parquet", bytes), &columns()).and_then(|mut source| {
+                let mut values = vec![0.0; source.dim() as usize];
+                while source.next_row(&mut values)?.is_some() {}
+                Ok(())
+            });
+        if let Err(ImportError::ParquetColumn { path, column, row, source }) = outcome
+            && source.to_string().contains("no value has the definition level 3")
+        {
+            assert!(path.ends_with("x.parquet") && column == "embedding");
+            levels_above.push(row);
+        }
+    }
+    assert_eq!(levels_above, [0, 4]);
 }
 
 proptest! {
