@@ -14,7 +14,7 @@ use crate::{
     source::{Position, RowSource},
 };
 
-/// Values of a batch, in bytes: enough rows for every thread, whatever the dimension.
+/// Bytes of a batch, ids and positions with its values: enough rows for every thread, whatever the dimension.
 const BATCH_BYTES: usize = 32 << 20;
 
 /// Rows on their way from the reader to the builder.
@@ -84,8 +84,8 @@ impl Batch {
 /// Pushes every row of `source` into `builder` and gives their number. `progress` is told how many are
 /// done, now and then and at the end.
 ///
-/// One thread reads, up to two batches ahead; the builder's threads quantize. A batch has 32 MiB of values, so
-/// this takes about 150 MiB on top of what the source and the builder say they need.
+/// One thread reads, up to two batches ahead; the builder's threads quantize. A batch has 32 MiB, so this
+/// takes about 150 MiB on top of what the source and the builder say they need.
 ///
 /// # Errors
 /// [`ImportError`]: the file is not what it should be, the builder refuses a row, the dimensions of the
@@ -99,7 +99,8 @@ pub fn import(
     if source.dim() != dim {
         return Err(ImportError::DimMismatch { path: source.path().into(), found: source.dim(), dim });
     }
-    let rows_each = (BATCH_BYTES / size_of::<f32>() / dim.max(1) as usize).max(1);
+    let row_bytes = dim as usize * size_of::<f32>() + size_of::<u64>() + size_of::<Position>();
+    let rows_each = (BATCH_BYTES / row_bytes).max(1);
     let path: PathBuf = Path::to_path_buf(source.path());
     let mut rows = 0;
     thread::scope(|scope| {
