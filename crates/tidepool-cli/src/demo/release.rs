@@ -92,7 +92,7 @@ fn find(
 ) -> Option<(ArtifactStore, ReleaseManifest, TrainingReport)> {
     let text = fs::read(dir.join(TRAINING_FILE)).ok()?;
     let training: Training = serde_json::from_slice(&text).ok()?;
-    let store = ArtifactStore::open(dir.join(STORE_DIR)).ok()?;
+    let store = ArtifactStore::open_existing(dir.join(STORE_DIR)).ok()?;
     let files = store.release(model, release).ok()?;
     // A table that lost a file, or a part of one, is trained anew and not waited for until nodes have given up.
     for table_version in &files.manifest.tables {

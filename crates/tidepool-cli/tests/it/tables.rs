@@ -103,7 +103,9 @@ fn every_damaged_file_is_named() {
 fn what_is_not_there_is_said_and_nothing_is_made() {
     let dir = TempDir::new().unwrap();
     let store = dir.path().join("nowhere");
-    for words in ["table verify t@v1", "table inspect t@v1", "table lookup t@v1 7"] {
+    for words in
+        ["table verify t@v1", "table inspect t@v1", "table lookup t@v1 7", "table export t@v1 --to x.csv"]
+    {
         let (code, said) = failure(&with_store(words, &text(&store)));
         assert!(code == 1 && said.contains("no artifact store"), "{said}");
         assert!(!store.exists(), "{words}");

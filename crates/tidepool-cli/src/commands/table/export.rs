@@ -56,7 +56,7 @@ impl FileFormat {
 }
 
 pub(super) fn run(args: &Export, output: Output) -> Result<()> {
-    let store = ArtifactStore::open(&args.store)?;
+    let store = ArtifactStore::open_existing(&args.store)?;
     store.table_manifest(&args.table_version)?;
     let layout = LayoutReader::open(&store.table_dir(&args.table_version))?;
     let schema = &layout.manifest().schema;
