@@ -8,7 +8,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,7 @@ use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
 use tidepool_runtime::{error::chain, health::Health};
 use tidepool_store::ArtifactStore;
-use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile};
+use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile, Smaps};
 use tidepool_types::{PartitionIndex, TableSchema, TableVersion};
 use tokio::{
     sync::{Semaphore, watch},
@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
-    residency::{Bringing, Policy, Resident},
+    residency::{Bringing, Policy, bring, log},
     state::{Held, NodeState, WarmUp},
 };
 
@@ -67,21 +67,54 @@ struct Job {
 struct Plan {
     jobs: Vec<Job>,
     /// Served from their maps, of versions that have become large enough to miss huge pages.
-    grown: Vec<(Wanted, Bringing)>,
+    grown: Vec<Unmeasured>,
+}
+
+/// A partition that is served, and of which it is to be read what memory it takes.
+struct Unmeasured {
+    wanted: Wanted,
+    file: Arc<PartitionFile>,
+    version_bytes: u64,
+    /// Whether a copy is to be made if it turns out to miss huge pages.
+    may_copy: bool,
 }
 
 /// A partition that was served from its map and has been brought to where it should lie meanwhile.
 struct Brought {
     wanted: Wanted,
     file: Arc<PartitionFile>,
-    resident: Result<Resident, LoadError>,
+    version_bytes: u64,
+    /// Whether it was to be copied and not just warmed.
+    to_copy: bool,
+    /// To be served instead; `None` when `file` stays.
+    copy: Result<Option<Arc<PartitionFile>>, LoadError>,
 }
+
+/// What goes on while partitions are served, from one assignment to the next.
+#[derive(Default)]
+struct Background {
+    tasks: JoinSet<Brought>,
+    unmeasured: Vec<Unmeasured>,
+    /// Not before this is memory measured while there is other work.
+    measure_after: Option<Instant>,
+    /// Whether it was said that memory cannot be measured.
+    told: bool,
+}
+
+impl Background {
+    fn is_due(&self) -> bool {
+        self.measure_after.is_none_or(|after| Instant::now() >= after)
+    }
+}
+
+/// Reading what memory is taken walks all of the process's pages: of the time, at most one part in so many.
+const MEASURE_SHARE: u32 = 50;
 
 impl Loader {
     /// Works on the newest assignment until the node stops.
     pub(crate) async fn run(self, mut assignments: watch::Receiver<Option<Arc<Assignment>>>) {
         self.publish();
-        let mut background = JoinSet::new();
+        let mut background = Background::default();
         while let Some(assignment) = self.next_assignment(&mut assignments).await {
             self.save(&assignment).await;
             // Until another comes. What fails is tried again after a while: a file may have been replaced.
@@ -114,13 +147,11 @@ impl Loader {
         &self,
         assignment: &Arc<Assignment>,
         assignments: &mut watch::Receiver<Option<Arc<Assignment>>>,
-        background: &mut JoinSet<Brought>,
+        background: &mut Background,
     ) -> std::ops::ControlFlow<()> {
         use std::ops::ControlFlow::{Break, Continue};
         let Plan { jobs, grown } = self.plan(assignment).await;
-        for (wanted, bringing) in grown {
-            background.spawn(self.bring_later(wanted, bringing));
-        }
+        background.unmeasured.extend(grown);
         let mut loads = stream::iter(jobs)
             .map(|job| {
                 let (store, verified) = (self.store.clone(), self.verified.clone());
@@ -129,10 +160,8 @@ impl Loader {
                     let loaded = spawn_blocking(move || load(&wanted, &store, &verified)).await;
                     let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
                     let loaded = match loaded {
-                        Ok(file) if !self.policy.in_background() => {
-                            self.bring_in(self.bringing(&job, Arc::new(file))).await
-                        }
-                        other => other.map(|file| (Arc::new(file), MemoryUse::default())),
+                        Ok(file) if !self.policy.in_background() => self.bring_in(&job, Arc::new(file)).await,
+                        other => other.map(Arc::new),
                     };
                     (job, loaded)
                 }
@@ -143,20 +172,22 @@ impl Loader {
                 () = self.shutdown.cancelled() => return Break(()),
                 // What is being loaded goes on in the background; that it was verified is remembered.
                 _ = assignments.changed() => return Break(()),
-                Some(Ok(brought)) = background.join_next() => self.swap(brought),
+                Some(Ok(brought)) = background.tasks.join_next() => self.swap(brought, background),
                 loaded = loads.next() => match loaded {
                     Some((job, loaded)) => {
-                        if let Ok((file, _)) = &loaded && self.policy.in_background() {
-                            let bringing = self.bringing(&job, file.clone());
-                            background.spawn(self.bring_later(job.wanted.clone(), bringing));
-                        }
+                        let file = loaded.as_ref().ok().cloned();
                         self.settle(&job, loaded);
+                        self.after(job, file, background);
                     }
                     None => break,
                 },
             }
+            if background.is_due() {
+                self.measure(background).await;
+            }
         }
         self.let_go(assignment);
+        self.measure(background).await;
         let failed = self.state.borrow().counts().failed > 0;
         let again = async {
             if failed {
@@ -170,42 +201,94 @@ impl Loader {
             tokio::select! {
                 () = self.shutdown.cancelled() => return Break(()),
                 _ = assignments.changed() => return Break(()),
-                Some(Ok(brought)) = background.join_next() => self.swap(brought),
+                Some(Ok(brought)) = background.tasks.join_next() => self.swap(brought, background),
                 () = &mut again => return Continue(()),
+            }
+            if background.is_due() || background.tasks.is_empty() {
+                self.measure(background).await;
             }
         }
     }
 
     /// A loaded partition on its way to where it should lie.
-    fn bringing(&self, job: &Job, file: Arc<PartitionFile>) -> Bringing {
+    fn bringing(
+        &self,
+        job: &Job,
+        file: Arc<PartitionFile>,
+        is_wanted: Box<dyn Fn() -> bool + Send>,
+    ) -> Bringing {
         job.warm_up.note(0, file.lookup_bytes());
         let (state, metrics) = (self.state.subscribe(), self.metrics.clone());
         let noted = Box::new(move || metrics.show_warm_up(&state.borrow()));
-        Bringing { file, version_bytes: job.version_bytes, warm_up: Some(job.warm_up.clone()), noted }
+        Bringing { file, warm_up: Some(job.warm_up.clone()), to_copy: false, noted, is_wanted }
     }
 
     /// Brings a partition to where it should lie before it is served.
-    async fn bring_in(&self, bringing: Bringing) -> Result<(Arc<PartitionFile>, MemoryUse), LoadError> {
-        let file = bringing.file.clone();
-        let resident = bring(self.policy.clone(), self.one_at_a_time.clone(), bringing).await?;
-        if let Some(copy) = &resident.copy {
+    async fn bring_in(&self, job: &Job, file: Arc<PartitionFile>) -> Result<Arc<PartitionFile>, LoadError> {
+        // Dropped with this future when another assignment comes.
+        let left = CancellationToken::new();
+        let _guard = left.clone().drop_guard();
+        let bringing = self.bringing(job, file.clone(), Box::new(move || !left.is_cancelled()));
+        let copy = bring(self.policy.clone(), self.one_at_a_time.clone(), bringing).await?;
+        if let Some(copy) = &copy {
             release(copy.clone());
         }
-        Ok((resident.copy.unwrap_or(file), resident.memory))
+        Ok(copy.unwrap_or(file))
     }
 
-    /// The same while it is served.
-    fn bring_later(&self, wanted: Wanted, bringing: Bringing) -> impl Future<Output = Brought> + use<> {
-        let file = bringing.file.clone();
+    /// What remains to be done of a partition that has been loaded and is served.
+    fn after(&self, job: Job, file: Option<Arc<PartitionFile>>, background: &mut Background) {
+        let Some(file) = file else { return };
+        if self.policy.in_background() {
+            let bringing = self.bringing(&job, file.clone(), self.is_served(&job.wanted, &file));
+            background.tasks.spawn(self.bring_later(job.wanted, job.version_bytes, bringing));
+        } else {
+            let (wanted, version_bytes) = (job.wanted, job.version_bytes);
+            background.unmeasured.push(Unmeasured { wanted, file, version_bytes, may_copy: false });
+        }
+    }
+
+    /// Asks whether a partition is still served, and from this file.
+    fn is_served(&self, wanted: &Wanted, file: &Arc<PartitionFile>) -> Box<dyn Fn() -> bool + Send> {
+        let (snapshot, wanted, file) = (self.snapshot.clone(), wanted.clone(), file.clone());
+        Box::new(move || serves(&snapshot.load(), &wanted, &file))
+    }
+
+    /// Brings a partition to where it should lie while it is served.
+    fn bring_later(
+        &self,
+        wanted: Wanted,
+        version_bytes: u64,
+        bringing: Bringing,
+    ) -> impl Future<Output = Brought> + use<> {
+        let (file, to_copy) = (bringing.file.clone(), bringing.to_copy);
         let bringing = bring(self.policy.clone(), self.one_at_a_time.clone(), bringing);
-        async move { Brought { wanted, file, resident: bringing.await } }
+        async move { Brought { wanted, file, version_bytes, to_copy, copy: bringing.await } }
     }
 
-    /// Serves a copy in place of what it is a copy of, if that is still served, and notes what memory it
-    /// takes.
-    fn swap(&self, Brought { wanted, file, resident }: Brought) {
-        let resident = match resident {
-            Ok(resident) => resident,
+    /// Serves a copy in place of what it is a copy of, if that is still served.
+    fn swap(&self, brought: Brought, background: &mut Background) {
+        let Brought { wanted, mut file, version_bytes, to_copy, copy } = brought;
+        let old = self.snapshot.load();
+        if !serves(&old, &wanted, &file) {
+            return;
+        }
+        match copy {
+            Ok(Some(copy)) => {
+                let mut snapshot = Snapshot::clone(&old);
+                snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, copy.clone());
+                self.snapshot.store(Arc::new(snapshot));
+                release(copy.clone());
+                file = copy;
+            }
+            Ok(None) => {}
+            Err(error) if to_copy => {
+                tracing::warn!(
+                    path = %file.path().display(), error = chain(&error),
+                    "a partition stays in its map, on small pages, which makes lookups slower"
+                );
+                return;
+            }
             Err(error) => {
                 tracing::error!(
                     path = %file.path().display(), error = chain(&error),
@@ -213,17 +296,54 @@ impl Loader {
                 );
                 return;
             }
-        };
-        let old = self.snapshot.load();
-        if !old.partition(&wanted.schema, wanted.partition).is_some_and(|held| Arc::ptr_eq(held, &file)) {
+        }
+        background.unmeasured.push(Unmeasured { wanted, file, version_bytes, may_copy: !to_copy });
+    }
+
+    /// Notes what memory partitions take, of all at once, and has those copied that miss huge pages.
+    async fn measure(&self, background: &mut Background) {
+        if background.unmeasured.is_empty() {
             return;
         }
-        if let Some(copy) = resident.copy {
-            let mut snapshot = Snapshot::clone(&old);
-            snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, copy.clone());
-            self.snapshot.store(Arc::new(snapshot));
-            release(copy);
+        let unmeasured = std::mem::take(&mut background.unmeasured);
+        let begun = Instant::now();
+        let smaps = spawn_blocking(Smaps::read).await.unwrap_or_else(|error| Err(error.into()));
+        let end = Instant::now();
+        background.measure_after = Some(end + (end - begun) * MEASURE_SHARE);
+        let smaps = match smaps {
+            Ok(smaps) => smaps,
+            Err(error) => {
+                if !std::mem::replace(&mut background.told, true) {
+                    tracing::warn!(
+                        %error, residency = %self.policy.residency,
+                        "/proc/self/smaps cannot be read: it is not known what lies in memory and on huge pages, \
+                         and residency auto copies nothing; if lookups are slow, set residency to copied"
+                    );
+                }
+                return;
+            }
+        };
+        let snapshot = self.snapshot.load_full();
+        for Unmeasured { wanted, file, version_bytes, may_copy } in unmeasured {
+            if !serves(&snapshot, &wanted, &file) {
+                continue;
+            }
+            let memory = file.memory_use(&smaps);
+            self.note(&wanted, memory);
+            let copy = may_copy && self.policy.in_background() && !file.is_copied();
+            if copy && memory.lacks_huge_pages(version_bytes) {
+                let (is_wanted, noted) = (self.is_served(&wanted, &file), Box::new(|| ()));
+                let bringing = Bringing { file, warm_up: None, to_copy: true, noted, is_wanted };
+                background.tasks.spawn(self.bring_later(wanted, version_bytes, bringing));
+            } else {
+                log(&file, version_bytes, memory);
+            }
         }
+        self.publish();
+    }
+
+    /// Notes what memory a partition takes.
+    fn note(&self, wanted: &Wanted, memory: MemoryUse) {
         self.state.send_if_modified(|all| {
             let here = |held: &&mut Held| {
                 held.status.table_version == wanted.schema.table_version
@@ -231,12 +351,11 @@ impl Loader {
                     && held.status.partition == wanted.partition
             };
             if let Some(held) = all.partitions.iter_mut().find(here) {
-                held.memory = resident.memory;
+                held.memory = memory;
             }
             // It is no news for a report.
             false
         });
-        self.publish();
     }
 
     /// Decides what is kept, what is loaded and what does not fit, and shows it.
@@ -275,13 +394,8 @@ impl Loader {
                     (memory, warm_up) = (before.memory, before.warm_up.clone());
                     let grown = before.version_bytes < HUGE_WORTH_BYTES && version_bytes >= HUGE_WORTH_BYTES;
                     if grown && self.policy.in_background() && !file.is_copied() {
-                        let bringing = Bringing {
-                            file: file.clone(),
-                            version_bytes,
-                            warm_up: None,
-                            noted: Box::new(|| ()),
-                        };
-                        plan.grown.push((wanted, bringing));
+                        let file = file.clone();
+                        plan.grown.push(Unmeasured { wanted, file, version_bytes, may_copy: true });
                     }
                 }
             } else {
@@ -321,15 +435,15 @@ impl Loader {
     }
 
     /// Takes a loaded partition in, or notes why there is none.
-    fn settle(&self, job: &Job, loaded: Result<(Arc<PartitionFile>, MemoryUse), LoadError>) {
+    fn settle(&self, job: &Job, loaded: Result<Arc<PartitionFile>, LoadError>) {
         let Job { at, wanted, .. } = job;
-        let (state, file_bytes, rows, memory) = match loaded {
-            Ok((file, memory)) => {
+        let (state, file_bytes, rows) = match loaded {
+            Ok(file) => {
                 let (file_bytes, rows) = (file.file_bytes(), file.meta().rows);
                 let mut snapshot = Snapshot::clone(&self.snapshot.load());
                 snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, file);
                 self.snapshot.store(Arc::new(snapshot));
-                (PartitionState::Ready, file_bytes, rows, memory)
+                (PartitionState::Ready, file_bytes, rows)
             }
             Err(error) => {
                 let failed = PartitionState::Failed(chain(&error));
@@ -341,13 +455,13 @@ impl Loader {
                     );
                 }
                 job.warm_up.note(0, 0);
-                (failed, 0, 0, MemoryUse::default())
+                (failed, 0, 0)
             }
         };
         self.state.send_modify(|all| {
             if let Some(held) = all.partitions.get_mut(*at) {
                 (held.status.state, held.status.file_bytes) = (state, file_bytes);
-                (held.rows, held.memory) = (rows, memory);
+                held.rows = rows;
             }
         });
         self.publish();
@@ -390,11 +504,9 @@ impl Loader {
     }
 }
 
-/// Waits for its turn, and blocks a thread made for that.
-async fn bring(policy: Policy, turn: Arc<Semaphore>, bringing: Bringing) -> Result<Resident, LoadError> {
-    let _turn = turn.acquire_owned().await;
-    let done = spawn_blocking(move || policy.apply(&bringing)).await;
-    done.map_err(|error| LoadError::Internal(error.to_string()))?.map_err(LoadError::from)
+/// Whether this very file is what a partition is served from.
+fn serves(snapshot: &Snapshot, wanted: &Wanted, file: &Arc<PartitionFile>) -> bool {
+    snapshot.partition(&wanted.schema, wanted.partition).is_some_and(|held| Arc::ptr_eq(held, file))
 }
 
 /// Gives back the memory of a map that a copy has taken the place of. Nobody waits for it.

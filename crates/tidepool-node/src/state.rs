@@ -31,7 +31,7 @@ pub(crate) struct Held {
     pub(crate) status: PartitionStatus,
     /// Rows in it; 0 until it is ready.
     pub(crate) rows: u64,
-    /// As of when it was brought into memory; zeros until then.
+    /// As of soon after it was brought into memory; zeros until then, and where the kernel does not tell.
     pub(crate) memory: MemoryUse,
     /// How much of it has been read into memory so far.
     pub(crate) warm_up: Arc<WarmUp>,
