@@ -341,8 +341,7 @@ impl PartitionRows for PartitionFile {
     type Probe = Probe;
 
     fn bytes(&self) -> u64 {
-        let Lookup { rows, pilots, remap, .. } = &self.lookup;
-        [rows, pilots, remap].iter().map(|section| section.len() as u64).sum()
+        self.lookup_bytes()
     }
 
     #[inline]

@@ -1,52 +1,27 @@
 //! `tidepool table build`: files into a version.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use tidepool_store::ArtifactStore;
-use tidepool_table::{TableBuilder, TableSpec};
-use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion};
+use tidepool_table::TableBuilder;
+use tidepool_types::TableManifest;
 
 use super::{
-    Limits,
-    composite::{self, CompositeArgs},
-    partition_count, report,
+    Limits, composite, report,
     source::{Source, SourceArgs},
+    spec::SpecArgs,
 };
-use crate::{
-    commands::control,
-    output::{Output, bar},
-};
+use crate::output::{Output, bar};
 
 #[derive(Args)]
 pub(crate) struct Build {
-    /// What to build.
-    #[arg(value_name = "TABLE@VERSION", value_parser = control::table_version)]
-    table_version: TableVersion,
+    #[command(flatten)]
+    spec: SpecArgs,
     #[command(flatten)]
     source: SourceArgs,
-    /// Folder of the artifact store.
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
-    /// How rows are stored: int4, int8, f16 or f32.
-    #[arg(long, default_value = "int4")]
-    format: RowFormat,
-    /// Which ids there may be: hashed (any) or dense (0 to N-1).
-    #[arg(long, default_value = "hashed")]
-    keying: Keying,
-    /// Into how many partitions the version is cut: a power of two.
-    #[arg(long, default_value = "16", value_parser = partition_count)]
-    partitions: PartitionCount,
-    /// Store whole 64-bit keys instead of 32-bit fingerprints.
-    #[arg(long)]
-    full_keys: bool,
-    /// Seed of the index. The same rows and the same seed give the same bytes.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    #[command(flatten)]
-    composite: CompositeArgs,
     #[command(flatten)]
     limits: Limits,
 }
@@ -59,24 +34,14 @@ pub(super) fn run(args: &Build, output: Output) -> Result<()> {
 }
 
 fn build(args: &Build, output: Output) -> Result<TableManifest> {
-    let store = ArtifactStore::open(&args.store)?;
+    let store = ArtifactStore::open(&args.spec.store)?;
     let (rows, note) = args.source.open()?;
     if let Some(note) = note {
         output.line(note);
     }
     let (dim, hint) = rows.size();
-    let spec = TableSpec {
-        table_version: args.table_version.clone(),
-        dim,
-        format: args.source.stored.unwrap_or(args.format),
-        keying: args.keying,
-        partitions: args.partitions,
-        default_row: Vec::new(),
-        composite: args.composite.composite(args.seed),
-        full_keys: args.full_keys,
-        seed: args.seed,
-    };
-    let dir = store.table_dir(&args.table_version);
+    let spec = args.spec.spec(dim, args.source.stored.unwrap_or(args.spec.format));
+    let dir = store.table_dir(&args.spec.table_version);
     let mut builder = TableBuilder::staged(spec, args.limits.options(), &dir)?;
     let reading = bar("reading", hint);
     let mut progress = |done| reading.set_position(done);
@@ -87,7 +52,7 @@ fn build(args: &Build, output: Output) -> Result<TableManifest> {
     .with_context(|| format!("reading {}", args.source.from.display()))?;
     reading.finish_and_clear();
     publish(builder, &dir)
-        .with_context(|| format!("building {} from {}", args.table_version, args.source.from.display()))
+        .with_context(|| format!("building {} from {}", args.spec.table_version, args.source.from.display()))
 }
 
 /// Builds and publishes, with a progress bar.

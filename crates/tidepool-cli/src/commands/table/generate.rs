@@ -1,17 +1,16 @@
 //! `tidepool table generate`: versions of any size without a source file.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tidepool_store::ArtifactStore;
-use tidepool_table::{LayoutReader, TableBuilder, TableSpec};
-use tidepool_types::{Keying, PartitionCount, RowFormat, TableManifest, TableVersion, synthetic};
+use tidepool_table::{LayoutReader, TableBuilder};
+use tidepool_types::{Keying, TableManifest, synthetic};
 
-use super::{Limits, build, composite::CompositeArgs, partition_count};
+use super::{Limits, build, spec::SpecArgs};
 use crate::{
-    commands::control,
     memory::PeakMemory,
     output::{Output, bar},
 };
@@ -21,39 +20,18 @@ const BATCH_ROWS: u64 = 1 << 16;
 
 #[derive(Args)]
 pub(crate) struct Generate {
-    /// What to build. The rows depend on the version's name.
-    #[arg(value_name = "TABLE@VERSION", value_parser = control::table_version)]
-    table_version: TableVersion,
-    /// Folder of the artifact store.
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[command(flatten)]
+    spec: SpecArgs,
     /// How many rows.
     #[arg(long)]
     rows: u64,
     /// Elements of a row.
     #[arg(long, default_value_t = 32)]
     dim: u32,
-    /// How rows are stored: int4, int8, f16 or f32.
-    #[arg(long, default_value = "int4")]
-    format: RowFormat,
-    /// Which ids there may be: hashed (any) or dense (0 to N-1).
-    #[arg(long, default_value = "hashed")]
-    keying: Keying,
-    /// Into how many partitions the version is cut: a power of two.
-    #[arg(long, default_value = "16", value_parser = partition_count)]
-    partitions: PartitionCount,
-    /// Store whole 64-bit keys instead of 32-bit fingerprints.
-    #[arg(long)]
-    full_keys: bool,
-    /// Seed of the index and of uniform ids.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     /// Which ids: sequential (0 to N-1) or uniform (spread over all 64 bits). The default is uniform for hashed
     /// keying; dense ids are sequential.
     #[arg(long)]
     ids: Option<Ids>,
-    #[command(flatten)]
-    composite: CompositeArgs,
     #[command(flatten)]
     limits: Limits,
 }
@@ -65,31 +43,21 @@ enum Ids {
 }
 
 pub(super) fn run(args: &Generate, output: Output) -> Result<()> {
-    let ids = match (args.keying, args.ids) {
+    let ids = match (args.spec.keying, args.ids) {
         (Keying::Dense, Some(Ids::Uniform)) => bail!("dense ids are 0 to N-1: --ids sequential"),
         (Keying::Dense, _) => Ids::Sequential,
         (Keying::Hashed, ids) => ids.unwrap_or(Ids::Uniform),
     };
     let memory = PeakMemory::watch();
     let began = Instant::now();
-    let store = ArtifactStore::open(&args.store)?;
-    let dir = store.table_dir(&args.table_version);
-    let spec = TableSpec {
-        table_version: args.table_version.clone(),
-        dim: args.dim,
-        format: args.format,
-        keying: args.keying,
-        partitions: args.partitions,
-        default_row: Vec::new(),
-        composite: args.composite.composite(args.seed),
-        full_keys: args.full_keys,
-        seed: args.seed,
-    };
+    let store = ArtifactStore::open(&args.spec.store)?;
+    let dir = store.table_dir(&args.spec.table_version);
+    let spec = args.spec.spec(args.dim, args.spec.format);
     let mut builder = TableBuilder::staged(spec, args.limits.options(), &dir)?;
     push_rows(args, ids, &mut builder).context("generating rows")?;
     let pushed_seconds = began.elapsed().as_secs_f64();
     let manifest =
-        build::publish(builder, &dir).with_context(|| format!("building {}", args.table_version))?;
+        build::publish(builder, &dir).with_context(|| format!("building {}", args.spec.table_version))?;
     let seconds = began.elapsed().as_secs_f64();
     let peak_memory_bytes = memory.peak_bytes();
 
@@ -109,7 +77,7 @@ pub(super) fn run(args: &Generate, output: Output) -> Result<()> {
 }
 
 fn push_rows(args: &Generate, ids: Ids, builder: &mut TableBuilder) -> Result<()> {
-    let salt = synthetic::salt(args.table_version.version.as_str());
+    let salt = synthetic::salt(args.spec.table_version.version.as_str());
     let making = bar("rows", Some(args.rows));
     let mut batch = Vec::with_capacity(BATCH_ROWS as usize);
     let mut first = 0;
@@ -118,7 +86,7 @@ fn push_rows(args: &Generate, ids: Ids, builder: &mut TableBuilder) -> Result<()
         batch.clear();
         batch.extend((first..end).map(|n| match ids {
             Ids::Sequential => n,
-            Ids::Uniform => synthetic::uniform_id(n, args.seed),
+            Ids::Uniform => synthetic::uniform_id(n, args.spec.seed),
         }));
         builder.push_many(&batch, |id, values| synthetic::row(id, salt, values))?;
         making.set_position(end);

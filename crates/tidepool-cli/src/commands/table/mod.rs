@@ -7,6 +7,7 @@ mod generate;
 mod look;
 mod report;
 mod source;
+mod spec;
 mod verify;
 
 use std::time::Duration;
