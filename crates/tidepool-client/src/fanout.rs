@@ -14,10 +14,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use tidepool_cluster::ClusterMap;
-use tidepool_proto::{
-    code_of, epoch_of,
-    v1::{self, embedding_client::EmbeddingClient},
-};
+use tidepool_proto::v1;
 use tidepool_types::{ErrorCode, NodeId};
 use tracing::debug;
 
@@ -31,6 +28,7 @@ use crate::{
     request::{LookupOptions, WireBytes},
     route::{NobodyLeft, Penalties, Route, Router, Tried, penalty_end},
     split::{Split, TableSplit, as_u32},
+    transport,
 };
 
 /// What a lookup needs of its client.
@@ -169,18 +167,8 @@ impl Fanout<'_> {
             Err(problem) => Err(NodeFailure::Address(problem)),
             Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
             Ok(channel) => {
-                let mut client = EmbeddingClient::new(channel)
-                    .max_decoding_message_size(self.config.max_message_bytes)
-                    .max_encoding_message_size(self.config.max_message_bytes);
-                match tokio::time::timeout(share, client.lookup(message)).await {
-                    Err(_) => Err(NodeFailure::TimedOut(share)),
-                    Ok(Ok(response)) => Ok(Reply { response: response.into_inner(), sent }),
-                    Ok(Err(status)) => Err(NodeFailure::Status {
-                        code: code_of(&status),
-                        message: status.message().to_owned(),
-                        epoch: epoch_of(&status),
-                    }),
-                }
+                let answer = transport::call(channel, message, share, self.config.max_message_bytes).await;
+                answer.map(|response| Reply { response, sent })
             }
         };
         let result = result.map_err(|failure| self.failed(ask.node, failure));

@@ -21,6 +21,7 @@ mod metrics;
 mod request;
 mod route;
 mod split;
+mod transport;
 
 #[cfg(test)]
 mod layouts_tests;
