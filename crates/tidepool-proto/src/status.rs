@@ -15,7 +15,7 @@ pub fn status_of(code: ErrorCode, message: impl Into<String>, epoch: Option<Epoc
         ErrorCode::InvalidRequest => Code::InvalidArgument,
         ErrorCode::NotFound => Code::NotFound,
         ErrorCode::NotServed | ErrorCode::Conflict => Code::FailedPrecondition,
-        ErrorCode::Overloaded => Code::ResourceExhausted,
+        ErrorCode::Overloaded | ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::Unavailable => Code::Unavailable,
         ErrorCode::Corrupt => Code::DataLoss,

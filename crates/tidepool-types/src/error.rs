@@ -14,8 +14,11 @@ pub enum ErrorCode {
     NotFound,
     /// This process does not serve that partition or release now; the caller's cluster map may be old.
     NotServed,
-    /// A bounded queue is full.
+    /// This process has more work than it may take on; another one may have room.
     Overloaded,
+    /// The tenant has used up what it may ask for. Another replica counts separately, but is not there to be
+    /// asked in its place: the caller waits, or asks for less.
+    QuotaExceeded,
     /// The deadline passed before the work was done.
     DeadlineExceeded,
     /// The peer could not be reached, or is shutting down.
@@ -30,11 +33,12 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::InvalidRequest,
         Self::NotFound,
         Self::NotServed,
         Self::Overloaded,
+        Self::QuotaExceeded,
         Self::DeadlineExceeded,
         Self::Unavailable,
         Self::Conflict,
@@ -59,6 +63,7 @@ impl ErrorCode {
             Self::NotFound => "not_found",
             Self::NotServed => "not_served",
             Self::Overloaded => "overloaded",
+            Self::QuotaExceeded => "quota_exceeded",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Unavailable => "unavailable",
             Self::Conflict => "conflict",
@@ -81,7 +86,7 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::NotServed => 421,
-            Self::Overloaded => 429,
+            Self::Overloaded | Self::QuotaExceeded => 429,
             Self::Corrupt | Self::Internal => 500,
             Self::Unavailable => 503,
             Self::DeadlineExceeded => 504,
