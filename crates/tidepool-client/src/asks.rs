@@ -80,7 +80,9 @@ impl Ask {
         };
         if let Self::Pool(pool) = self {
             message.wire_form = v1::WireForm::Pool.into();
-            message.members = pack::pack(&pool.members);
+            if !pool.each_once() {
+                message.members = pack::pack(&pool.members);
+            }
             message.bag_lengths = pack::pack(&pool.lengths);
             message.weights = pack::pack(&pool.weights);
         }
@@ -105,7 +107,8 @@ impl Load {
         let gather = self.ids * (8 + schema.row_bytes() as u64);
         let weights = if weighted { self.members * 4 + self.bags * 4 } else { 0 };
         let sums = self.bags * (schema.dim as u64 * 4 + 4);
-        let pool = self.ids * 8 + self.members * 4 + weights + self.bags * 4 + sums;
+        let members = if each_once(self.members, self.ids) { 0 } else { self.members * 4 };
+        let pool = self.ids * 8 + members + weights + self.bags * 4 + sums;
         if pool < gather { WireForm::Pool } else { WireForm::Gather }
     }
 }
@@ -213,7 +216,17 @@ fn forms(
     loads.iter().map(|load| load.cheaper(schema, feature.weights().is_some())).collect()
 }
 
+/// Whether `members` stand for `ids` one by one, in order: positions are given at first use, so the counts
+/// say it. Then they need not be sent.
+const fn each_once(members: u64, ids: u64) -> bool {
+    members == ids
+}
+
 impl PoolAsk {
+    const fn each_once(&self) -> bool {
+        each_once(self.members.len() as u64, self.ids.len() as u64)
+    }
+
     fn add(&mut self, id: u32, bag: u32, weight: Option<f32>, mark: &mut Mark) {
         let tag = as_u32(self.feature + 1);
         if mark.pooled_for != tag {

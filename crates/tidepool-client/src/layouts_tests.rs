@@ -192,7 +192,12 @@ fn node_answers(
         out.rows = ids.iter().flat_map(|id| table.stored.get(id).unwrap_or(&nothing).clone()).collect();
         return out;
     }
-    let members: Vec<u32> = pack::unpack(&ask.members).unwrap().collect();
+    let mut members: Vec<u32> = pack::unpack(&ask.members).unwrap().collect();
+    let each_once: Vec<u32> = (0..ids.len() as u32).collect();
+    assert_ne!(members, each_once, "members were sent that need not be");
+    if members.is_empty() {
+        members = each_once;
+    }
     let weights: Vec<f32> = pack::unpack(&ask.weights).unwrap().collect();
     let (mut sums, mut counts, mut weight_sums, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for length in pack::unpack::<u32>(&ask.bag_lengths).unwrap() {

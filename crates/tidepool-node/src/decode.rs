@@ -1,8 +1,8 @@
 //! A lookup request as it came, checked whole before any work is done, and read in place after that.
 //!
 //! Nothing is copied per id: a [`Feature`] keeps the bytes of the message and decodes numbers as they are
-//! asked for. Whoever holds one may rely on what was checked: every member is the position of an id, bag
-//! lengths add up, weights are finite and one per member.
+//! asked for. Whoever holds one may rely on what was checked: every member is the position of an id, or there
+//! are none and each id is one; bag lengths add up, weights are finite and one per member.
 
 use bytes::Bytes;
 use tidepool_proto::{
@@ -57,7 +57,7 @@ impl Bags {
     /// Packed, as they came.
     pub(crate) fn packed(&self) -> tidepool_table::Bags<'_> {
         tidepool_table::Bags {
-            members: self.members.as_chunks().0,
+            members: (!self.members.is_empty()).then(|| self.members.as_chunks().0),
             lengths: self.lengths.as_chunks().0,
             weights: self.weighted().then(|| self.weights.as_chunks().0),
         }
@@ -136,7 +136,8 @@ fn check_fields(ids: &[u8], partitions: u32, form: i32, bags: &Bags) -> Result<P
 
 fn check_bags(ids: usize, bags: &Bags) -> Result<(), Problem> {
     let members = checked::<u32>("members", &bags.members)?;
-    let count = members.len();
+    // Empty stands for each id once.
+    let count = if members.len() == 0 { ids } else { members.len() };
     let sum = checked::<u32>("bag_lengths", &bags.lengths)?.map(u64::from).sum();
     if sum != count as u64 {
         return Err(Problem::BagLengths { sum, members: count });
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(feature.ids(), [7u64, 8, 9].map(u64::to_le_bytes));
         let Form::Pool(bags) = &feature.form else { panic!("not pooled") };
         let packed = bags.packed();
-        assert_eq!(packed.members, [0u32, 2, 2, 1].map(u32::to_le_bytes));
+        assert_eq!(packed.members.unwrap(), [0u32, 2, 2, 1].map(u32::to_le_bytes));
         assert_eq!(packed.lengths, [3u32, 0, 1].map(u32::to_le_bytes));
         assert_eq!(packed.weights.unwrap(), [1.0f32, 0.5, -2.0, 0.0].map(f32::to_le_bytes));
         assert_eq!((feature.id_count(), bags.bag_count()), (3, 3));
@@ -233,6 +234,28 @@ mod tests {
         assert!(matches!(problem(|f| f.weights = pack(&[f32::NAN; 4])), Problem::Weight { at: 0, .. }));
         let gather = |f: &mut v1::FeatureRequest| f.wire_form = v1::WireForm::Gather.into();
         assert_eq!(problem(gather), Problem::PoolOnly { field: "members" });
+    }
+
+    #[test]
+    fn without_members_each_id_is_one_once() {
+        let each_once = |f: &mut v1::FeatureRequest| {
+            (f.members, f.bag_lengths, f.weights) = (Bytes::new(), pack(&[1u32, 0, 2]), pack(&[1.0f32; 3]));
+        };
+        let mut feature = good();
+        each_once(&mut feature);
+        let features = decode(vec![feature], 3).unwrap();
+        let Form::Pool(bags) = &features[0].form else { panic!("not pooled") };
+        assert_eq!(bags.packed().members, None);
+        let but = |change: fn(&mut v1::FeatureRequest)| {
+            problem(|f| {
+                each_once(f);
+                change(f);
+            })
+        };
+        assert_eq!(but(|f| f.bag_lengths = pack(&[2u32])), Problem::BagLengths { sum: 2, members: 3 });
+        assert_eq!(but(|f| f.bag_lengths = Bytes::new()), Problem::BagLengths { sum: 0, members: 3 });
+        assert_eq!(but(|f| f.ids = Bytes::new()), Problem::BagLengths { sum: 3, members: 0 });
+        assert_eq!(but(|f| f.weights = pack(&[1.0f32])), Problem::WeightCount { weights: 1, members: 3 });
     }
 
     #[test]

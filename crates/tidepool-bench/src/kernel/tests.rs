@@ -102,7 +102,7 @@ fn answers_of_swapped_rows_or_weights_count_as_wrong() {
     let lengths = vec![(BAG as u32).to_le_bytes(); ids.len() / BAG];
     let wrong = |asked: &[[u8; 8]], asked_weights: &[[u8; 4]], spoil: &dyn Fn(&mut Pooled)| {
         let mut pooled = Pooled::default();
-        let bags = Bags { members: &members, lengths: &lengths, weights: Some(asked_weights) };
+        let bags = Bags { members: Some(&members), lengths: &lengths, weights: Some(asked_weights) };
         view.pool(asked, bags, &mut LookupScratch::default(), &mut pooled).unwrap();
         spoil(&mut pooled);
         let mut oracle = Oracle::new(params.format, params.dim, ROWS_VERSION);

@@ -97,7 +97,8 @@ impl<'a> Worker<'a> {
 
     /// Pools the pass, batch by batch.
     pub(super) fn pool(&mut self) -> Result<(), NotHeld> {
-        let bags = Bags { members: &self.members, lengths: &self.lengths, weights: self.weights.as_deref() };
+        let (members, weights) = (Some(&self.members[..]), self.weights.as_deref());
+        let bags = Bags { members, lengths: &self.lengths, weights };
         for (at, batch) in self.ids.chunks_exact(self.members.len()).enumerate() {
             let out = if at == self.checked { &mut self.kept } else { &mut self.out };
             self.view.pool(batch, bags, &mut self.scratch, out)?;

@@ -58,7 +58,11 @@ pub(crate) fn honest(request: &v1::LookupRequest) -> v1::LookupResponse {
             out.rows = pack::pack(&ids.iter().flat_map(|id| row(*id)).collect::<Vec<_>>());
             return out;
         }
-        let mut members = pack::unpack::<u32>(&f.members).unwrap();
+        let mut members: Vec<u32> = pack::unpack(&f.members).unwrap().collect();
+        if members.is_empty() {
+            members = (0..ids.len() as u32).collect();
+        }
+        let mut members = members.into_iter();
         let (mut sums, mut counts) = (Vec::new(), Vec::new());
         for length in pack::unpack::<u32>(&f.bag_lengths).unwrap() {
             let found: Vec<_> = members

@@ -65,8 +65,12 @@ async fn every_malformed_field_is_refused_by_name_and_the_node_goes_on() {
 
         let gathered_with_bags =
             v1::FeatureRequest { wire_form: v1::WireForm::Gather.into(), ..good.clone() };
-        let many_bags =
-            v1::FeatureRequest { members: Bytes::new(), bag_lengths: pack(&[0u32; 1000]), ..good.clone() };
+        let many_bags = v1::FeatureRequest {
+            ids: Bytes::new(),
+            members: Bytes::new(),
+            bag_lengths: pack(&[0u32; 1000]),
+            ..good.clone()
+        };
         let too_long = gather(&schema, &vec![1; 1 << 18]);
         let empty_features = vec![v1::FeatureRequest::default(); MAX_FIELDS + 1];
         for (words, features) in [

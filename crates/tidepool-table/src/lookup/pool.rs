@@ -1,6 +1,8 @@
 //! The pool form: one sum per bag, over the members that were found, in the order of the request. So the
 //! same request gives the same bits, however its ids are cut into blocks.
 
+use std::ops::Range;
+
 use super::{LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, recycle, resolve::Resolver};
 
 /// Members whose rows are handed to the kernel in one call.
@@ -9,8 +11,8 @@ const PIECE_ROWS: usize = 32;
 /// Which ids are summed into which vector: packed little-endian numbers, as they travel.
 #[derive(Clone, Copy, Debug)]
 pub struct Bags<'a> {
-    /// `u32` positions in the ids, bag after bag.
-    pub members: &'a [[u8; 4]],
+    /// `u32` positions in the ids, bag after bag; `None`: each id is a member once, in order.
+    pub members: Option<&'a [[u8; 4]]>,
     /// Members of each bag, `u32`.
     pub lengths: &'a [[u8; 4]],
     /// One `f32` per member; `None` for plain sums.
@@ -53,7 +55,7 @@ impl<P: PartitionRows> LayoutView<P> {
         let (sum, weights) = (&mut scratch.sum, &mut scratch.weights);
         sum.resize(self.kernel.dim() as usize, 0.0);
 
-        let mut members = bags.members;
+        let mut members = Members::new(bags.members, ids.len());
         let mut member_weights = bags.weights;
         for &length in bags.lengths {
             let mut left = u32::from_le_bytes(length) as usize;
@@ -62,19 +64,18 @@ impl<P: PartitionRows> LayoutView<P> {
             while left > 0 {
                 let now = left.min(PIECE_ROWS);
                 left -= now;
-                let (these, later) = members.split_at(now);
-                members = later;
+                let these = members.next(now);
                 weights.clear();
                 if let Some(all) = &mut member_weights {
                     let (these_weights, later) = all.split_at(now);
                     *all = later;
                     weights.extend(these_weights.iter().map(|weight| f32::from_le_bytes(*weight)));
                 }
-                let (in_order, end) = reach(these);
+                let (in_order, end) = these.reach();
                 resolver.ready(end, now)?;
                 let as_they_are = in_order && resolver.missing.count == 0;
                 if !as_they_are {
-                    collect(resolver.rows(), these, weights, &mut piece);
+                    collect(resolver.rows(), &these, weights, &mut piece);
                 }
                 let ask = resolver.later(if as_they_are { now } else { piece.len() });
                 let all_rows = resolver.rows();
@@ -94,7 +95,7 @@ impl<P: PartitionRows> LayoutView<P> {
                 out.weight_sums.extend_from_slice(&weight_sum.to_le_bytes());
             }
         }
-        assert!(members.is_empty(), "bag lengths that leave {} members over", members.len());
+        assert!(members.left() == 0, "bag lengths that leave {} members over", members.left());
         // Ids that no bag has are looked up too, for they may be missing.
         resolver.ready(ids.len(), 0)?;
         scratch.rows = recycle(resolver.into_rows());
@@ -103,25 +104,70 @@ impl<P: PartitionRows> LayoutView<P> {
     }
 }
 
-/// Whether members stand for consecutive ids, as they mostly do where an id is first seen; and the first
-/// position past all of them.
-#[inline]
-fn reach(members: &[[u8; 4]]) -> (bool, usize) {
-    let at = |member: &[u8; 4]| u32::from_le_bytes(*member);
-    let first = members.first().map_or(0, at);
-    let in_order =
-        members.iter().zip(0u32..).fold(true, |all, (m, n)| all & (at(m) == first.wrapping_add(n)));
-    let last =
-        if in_order { members.last().map_or(0, at) } else { members.iter().map(at).max().unwrap_or(0) };
-    (in_order, last as usize + 1)
+/// Members as they travel.
+enum Members<'a> {
+    /// Positions in the ids.
+    At(&'a [[u8; 4]]),
+    /// These ids, each once.
+    Each(Range<usize>),
+}
+
+impl<'a> Members<'a> {
+    const fn new(packed: Option<&'a [[u8; 4]]>, ids: usize) -> Self {
+        match packed {
+            Some(packed) => Self::At(packed),
+            None => Self::Each(0..ids),
+        }
+    }
+
+    const fn left(&self) -> usize {
+        match self {
+            Self::At(members) => members.len(),
+            Self::Each(ids) => ids.end - ids.start,
+        }
+    }
+
+    /// Takes the next `count` of them.
+    #[inline]
+    fn next(&mut self, count: usize) -> Self {
+        match self {
+            Self::At(members) => {
+                let (these, later) = members.split_at(count);
+                *members = later;
+                Self::At(these)
+            }
+            Self::Each(ids) => {
+                assert!(count <= ids.len(), "bag lengths that need more members than the {} left", ids.len());
+                let from = ids.start;
+                ids.start += count;
+                Self::Each(from..ids.start)
+            }
+        }
+    }
+
+    /// Whether they stand for consecutive ids, as they mostly do where an id is first seen; and the first
+    /// position past all of them.
+    #[inline]
+    fn reach(&self) -> (bool, usize) {
+        let members = match self {
+            Self::At(members) => members,
+            Self::Each(ids) => return (true, ids.end),
+        };
+        let at = |member: &[u8; 4]| u32::from_le_bytes(*member);
+        let first = members.first().map_or(0, at);
+        let in_order =
+            members.iter().zip(0u32..).fold(true, |all, (m, n)| all & (at(m) == first.wrapping_add(n)));
+        let last =
+            if in_order { members.last().map_or(0, at) } else { members.iter().map(at).max().unwrap_or(0) };
+        (in_order, last as usize + 1)
+    }
 }
 
 /// Writes the rows of members over `piece`, and leaves out what is missing, with its weight.
-fn collect<'a>(rows: &[&'a [u8]], members: &[[u8; 4]], weights: &mut Vec<f32>, piece: &mut Vec<&'a [u8]>) {
+fn collect<'a>(rows: &[&'a [u8]], members: &Members<'_>, weights: &mut Vec<f32>, piece: &mut Vec<&'a [u8]>) {
     piece.clear();
     let mut kept = 0;
-    for (at, member) in members.iter().enumerate() {
-        let row = rows[u32::from_le_bytes(*member) as usize];
+    let mut add = |at: usize, row: &'a [u8]| {
         if !row.is_empty() {
             piece.push(row);
             if let Some(&weight) = weights.get(at) {
@@ -129,6 +175,14 @@ fn collect<'a>(rows: &[&'a [u8]], members: &[[u8; 4]], weights: &mut Vec<f32>, p
                 kept += 1;
             }
         }
+    };
+    match members {
+        Members::At(members) => {
+            for (at, member) in members.iter().enumerate() {
+                add(at, rows[u32::from_le_bytes(*member) as usize]);
+            }
+        }
+        Members::Each(ids) => rows[ids.clone()].iter().enumerate().for_each(|(at, row)| add(at, row)),
     }
     weights.truncate(kept);
 }

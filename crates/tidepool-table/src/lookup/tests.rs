@@ -132,7 +132,7 @@ proptest! {
         let lengths: Vec<u32> = bags.iter().map(|b| b.len() as u32).collect();
         let weights = packed(&weights, f32::to_le_bytes);
         let request = Bags {
-            members: &packed(&members, u32::to_le_bytes),
+            members: Some(&packed(&members, u32::to_le_bytes)),
             lengths: &packed(&lengths, u32::to_le_bytes),
             weights: weighted.then_some(&weights[..]),
         };
@@ -160,6 +160,32 @@ proptest! {
         prop_assert_eq!(u32s(&out.counts), counts);
         prop_assert_eq!(f32s(&out.weight_sums), if weighted { weight_sums } else { Vec::new() });
         prop_assert_eq!(&out.missing, &missing(&ids, 300));
+    }
+}
+
+proptest! {
+    #[test]
+    fn without_members_each_id_is_one_once(
+        keying in keyings(),
+        lengths in proptest::collection::vec(0u32..90, 0..12),
+        from in 0u64..300,
+        weighted: bool,
+        bytes in prop_oneof![Just(0), Just(u64::MAX / 16)],
+    ) {
+        let view = view(keying, 4, 300, None, bytes);
+        let count = lengths.iter().sum::<u32>();
+        let ids: Vec<u64> = (from..).take(count as usize).collect();
+        let (ids, lengths) = (packed(&ids, u64::to_le_bytes), packed(&lengths, u32::to_le_bytes));
+        let members = packed(&(0..count).collect::<Vec<_>>(), u32::to_le_bytes);
+        let weights: Vec<_> = (0..count).map(|n| (n as f32 / 7.0 - 3.0).to_le_bytes()).collect();
+        let weights = weighted.then_some(&weights[..]);
+        let pool = |members| {
+            let mut out = Pooled::default();
+            let bags = Bags { members, lengths: &lengths, weights };
+            view.pool(&ids, bags, &mut LookupScratch::default(), &mut out).unwrap();
+            out
+        };
+        prop_assert_eq!(pool(None), pool(Some(&members)));
     }
 }
 
