@@ -1,7 +1,11 @@
 //! What ends a bench before it has a figure.
 
+use std::io;
+
 use thiserror::Error;
+use tidepool_client::ClientError;
 use tidepool_kernels::{Isa, QuantizeError};
+use tidepool_store::StoreError;
 use tidepool_table::{BuildError, Damage, NotHeld, OpenError, ResidencyError};
 use tidepool_types::{DimError, NameError};
 
@@ -43,4 +47,37 @@ pub enum BenchError {
     /// A whole table lacks a partition.
     #[error("looking up")]
     Lookup(#[from] NotHeld),
+    /// The artifact store.
+    #[error("the store of bench tables")]
+    Store(#[from] StoreError),
+    /// A file, a socket or a process.
+    #[error("{what}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A process of the cluster did not do as it should.
+    #[error("{process} {problem}")]
+    Process {
+        /// Role and name.
+        process: String,
+        /// What it did, and the end of its log.
+        problem: String,
+    },
+    /// The controller refused, or what was waited for did not come.
+    #[error("controller: {0}")]
+    Control(String),
+    /// The lookup client.
+    #[error("looking up in the cluster")]
+    Client(#[from] ClientError),
+}
+
+impl BenchError {
+    /// For `map_err`: `what` was tried.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |source| Self::Io { what, source }
+    }
 }

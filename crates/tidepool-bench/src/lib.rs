@@ -1,19 +1,25 @@
-//! Benches: what is timed, beside what it is compared with, and whether the answers were right.
+//! Benches and drills: a cluster of real processes, load, what is timed beside what it is compared with, and
+//! whether the answers were right.
 //!
 //! **Invariant:** no server uses this crate, and [`Oracle`] knows rows by a function of (id, version) and a
 //! decoder of its own: it calls neither `tidepool-kernels` nor a table. Every figure is taken in turn with
 //! its baseline, and is a median with its spread.
 //!
-//! Read first: [`kernel::run`], [`quantize::run`], [`Oracle`], [`Spread`].
+//! Read first: [`cluster::LocalCluster`], [`load::drive`], [`kernel::run`], [`Oracle`].
 
+pub mod cluster;
 mod draw;
 mod error;
 pub mod kernel;
+pub mod load;
 mod machine;
 mod oracle;
+pub mod proc;
+pub mod process;
 pub mod quantize;
 mod rows;
 mod spread;
+mod table;
 
 pub use draw::{ParseSkewError, Skew};
 pub use error::BenchError;
@@ -21,3 +27,4 @@ pub use machine::Machine;
 pub use oracle::Oracle;
 pub use rows::{id_of, stored_row};
 pub use spread::Spread;
+pub use table::{BenchTable, ROWS_VERSION, Step};

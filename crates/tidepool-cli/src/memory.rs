@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use tidepool_bench::proc::anonymous_bytes;
+
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// A thread that watches until this is dropped.
@@ -25,7 +27,7 @@ impl PeakMemory {
         let seen = Arc::clone(&peak);
         let watcher = thread::spawn(move || {
             loop {
-                seen.fetch_max(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
+                seen.fetch_max(anonymous_bytes(std::process::id()).unwrap_or(0), Ordering::Relaxed);
                 if ended.recv_timeout(INTERVAL) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -48,11 +50,4 @@ impl Drop for PeakMemory {
             let _ = watcher.join();
         }
     }
-}
-
-/// `RssAnon`: memory that no file stands behind.
-fn anonymous_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }

@@ -6,7 +6,6 @@
 //! pooled, and touched for the limit; which of the two goes first alternates. A pair gives one ratio.
 
 mod limit;
-mod table;
 pub(crate) mod timer;
 mod worker;
 
@@ -18,6 +17,7 @@ use std::{
 
 use serde::Serialize;
 use tidepool_kernels::{Isa, RowKernel};
+use tidepool_store::ArtifactStore;
 use tidepool_table::{LayoutView, Residency};
 use tidepool_types::{Keying, PartitionCount, RowFormat};
 
@@ -25,7 +25,11 @@ use self::{
     timer::{Timed, Timer},
     worker::{PassShape, Worker, at_once},
 };
-use crate::{BenchError, Machine, Oracle, Skew, Spread, draw::Draw};
+use crate::{
+    BenchError, BenchTable, Machine, Oracle, Skew, Spread, Step,
+    draw::Draw,
+    table::{OpenTable, ROWS_VERSION, huge_page_bytes},
+};
 
 /// Ids that one call looks up, about: some hundred requests that came together.
 const BATCH_IDS: usize = 20_000;
@@ -37,8 +41,6 @@ const SWEEPS: usize = 3;
 const MIN_PAIRS: usize = 5;
 /// Ids of a pass of all workers, at most.
 const MAX_PASS_IDS: u64 = 4 << 20;
-/// The version whose rows the table has.
-const ROWS_VERSION: u64 = 1;
 
 /// What is timed.
 #[derive(Clone, Debug)]
@@ -71,21 +73,8 @@ pub struct Params {
     pub seed: u64,
     /// Bytes of cache lines that a pass asks for; `None` for four times the last-level cache.
     pub pass_bytes: Option<u64>,
-    /// Where tables are kept, to be used again.
+    /// The artifact store where tables are kept, to be used again.
     pub dir: PathBuf,
-}
-
-/// How far a bench is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Rows are made.
-    Rows,
-    /// Rows are sorted into partition files.
-    Building,
-    /// Partitions are verified.
-    Verifying,
-    /// Milliseconds of pairs.
-    Timing,
 }
 
 /// What was found.
@@ -187,7 +176,7 @@ pub fn run(params: &Params, progress: &mut dyn FnMut(Step, u64, u64)) -> Result<
         Some(isa) => RowKernel::with_isa(params.format, dim, isa).ok_or(BenchError::NoIsa(isa))?,
     };
     let machine = Machine::here();
-    let table = table::open(params, kernel, progress)?;
+    let (table, built) = open(params, kernel, progress)?;
     let lines_per_row = lines_per_row(&table.view);
 
     let bags = (BATCH_IDS / params.bag as usize).max(1);
@@ -240,9 +229,9 @@ pub fn run(params: &Params, progress: &mut dyn FnMut(Step, u64, u64)) -> Result<
         row_bytes,
         table_bytes: table.view.partitions().map(|file| file.file_bytes()).sum(),
         index_bytes: table.view.partitions().map(|file| file.section_bytes().index).sum(),
-        huge_page_bytes: table::huge_page_bytes(&table.view),
+        huge_page_bytes: huge_page_bytes(&table.view),
         open_and_verify_seconds: table.open_and_verify.as_secs_f64(),
-        built: table.built,
+        built,
         pairs: pairs.taken.len(),
         ids_per_pass: (batches * batch_ids * params.threads.get()) as u64,
         ids_per_batch: batch_ids,
@@ -250,6 +239,19 @@ pub fn run(params: &Params, progress: &mut dyn FnMut(Step, u64, u64)) -> Result<
         wrong_answers: pairs.wrong,
         machine,
     })
+}
+
+/// Opens the table of `params`, after building it if it is not there; says whether it had to.
+fn open(
+    params: &Params,
+    kernel: RowKernel,
+    progress: &mut dyn FnMut(Step, u64, u64),
+) -> Result<(OpenTable, bool), BenchError> {
+    let Params { rows, dim, format, keying, partitions, .. } = *params;
+    let table = BenchTable { rows, dim, format, keying, partitions };
+    let store = ArtifactStore::open(&params.dir)?;
+    let built = table.ensure(&store, progress)?;
+    Ok((table.open(&store, kernel, params.residency, progress)?, built))
 }
 
 /// The two passes over the same ids.

@@ -95,7 +95,7 @@ fn answers_of_swapped_rows_or_weights_count_as_wrong() {
     let dir = TempDir::new().unwrap();
     let params = params(&dir);
     let kernel = RowKernel::new(params.format, params.dim);
-    let view = table::open(&params, kernel, &mut |_, _, _| ()).unwrap().view;
+    let view = open(&params, kernel, &mut |_, _, _| ()).unwrap().0.view;
     let ids: Vec<[u8; 8]> = (0..10 * BAG as u64).map(|n| id_of(Keying::Hashed, n).to_le_bytes()).collect();
     let weights: Vec<[u8; 4]> = (0..ids.len()).map(|n| (0.5 + n as f32 / 64.0).to_le_bytes()).collect();
     let members: Vec<[u8; 4]> = (0..ids.len() as u32).map(u32::to_le_bytes).collect();

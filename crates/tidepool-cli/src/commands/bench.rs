@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use tidepool_bench::{
-    Skew, Spread,
-    kernel::{Params, Report, Step},
+    Skew, Spread, Step,
+    kernel::{Params, Report},
 };
 use tidepool_kernels::Isa;
 use tidepool_table::Residency;
@@ -71,7 +71,7 @@ pub(crate) struct Kernel {
     /// the last-level cache.
     #[arg(long, value_name = "MIB")]
     pass_mib: Option<u64>,
-    /// Folder of the tables of benches. They are kept, and used again by a bench with the same parameters.
+    /// Artifact store of the tables of benches. They are kept, and used again by a bench with the same parameters.
     #[arg(long, value_name = "DIR", default_value = "data/bench")]
     dir: PathBuf,
 }

@@ -5,7 +5,6 @@
 mod cluster;
 mod data;
 mod folder;
-mod processes;
 mod ranking;
 mod release;
 mod report;
@@ -17,10 +16,6 @@ use anyhow::Result;
 use tidepool_runtime::shutdown;
 
 use crate::output::{Outcome, Output};
-
-/// Replica groups, and nodes in each.
-const GROUPS: [&str; 2] = ["a", "b"];
-const NODES_PER_GROUP: usize = 2;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

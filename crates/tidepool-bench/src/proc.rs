@@ -1,0 +1,73 @@
+//! What the kernel says of a process (Linux): the time its threads have run, and its memory.
+
+use std::{fs, time::Duration};
+
+/// How long the threads of process `pid` have run, those whose names begin with `prefix`; all of them with an
+/// empty one. In nanoseconds of the scheduler's own count. Threads that have ended are not in it. `None`:
+/// there is no such process, or no `/proc`.
+#[must_use]
+pub fn cpu_time(pid: u32, prefix: &str) -> Option<Duration> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let mut total = Duration::ZERO;
+    for task in tasks.flatten().map(|task| task.path()) {
+        // A thread may end while this is read.
+        let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+        if !prefix.is_empty() && !read("comm").starts_with(prefix) {
+            continue;
+        }
+        let ran = read("schedstat").split_whitespace().next().and_then(|ns| ns.parse().ok());
+        total += Duration::from_nanos(ran.unwrap_or_default());
+    }
+    Some(total)
+}
+
+/// Resident bytes of process `pid`, mapped files included.
+#[must_use]
+pub fn rss_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// Resident bytes of process `pid` that no file stands behind.
+#[must_use]
+pub fn anonymous_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "RssAnon:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hint::black_box, process, thread, time::Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_works_is_counted_under_its_name() {
+        let pid = process::id();
+        let worked = thread::Builder::new().name("proc-test".into()).spawn(move || {
+            let before = cpu_time(pid, "proc-test").unwrap();
+            let began = Instant::now();
+            let mut spun = 0u64;
+            while began.elapsed() < Duration::from_millis(20) {
+                spun = black_box(spun + 1);
+            }
+            // The count of a running thread is brought up to date when it is scheduled away.
+            thread::yield_now();
+            cpu_time(pid, "proc-test").unwrap() - before
+        });
+        let worked = worked.unwrap().join().unwrap();
+        assert!(worked > Duration::ZERO && worked <= cpu_time(pid, "").unwrap(), "{worked:?}");
+        assert_eq!(cpu_time(pid, "no such thread"), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn this_process_has_memory_and_another_may_not_exist() {
+        let pid = process::id();
+        assert!(rss_bytes(pid).unwrap() >= anonymous_bytes(pid).unwrap());
+        assert_eq!((cpu_time(u32::MAX, ""), rss_bytes(u32::MAX)), (None, None));
+    }
+}
