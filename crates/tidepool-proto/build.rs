@@ -4,8 +4,8 @@ use std::{error::Error, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../../proto");
-    let files =
-        ["common", "lookup", "control", "rank"].map(|name| root.join(format!("tidepool/v1/{name}.proto")));
+    let files = ["common", "lookup", "control", "rank", "trace"]
+        .map(|name| root.join(format!("tidepool/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;
     let configured = tonic_prost_build::configure().bytes(".").codec_path("crate::BoundedCodec");

@@ -20,6 +20,7 @@ pub mod quantize;
 mod rows;
 mod spread;
 mod table;
+pub mod trace;
 
 pub use draw::{ParseSkewError, Skew};
 pub use error::BenchError;

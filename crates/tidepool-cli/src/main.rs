@@ -50,6 +50,9 @@ enum Command {
     Lookup(commands::lookup::Args),
     /// Send a ranking request from a JSON file to a ranker.
     Rank(commands::rank::Args),
+    /// Record the lookups of a ranker, and look at what was recorded.
+    #[command(subcommand)]
+    Trace(commands::trace::Command),
     /// Measure, beside what the machine would allow.
     #[command(subcommand)]
     Bench(commands::bench::Command),
@@ -84,6 +87,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Release(command) => commands::release::run(command, &controller, output).await,
             Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
             Command::Rank(args) => commands::rank::run(args, &controller, output).await,
+            Command::Trace(command) => commands::trace::run(command, &controller, output).await,
             Command::Bench(command) => commands::bench::run(command, output).await,
             Command::Config(command) => commands::config::run(command, output),
         }

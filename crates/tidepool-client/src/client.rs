@@ -27,6 +27,7 @@ use crate::{
     request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, StoredRow},
     route::{Penalties, Router},
     split::Split,
+    trace::{Tap, TapError, TapOptions, TapSlot},
 };
 
 /// How long a lookup waits for the newer map that a node has told of, at most.
@@ -45,6 +46,7 @@ struct Inner {
     channels: Channels,
     penalties: Mutex<Penalties>,
     metrics: Option<Metrics>,
+    tap: Arc<TapSlot>,
     /// Rotates the groups, so that requests without a preferred group spread over them.
     turn: AtomicUsize,
     /// Spreads ids in the deduplication table; a secret of this process.
@@ -100,6 +102,7 @@ impl Client {
             maps,
             penalties: Mutex::default(),
             metrics,
+            tap: Arc::default(),
             turn: AtomicUsize::new(0),
             seed: RandomState::new().hash_one(0u64),
             _watcher: watcher,
@@ -155,6 +158,7 @@ impl Client {
         options: &LookupOptions,
     ) -> Result<LookupOutcome, ClientError> {
         let start = Instant::now();
+        self.inner.tap.note(start, request, options.tenant.as_ref());
         let result = self
             .gather(request, options, |map, split, gathered| LookupOutcome {
                 features: merge(split, &gathered.answers),
@@ -169,6 +173,15 @@ impl Client {
             metrics.lookup(&result, start.elapsed());
         }
         result
+    }
+
+    /// Opens the tap: lookups are copied aside as they arrive, whatever becomes of them, to be written down
+    /// ([`TraceWriter`](crate::trace::TraceWriter)) and asked again. Lookups never wait for it.
+    ///
+    /// # Errors
+    /// [`TapError::Busy`]: one at a time.
+    pub fn tap(&self, options: TapOptions) -> Result<Tap, TapError> {
+        self.inner.tap.open(options)
     }
 
     /// Where each id lives and its row as stored there, for people who look into a table. In the order of

@@ -21,6 +21,7 @@ mod metrics;
 mod request;
 mod route;
 mod split;
+pub mod trace;
 mod transport;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use prost::{
     Message,
     encoding::{DecodeContext, decode_key, skip_field},
@@ -16,6 +16,8 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::{ProstDecoder, ProstEncoder};
+
+use crate::WireError;
 
 /// The most fields that a message may have at its top level, each repetition counted: four tables of the
 /// largest layout fit a node's report. At 184 bytes for the feature of a lookup, the largest repeated
@@ -76,6 +78,17 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     }
 }
 
+/// Decodes a message that did not come over gRPC, by the same bound.
+///
+/// # Errors
+/// [`WireError::Malformed`], [`WireError::TooManyFields`].
+pub fn decode_bounded<M: Message + Default>(message: Bytes) -> Result<M, WireError> {
+    if has_too_many_fields(&message) {
+        return Err(WireError::TooManyFields);
+    }
+    Ok(M::decode(message)?)
+}
+
 /// Whether there are more than [`MAX_FIELDS`]. Bytes that are no message are left to the decoder, which
 /// stops where this does.
 fn has_too_many_fields(mut message: &[u8]) -> bool {
@@ -105,6 +118,10 @@ mod tests {
         assert!(!has_too_many_fields(&[]));
         assert!(!has_too_many_fields(&of(MAX_FIELDS)));
         assert!(has_too_many_fields(&of(MAX_FIELDS + 1)));
+        let decode = decode_bounded::<v1::LookupRequest>;
+        assert_eq!(decode(of(MAX_FIELDS + 1).into()), Err(WireError::TooManyFields));
+        assert_eq!(decode(of(3).into()).map(|request| request.features.len()), Ok(3));
+        assert!(matches!(decode(vec![0x2a, 0x7f].into()), Err(WireError::Malformed(_))));
         let mut cut = of(MAX_FIELDS);
         cut.extend([0x2a, 0x7f]);
         assert!(!has_too_many_fields(&cut), "the last field is cut off");

@@ -10,11 +10,17 @@ use tidepool_types::{
     PartitionIndex, RowFormat, TableSchema, TableVersion,
 };
 
-use crate::{pack, v1};
+use crate::{MAX_FIELDS, pack, v1};
 
 /// A message that does not say what its type promises.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
+    /// Bytes that are no such message.
+    #[error("the message cannot be decoded")]
+    Malformed(#[from] prost::DecodeError),
+    /// A message that would be too large in memory.
+    #[error("the message has more than {MAX_FIELDS} fields")]
+    TooManyFields,
     /// A field that must be set is not.
     #[error("field {0} is missing")]
     Missing(&'static str),

@@ -11,7 +11,7 @@ mod convert;
 pub mod pack;
 mod status;
 
-pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS};
+pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, decode_bounded};
 pub use convert::WireError;
 pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, epoch_of, status_of};
 

@@ -63,7 +63,8 @@ async fn answer(service: &RankService, body: &[u8], arrived: Instant) -> Result<
     Ok(Json(json::answer(&response)).into_response())
 }
 
-fn answer_error(status: StatusCode, code: ErrorCode, message: &str) -> Response {
+/// An error as the JSON that every route gives.
+pub(crate) fn answer_error(status: StatusCode, code: ErrorCode, message: &str) -> Response {
     let body = json!({ "error": { "code": code.as_str(), "message": message } });
     (status, Json(body)).into_response()
 }

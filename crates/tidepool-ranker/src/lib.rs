@@ -23,6 +23,7 @@ mod service;
 mod session;
 mod status;
 mod topk;
+mod trace;
 mod wire;
 
 pub use config::{Config, RawConfig};

@@ -29,6 +29,7 @@ use crate::{
     service::RankService,
     session::{self, Session},
     status::{Facts, document},
+    trace,
 };
 
 /// The last cluster map, in the data directory.
@@ -113,7 +114,12 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             document(&facts, &releases.snapshot())
         }
     };
-    let routes = http::routes(service.clone(), config.max_request_bytes);
+    let client = service.ranker.client.clone();
+    let routes = http::routes(service.clone(), config.max_request_bytes).merge(trace::routes(
+        config.ranker.to_string(),
+        client,
+        shutdown.clone(),
+    ));
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);

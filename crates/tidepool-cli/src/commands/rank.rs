@@ -7,15 +7,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context, Result};
+use http_body_util::Full;
+use hyper::{Request, body::Bytes, header};
 use serde_json::Value;
-use tidepool_proto::v1;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-use super::control;
+use super::ranker_http;
 use crate::output::{Outcome, Output};
 
 /// Candidates that people are shown.
@@ -39,10 +37,7 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     } else {
         text = fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
     }
-    let address = match args.ranker {
-        Some(address) => address,
-        None => any_ranker(controller).await?,
-    };
+    let address = ranker_http::address(args.ranker, controller).await?;
     let answered = timeout(CALL_TIMEOUT, post(&address, text)).await;
     let answer =
         answered.with_context(|| format!("no answer from {address} in {} s", CALL_TIMEOUT.as_secs()))??;
@@ -51,35 +46,15 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     Ok(Outcome::Done)
 }
 
-/// The HTTP address of a ranker that the controller knows.
-async fn any_ranker(controller: &str) -> Result<String> {
-    let mut control = control::connect(controller).await?;
-    let cluster = control.get_cluster(v1::GetClusterRequest {}).await.map_err(|s| control::refusal(&s))?;
-    let ranker = cluster.into_inner().rankers.into_iter().next();
-    Ok(ranker.context("the controller knows no ranker; start one, or name it with --ranker")?.http_address)
-}
-
-/// Posts the request and gives the answer, or the ranker's refusal as an error.
+/// Posts the request and gives the answer.
 async fn post(address: &str, request: Vec<u8>) -> Result<Value> {
-    let stream =
-        TcpStream::connect(address).await.with_context(|| format!("no ranker answers at {address}"))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the sender; what it has to say of the connection, the call says too.
-    tokio::spawn(connection);
     let request = Request::post("/v1/rank")
         .header(header::HOST, address)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(request)))?;
-    let asking = || format!("asking {address}, a ranker's HTTP address");
-    let response = sender.send_request(request).await.with_context(asking)?;
-    let status = response.status();
-    let body = response.into_body().collect().await.with_context(asking)?.to_bytes();
-    let answer: Value = serde_json::from_slice(&body).with_context(|| format!("{status} from {address}"))?;
-    if status.is_success() {
-        return Ok(answer);
-    }
-    let word = |key: &str| answer["error"][key].as_str().unwrap_or_default().to_owned();
-    bail!("{}: {}", word("code"), word("message"))
+    let response = ranker_http::send(address, request).await?;
+    let body = ranker_http::collect(address, response).await?;
+    serde_json::from_slice(&body).with_context(|| format!("the answer of {address}"))
 }
 
 fn show(answer: &Value, output: Output) {

@@ -7,6 +7,7 @@ mod onnx;
 mod rank;
 mod releases;
 mod site;
+mod trace;
 
 use site::{FakeController, FakeNode, Store, TestRanker, entry, map, raw_config, version};
 use tempfile::TempDir;

@@ -43,7 +43,7 @@ use tonic::{
 };
 
 /// Every wait of these tests ends here.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// Ids from here on are in no table.
 pub(crate) const ROWS: u64 = 1000;
 
