@@ -43,8 +43,14 @@ pub struct RawConfig {
     pub pool_threads: usize,
     /// Large lookups that may wait for a thread.
     pub pool_queue_len: usize,
+    /// Cores that the threads for large lookups stay on, one after the other; none: wherever there is room.
+    pub pin_cores: Vec<usize>,
     /// Ids, members, bags and features up to which a lookup is answered where it arrives.
     pub inline_max_rows: u64,
+    /// Rows of all lookups that are waiting or being worked on.
+    pub admission_max_rows: u64,
+    /// Rows of lookups that are taken on per second; 0 for no limit.
+    pub admission_rows_per_second: u64,
     /// Ids in all features of a request together.
     pub max_ids_per_request: u64,
     /// Bytes of a request message.
@@ -93,7 +99,10 @@ impl Default for RawConfig {
             isa: "auto".into(),
             pool_threads: 0,
             pool_queue_len: 256,
+            pin_cores: Vec::new(),
             inline_max_rows: 2048,
+            admission_max_rows: 4 << 20,
+            admission_rows_per_second: 0,
             max_ids_per_request: 1_000_000,
             max_request_bytes: 64 << 20,
             max_response_bytes: 64 << 20,
@@ -142,8 +151,14 @@ pub struct Config {
     pub pool_threads: usize,
     /// Large lookups that may wait.
     pub pool_queue_len: usize,
+    /// Where those threads stay; anywhere when empty.
+    pub pin_cores: Vec<usize>,
     /// Ids, members, bags and features up to which a lookup runs inline.
     pub inline_max_rows: u64,
+    /// Rows in flight.
+    pub admission_max_rows: u64,
+    /// Rows per second, if limited.
+    pub admission_rows_per_second: Option<u64>,
     /// Ids per request.
     pub max_ids_per_request: u64,
     /// Bytes of a request message.
@@ -208,6 +223,7 @@ impl TryFrom<RawConfig> for Config {
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         p.check(raw.pool_queue_len > 0, "pool_queue_len: at least 1");
         p.check(raw.load_parallelism > 0, "load_parallelism: at least 1");
+        p.check(raw.admission_max_rows > 0, "admission_max_rows: at least 1");
         // Members are u32 positions in the ids.
         p.check(
             (1..=u64::from(u32::MAX)).contains(&raw.max_ids_per_request),
@@ -248,7 +264,11 @@ impl TryFrom<RawConfig> for Config {
                 isa,
                 pool_threads: threads,
                 pool_queue_len: raw.pool_queue_len,
+                pin_cores: raw.pin_cores,
                 inline_max_rows: raw.inline_max_rows,
+                admission_max_rows: raw.admission_max_rows,
+                admission_rows_per_second: (raw.admission_rows_per_second > 0)
+                    .then_some(raw.admission_rows_per_second),
                 max_ids_per_request: raw.max_ids_per_request,
                 max_request_bytes: raw.max_request_bytes,
                 max_response_bytes: raw.max_response_bytes,

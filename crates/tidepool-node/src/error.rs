@@ -24,8 +24,17 @@ pub(crate) enum LookupError {
     NotServed { feature: usize, table: TableVersion, reason: NotServed, epoch: Epoch },
     #[error("the deadline passed before the work was begun")]
     DeadlineExceeded,
+    #[error(
+        "the request is work for {rows} rows (ids, members, bags and features), and this node takes on {limit} at a \
+         time (admission_max_rows): ask for less in one request"
+    )]
+    TooMuchWork { rows: u64, limit: u64 },
+    #[error("the node has {in_flight} rows to look up; {rows} more would be over its {limit}")]
+    RowsInFlight { in_flight: u64, rows: u64, limit: u64 },
+    #[error("the node is at its {limit} rows per second; {rows} more are too many now")]
+    RowsPerSecond { rows: u64, limit: u64 },
     #[error("the lookup queue is full ({queued} waiting)")]
-    Overloaded { queued: usize },
+    QueueFull { queued: usize },
     #[error("the node is shutting down")]
     ShuttingDown,
     #[error("the lookup failed inside the node: {0}")]
@@ -91,14 +100,28 @@ impl LookupError {
     /// The code that the caller acts on.
     pub(crate) const fn code(&self) -> ErrorCode {
         match self {
-            Self::Invalid { .. } | Self::TooManyIds { .. } | Self::AnswerTooLarge { .. } => {
-                ErrorCode::InvalidRequest
-            }
+            Self::Invalid { .. }
+            | Self::TooManyIds { .. }
+            | Self::AnswerTooLarge { .. }
+            | Self::TooMuchWork { .. } => ErrorCode::InvalidRequest,
             Self::NotServed { .. } => ErrorCode::NotServed,
             Self::DeadlineExceeded => ErrorCode::DeadlineExceeded,
-            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::RowsInFlight { .. } | Self::RowsPerSecond { .. } | Self::QueueFull { .. } => {
+                ErrorCode::Overloaded
+            }
             Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Internal(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// Of a lookup that was turned away without any work: what there is too much of, as a metric's label.
+    pub(crate) const fn shed_for(&self) -> Option<&'static str> {
+        match self {
+            Self::RowsInFlight { .. } => Some("rows"),
+            Self::RowsPerSecond { .. } => Some("rate"),
+            Self::QueueFull { .. } => Some("queue"),
+            Self::DeadlineExceeded => Some("deadline"),
+            _ => None,
         }
     }
 

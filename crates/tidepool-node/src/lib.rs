@@ -6,6 +6,7 @@
 //!
 //! Read first: [`start`], `lookup::answer` (a request from end to end), `loader::Loader`.
 
+mod admission;
 mod config;
 mod decode;
 mod disk;
@@ -16,6 +17,7 @@ mod metrics;
 mod node;
 mod partition;
 mod partitions;
+mod rate;
 mod residency;
 mod service;
 mod session;

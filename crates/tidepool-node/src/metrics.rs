@@ -9,11 +9,16 @@ use tidepool_table::MemoryUse;
 
 use crate::{error::LookupError, lookup::Answer, state::NodeState};
 
+/// What there may be too much of.
+const SHED_REASONS: [&str; 4] = ["rows", "rate", "queue", "deadline"];
+
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     /// Lookups by outcome: `ok`, or the error code's word.
     lookups: IntCounterVec,
+    /// Lookups that were turned away without any work, by what there was too much of.
+    shed: IntCounterVec,
     /// From the request decoded to the answer made, answered lookups only.
     lookup_seconds: Histogram,
     /// Ids looked up in answered lookups.
@@ -53,6 +58,10 @@ impl Metrics {
                 Opts::new(name("lookups_total"), "Lookups by outcome: ok, or the error code"),
                 &["code"],
             )?,
+            shed: IntCounterVec::new(
+                Opts::new(name("shed_total"), "Lookups turned away without any work, by reason"),
+                &["reason"],
+            )?,
             lookup_seconds: Histogram::with_opts(seconds.buckets(buckets))?,
             rows: IntCounter::new(name("rows_total"), "Ids looked up in answered lookups")?,
             missing_ids: IntCounter::new(
@@ -88,8 +97,9 @@ impl Metrics {
             )?,
             epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
         };
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(metrics.lookups.clone()),
+            Box::new(metrics.shed.clone()),
             Box::new(metrics.lookup_seconds.clone()),
             Box::new(metrics.rows.clone()),
             Box::new(metrics.missing_ids.clone()),
@@ -102,6 +112,10 @@ impl Metrics {
             Box::new(metrics.epoch.clone()),
         ];
         all.into_iter().try_for_each(|metric| registry.register(metric))?;
+        // From the start, so that the first one is seen as an increase.
+        for reason in SHED_REASONS {
+            metrics.shed.with_label_values(&[reason]);
+        }
         Ok(metrics)
     }
 
@@ -111,6 +125,9 @@ impl Metrics {
             Ok(answer) => answer,
             Err(error) => {
                 self.lookups.with_label_values(&[error.code().as_str()]).inc();
+                if let Some(reason) = error.shed_for() {
+                    self.shed.with_label_values(&[reason]).inc();
+                }
                 return;
             }
         };

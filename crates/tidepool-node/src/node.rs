@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
+    admission::Admission,
     config::Config,
     disk::{LastAssignment, VerifiedFiles},
     error::StartError,
@@ -53,8 +54,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
-    let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
-    pool.register(&registry, "tidepool_node")?;
+    let pool = CpuPool::on_cores(config.pool_threads, config.pool_queue_len, &config.pin_cores)?;
+    pool.register(&registry, "tidepool_node", Some("rows"))?;
+
+    let admission = Admission::new(config.admission_max_rows, config.admission_rows_per_second);
+    admission.register(&registry)?;
 
     let listen = |what| move |source| StartError::Listen { what, source };
     let grpc = bind_tcp(config.grpc_address).await.map_err(listen("lookups (grpc_address)"))?;
@@ -130,6 +134,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
             ids_per_request: config.max_ids_per_request,
             response_bytes: config.max_response_bytes,
         },
+        admission,
         inline_max_rows: config.inline_max_rows,
         metrics,
     };

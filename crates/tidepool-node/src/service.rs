@@ -11,6 +11,7 @@ use tidepool_types::NodeId;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    admission::Admission,
     decode::rows_asked,
     error::LookupError,
     lookup::{Answer, Deadline, Limits, answer},
@@ -24,6 +25,7 @@ pub(crate) struct EmbeddingService<P> {
     pub(crate) snapshot: Arc<ArcSwap<Snapshot<P>>>,
     pub(crate) pool: CpuPool,
     pub(crate) limits: Limits,
+    pub(crate) admission: Admission,
     /// Ids, members, bags and features up to which a lookup runs inline.
     pub(crate) inline_max_rows: u64,
     pub(crate) metrics: Metrics,
@@ -32,14 +34,16 @@ pub(crate) struct EmbeddingService<P> {
 impl<P: PartitionRows> EmbeddingService<P> {
     async fn answer(&self, request: v1::LookupRequest, received: Instant) -> Result<Answer, LookupError> {
         let deadline = Deadline::new(received, request.deadline_us);
-        if rows_asked(&request) <= self.inline_max_rows {
+        let rows = rows_asked(&request);
+        let _admitted = self.admission.admit(rows)?;
+        if rows <= self.inline_max_rows {
             return answer(request, &self.snapshot.load(), &self.node, self.limits, deadline);
         }
         let (snapshot, node, limits) = (self.snapshot.load_full(), self.node.clone(), self.limits);
-        let work = self.pool.run(move || answer(request, &snapshot, &node, limits, deadline));
+        let work = self.pool.run_at_cost(rows, move || answer(request, &snapshot, &node, limits, deadline));
         work.await.unwrap_or_else(|error| {
             Err(match error {
-                PoolError::Full { queue_len } => LookupError::Overloaded { queued: queue_len },
+                PoolError::Full { queue_len } => LookupError::QueueFull { queued: queue_len },
                 PoolError::Gone => LookupError::ShuttingDown,
                 PoolError::Panicked(text) => {
                     tracing::error!(%text, "a lookup panicked");
@@ -87,6 +91,7 @@ mod tests {
             snapshot: Arc::default(),
             pool: CpuPool::new(1, 1).unwrap(),
             limits: Limits { ids_per_request: 1000, response_bytes: 1000 },
+            admission: Admission::new(100, None),
             inline_max_rows: 3,
             metrics: Metrics::new(&Registry::new()).unwrap(),
         };

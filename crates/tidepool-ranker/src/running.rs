@@ -48,7 +48,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
     let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
-    pool.register(&registry, "tidepool_ranker")?;
+    pool.register(&registry, "tidepool_ranker", None)?;
     let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
     let grpc = bind_tcp(config.grpc_address).await.map_err(net)?;
     let admin = HttpServer::bind(config.http_address).await.map_err(net)?;

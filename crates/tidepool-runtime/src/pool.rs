@@ -1,5 +1,10 @@
 //! Threads for computation, so that long work does not hold up the threads that move bytes. The queue is
-//! bounded and says so at once when it is full.
+//! bounded and says so at once when it is full. Large work comes in pieces ([`CpuPool::split`]), between which
+//! others have their turn.
+
+mod cores;
+mod pieces;
+mod queue;
 
 use std::{
     any::Any,
@@ -7,11 +12,13 @@ use std::{
     fmt, io,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
 };
 
+use pieces::Together;
 use prometheus::{PullingGauge, Registry};
+use queue::{Piece, Queue};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -39,37 +46,39 @@ pub enum PoolError {
     Panicked(String),
 }
 
-/// A thread could not be started.
+/// The pool could not be started.
 #[derive(Debug, Error)]
-#[error("could not start thread {thread} of {threads} of the CPU pool")]
-pub struct SpawnError {
-    /// Which one, from 1.
-    pub thread: usize,
-    /// How many there were to be.
-    pub threads: usize,
-    /// Why.
-    pub source: io::Error,
+pub enum SpawnError {
+    /// The system gives no more threads.
+    #[error("could not start thread {thread} of {threads} of the CPU pool")]
+    Thread {
+        /// Which one, from 1.
+        thread: usize,
+        /// How many there were to be.
+        threads: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// A core that is not there, or that the process may not run on.
+    #[error("core {core} is not there for this process, which may run on the cores {allowed:?}")]
+    Core {
+        /// Which one.
+        core: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+    /// The system does not say which cores there are.
+    #[error("could not find out which cores there are")]
+    Cores {
+        /// Why.
+        source: io::Error,
+    },
 }
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// Owned by the users of the pool and not by its threads, so that its drop closes the queue.
 struct Handle {
     queue: Arc<Queue>,
     threads: usize,
-}
-
-struct Queue {
-    state: Mutex<State>,
-    /// Signalled when a job arrives, and when the queue closes.
-    changed: Condvar,
-    max_len: usize,
-}
-
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Job>,
-    closed: bool,
 }
 
 impl CpuPool {
@@ -79,15 +88,28 @@ impl CpuPool {
     /// # Errors
     /// [`SpawnError`] when the system gives no more threads; those that were started end.
     pub fn new(threads: usize, queue_len: usize) -> Result<Self, SpawnError> {
-        let (threads, max_len) = (threads.max(1), queue_len.max(1));
-        let queue = Arc::new(Queue { state: Mutex::default(), changed: Condvar::new(), max_len });
+        Self::on_cores(threads, queue_len, &[])
+    }
+
+    /// The same with the threads kept on `cores`, one after the other; anywhere without any.
+    ///
+    /// # Errors
+    /// [`SpawnError`], also for a core that is not there.
+    pub fn on_cores(threads: usize, queue_len: usize, cores: &[usize]) -> Result<Self, SpawnError> {
+        cores::check(cores)?;
+        let threads = threads.max(1);
+        let queue = Arc::new(Queue::new(queue_len.max(1)));
         let handle = Arc::new(Handle { queue: queue.clone(), threads });
         for index in 0..threads {
             let queue = queue.clone();
+            let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
             thread::Builder::new()
                 .name(format!("cpu-{index}"))
-                .spawn(move || queue.work())
-                .map_err(|source| SpawnError { thread: index + 1, threads, source })?;
+                .spawn(move || {
+                    core.into_iter().for_each(cores::stay_on);
+                    queue.work();
+                })
+                .map_err(|source| SpawnError::Thread { thread: index + 1, threads, source })?;
         }
         Ok(Self { handle })
     }
@@ -108,26 +130,87 @@ impl CpuPool {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
+        self.run_at_cost(1, work)
+    }
+
+    /// The same for work of a known cost, in whatever unit all users of the pool count.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_at_cost<T, F>(
+        &self,
+        cost: u64,
+        work: F,
+    ) -> impl Future<Output = Result<T, PoolError>> + Send + use<T, F>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
         let (sender, result) = oneshot::channel();
         let span = tracing::Span::current();
-        let queued = self.handle.queue.push(Box::new(move || {
+        let job = Box::new(move || {
             if sender.is_closed() {
                 return;
             }
             let done = catch_unwind(AssertUnwindSafe(|| span.in_scope(work)));
             // The caller may have left meanwhile; then nobody misses the result.
-            let _ = sender.send(done.map_err(|payload| PoolError::Panicked(panic_text(&*payload))));
-        }));
+            let _ = sender.send(done.map_err(|payload| PoolError::panicked(&*payload)));
+        });
+        let queued = self.handle.queue.push([Piece { cost: cost.max(1), job }].into(), false);
         async move {
             queued?;
             result.await.unwrap_or(Err(PoolError::Gone))
         }
     }
 
+    /// Goes on, in pieces, with work that the pool has begun: for jobs that find out how large they are. Queues
+    /// the pieces now, each with its cost, and gives a future of all their results in order. Between the pieces of
+    /// one job those of others have their turn, in proportion to cost. Once a piece has failed, or the future was
+    /// dropped, the rest is skipped.
+    ///
+    /// The queue takes the pieces even when it is full or closed: the job had its place there. So never more
+    /// than `queue_len` jobs wait, and one more for each thread.
+    ///
+    /// # Errors
+    /// [`PoolError::Panicked`], or inside the first error that a piece returned.
+    pub fn split<T, E, F>(
+        &self,
+        pieces: Vec<(u64, F)>,
+    ) -> impl Future<Output = Result<Result<Vec<T>, E>, PoolError>> + Send + use<T, E, F>
+    where
+        F: FnOnce() -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let (together, outcome) = Together::new(pieces.len());
+        let span = tracing::Span::current();
+        let piece = |(at, (cost, work)): (usize, (u64, F))| {
+            let (together, span) = (together.clone(), span.clone());
+            let job = Box::new(move || {
+                if !together.is_over() {
+                    together.settle(at, catch_unwind(AssertUnwindSafe(|| span.in_scope(work))));
+                }
+            });
+            Piece { cost: cost.max(1), job }
+        };
+        let pieces: VecDeque<_> = pieces.into_iter().enumerate().map(piece).collect();
+        let queued = self.handle.queue.push(pieces, true);
+        async move {
+            queued?;
+            outcome.await.unwrap_or(Err(PoolError::Gone))
+        }
+    }
+
     /// How many jobs wait for a thread.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.handle.queue.lock().waiting.len()
+        self.handle.queue.len()
+    }
+
+    /// What the work that waits for a thread costs.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        self.handle.queue.cost()
     }
 
     /// How many threads there are.
@@ -147,25 +230,30 @@ impl CpuPool {
         self.handle.queue.close();
     }
 
-    /// Shows the pool in `registry` as `<prefix>_cpu_pool_waiting_jobs` and `<prefix>_cpu_pool_threads`.
-    /// The registry then keeps the queue's gauge, not the threads, alive.
+    /// Shows the pool in `registry` as `<prefix>_cpu_pool_waiting_jobs` and `<prefix>_cpu_pool_threads`, and if
+    /// cost has a unit, as `<prefix>_cpu_pool_waiting_<unit>`. The registry then keeps the queue's gauges, not
+    /// the threads, alive.
     ///
     /// # Errors
     /// What the registry says of a name that is taken or is none.
-    pub fn register(&self, registry: &Registry, prefix: &str) -> prometheus::Result<()> {
+    pub fn register(&self, registry: &Registry, prefix: &str, unit: Option<&str>) -> prometheus::Result<()> {
+        let gauge = |rest: &str, help: &str, value: Box<dyn Fn() -> f64 + Send + Sync>| {
+            let gauge = PullingGauge::new(format!("{prefix}_cpu_pool_{rest}"), help, value)?;
+            registry.register(Box::new(gauge))
+        };
         let (queue, threads) = (self.handle.queue.clone(), self.threads() as f64);
-        let waiting = PullingGauge::new(
-            format!("{prefix}_cpu_pool_waiting_jobs"),
+        gauge(
+            "waiting_jobs",
             "Jobs that wait for a thread of the CPU pool",
-            Box::new(move || queue.lock().waiting.len() as f64),
+            Box::new(move || queue.len() as f64),
         )?;
-        let threads = PullingGauge::new(
-            format!("{prefix}_cpu_pool_threads"),
-            "Threads of the CPU pool",
-            Box::new(move || threads),
-        )?;
-        registry.register(Box::new(waiting))?;
-        registry.register(Box::new(threads))
+        gauge("threads", "Threads of the CPU pool", Box::new(move || threads))?;
+        if let Some(unit) = unit {
+            let queue = self.handle.queue.clone();
+            let help = format!("What waits for a thread of the CPU pool, in {unit}");
+            gauge(&format!("waiting_{unit}"), &help, Box::new(move || queue.cost() as f64))?;
+        }
+        Ok(())
     }
 }
 
@@ -185,205 +273,13 @@ impl Drop for Handle {
     }
 }
 
-impl Queue {
-    /// Nothing panics while it is held, so a poisoned lock guards a good state.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl PoolError {
+    fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        Self::Panicked(text.unwrap_or("(no text)").to_owned())
     }
-
-    fn push(&self, job: Job) -> Result<(), PoolError> {
-        let mut state = self.lock();
-        if state.closed {
-            return Err(PoolError::Gone);
-        }
-        if state.waiting.len() >= self.max_len {
-            return Err(PoolError::Full { queue_len: self.max_len });
-        }
-        state.waiting.push_back(job);
-        drop(state);
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// The life of a thread.
-    fn work(&self) {
-        while let Some(job) = self.next() {
-            // The job catches the panics of the work; this catches those of dropping what it leaves behind.
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                tracing::error!("a job of the CPU pool panicked while it was taken down");
-            }
-        }
-    }
-
-    /// Waits for a job; `None` when the queue is closed and empty.
-    fn next(&self) -> Option<Job> {
-        let mut state = self.lock();
-        loop {
-            if let Some(job) = state.waiting.pop_front() {
-                return Some(job);
-            }
-            if state.closed {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-fn panic_text(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("(no text)").to_owned()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        sync::{
-            atomic::{AtomicUsize, Ordering},
-            mpsc,
-        },
-        time::Duration,
-    };
-
-    use super::*;
-
-    const DEADLINE: Duration = Duration::from_secs(30);
-
-    /// Occupies one thread of the pool until the sender is used or dropped; returns once it is occupied.
-    fn occupy(pool: &CpuPool) -> (mpsc::Sender<()>, impl Future<Output = Result<(), PoolError>> + use<>) {
-        let (release, wait) = mpsc::channel::<()>();
-        let (started, has_started) = mpsc::channel();
-        let done = pool.run(move || {
-            let _ = started.send(());
-            let _ = wait.recv();
-        });
-        has_started.recv_timeout(DEADLINE).unwrap();
-        (release, done)
-    }
-
-    #[tokio::test]
-    async fn results_come_back_from_named_threads() {
-        let pool = CpuPool::new(2, 100).unwrap();
-        let jobs: Vec<_> = (0..50u64)
-            .map(|i| pool.run(move || (i * i, thread::current().name().map(str::to_owned))))
-            .collect();
-        for (i, job) in jobs.into_iter().enumerate() {
-            let (square, thread) = job.await.unwrap();
-            assert_eq!(square, (i * i) as u64);
-            assert!(matches!(thread.as_deref(), Some("cpu-0" | "cpu-1")), "{thread:?}");
-        }
-        assert_eq!((pool.threads(), pool.queue_len(), pool.depth()), (2, 100, 0));
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_says_so_at_once_and_recovers() {
-        let pool = CpuPool::new(1, 2).unwrap();
-        let (release, running) = occupy(&pool);
-        let waiting = [1, 2].map(|i| pool.run(move || i));
-        assert_eq!(pool.depth(), 2);
-        // The thread is still occupied, so this answer cannot come from it.
-        assert_eq!(pool.run(|| 3).await, Err(PoolError::Full { queue_len: 2 }));
-        release.send(()).unwrap();
-        running.await.unwrap();
-        for (job, expected) in waiting.into_iter().zip([1, 2]) {
-            assert_eq!(job.await, Ok(expected));
-        }
-        assert_eq!(pool.run(|| 4).await, Ok(4));
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_error_and_the_thread_goes_on() {
-        let pool = CpuPool::new(1, 8).unwrap();
-        let text = pool.run(|| -> u8 { panic!("row {} is bad", 7) }).await;
-        assert_eq!(text, Err(PoolError::Panicked("row 7 is bad".into())));
-        let other = pool.run(|| -> u8 { std::panic::panic_any(7u8) }).await;
-        assert_eq!(other, Err(PoolError::Panicked("(no text)".into())));
-
-        /// Panics when it is dropped, which happens outside of the work when its caller has left.
-        struct Bomb;
-        impl Drop for Bomb {
-            fn drop(&mut self) {
-                panic!("while dropping");
-            }
-        }
-        let (release, running) = occupy(&pool);
-        let bomb = Bomb;
-        drop(pool.run(move || {
-            let _bomb = &bomb;
-        }));
-        release.send(()).unwrap();
-        running.await.unwrap();
-        assert_eq!(pool.run(|| 8).await, Ok(8));
-    }
-
-    #[tokio::test]
-    async fn work_whose_caller_has_left_is_skipped() {
-        let pool = CpuPool::new(1, 8).unwrap();
-        let (release, running) = occupy(&pool);
-        let ran = Arc::new(AtomicUsize::new(0));
-        let count = || {
-            let ran = ran.clone();
-            pool.run(move || ran.fetch_add(1, Ordering::SeqCst))
-        };
-        drop(count());
-        let kept = count();
-        drop(count());
-        release.send(()).unwrap();
-        running.await.unwrap();
-        kept.await.unwrap();
-        pool.run(|| ()).await.unwrap();
-        assert_eq!(ran.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn a_closed_pool_finishes_and_refuses() {
-        let pool = CpuPool::new(1, 8).unwrap();
-        let (release, running) = occupy(&pool);
-        let queued = pool.run(|| 5);
-        pool.close();
-        assert_eq!(pool.run(|| 6).await, Err(PoolError::Gone));
-        release.send(()).unwrap();
-        running.await.unwrap();
-        assert_eq!(queued.await, Ok(5));
-    }
-
-    #[tokio::test]
-    async fn the_threads_end_with_the_last_handle() {
-        /// Held by the threads as long as they live: each keeps the queue.
-        fn threads_alive(queue: &Arc<Queue>) -> usize {
-            Arc::strong_count(queue) - 1
-        }
-        let pool = CpuPool::new(3, 8).unwrap();
-        let queue = pool.handle.queue.clone();
-        let last = pool.run(|| 9);
-        drop(pool);
-        assert_eq!(last.await, Ok(9));
-        let until = std::time::Instant::now() + DEADLINE;
-        while threads_alive(&queue) > 0 {
-            assert!(std::time::Instant::now() < until, "threads are left");
-            thread::yield_now();
-        }
-    }
-
-    #[tokio::test]
-    async fn the_depth_is_a_metric() {
-        let pool = CpuPool::new(1, 8).unwrap();
-        let registry = Registry::new();
-        pool.register(&registry, "tidepool_node").unwrap();
-        assert!(pool.register(&registry, "tidepool_node").is_err(), "the names are taken");
-        let (release, running) = occupy(&pool);
-        let waiting = pool.run(|| ());
-        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-        assert!(text.contains("tidepool_node_cpu_pool_waiting_jobs 1\n"), "{text}");
-        assert!(text.contains("tidepool_node_cpu_pool_threads 1\n"), "{text}");
-        drop(release);
-        running.await.unwrap();
-        waiting.await.unwrap();
-    }
-}
+mod tests;
