@@ -11,6 +11,11 @@ use clap::{Parser, Subcommand};
 
 use crate::output::{Outcome, Output};
 
+/// Lookups make and drop buffers of some hundred KiB at a high rate, for which the system's allocator asks the
+/// kernel each time: that cost a node half of its time per large lookup (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit codes, the same for every command; 2, wrong usage, is clap's.
 const FAILED: u8 = 1;
 const PROMISE_BROKEN: u8 = 3;

@@ -249,7 +249,8 @@ mod tests {
                 feature.weight_sums = pack::pack(&[1.0f32, 0.0]);
             }
         }
-        let mut response = v1::LookupResponse { features: vec![feature], epoch: 1, node: "n".into() };
+        let mut response =
+            v1::LookupResponse { features: vec![feature], epoch: 1, node: "n".into(), ..Default::default() };
         change(&mut response);
         check(&split, ask.asks, response).map(|answered| answered.len())
     }

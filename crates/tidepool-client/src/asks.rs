@@ -67,6 +67,15 @@ impl Ask {
         }
     }
 
+    /// How many bytes of rows or sums the answer has.
+    pub(crate) fn answer_bytes(&self, split: &Split<'_>) -> usize {
+        let schema = &split.tables[self.table(split)].layout.schema;
+        match self {
+            Self::Gather { ids, .. } => ids.len() * schema.row_bytes(),
+            Self::Pool(pool) => pool.bags.len() * schema.dim as usize * size_of::<f32>(),
+        }
+    }
+
     /// The message.
     pub(crate) fn encode(&self, split: &Split<'_>) -> v1::FeatureRequest {
         let table = &split.tables[self.table(split)];

@@ -10,7 +10,15 @@ use tidepool_cluster::ClusterMap;
 use tidepool_types::Epoch;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::config::ClientConfig;
+use crate::{config::ClientConfig, transport::Connection};
+
+/// HTTP/2 frames of up to 1 MiB: of the default 16 KiB, a lookup's answer would take many, each with its own
+/// turn through the library and the kernel.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// What a node may send before it must wait for us to read, on one call or stream, and on all of them. It
+/// bounds what we hold for a caller who does not read.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// How every connection is set up.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +43,9 @@ impl Dial {
         let endpoint = Endpoint::from(uri(address)?)
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
+            .max_frame_size(MAX_FRAME_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(self.keep_alive_interval)
             .keep_alive_timeout(self.keep_alive_timeout)
             .keep_alive_while_idle(true);
@@ -50,7 +61,7 @@ pub(crate) fn uri(address: &str) -> Result<tonic::transport::Uri, String> {
     if plain { Ok(uri) } else { Err("host:port is expected".to_owned()) }
 }
 
-/// One channel per node address. Its size is bounded by the cluster map: whoever left it is dropped.
+/// One connection per node address. Its size is bounded by the cluster map: whoever left it is dropped.
 #[derive(Debug)]
 pub(crate) struct Channels {
     dial: Dial,
@@ -60,7 +71,7 @@ pub(crate) struct Channels {
 #[derive(Debug, Default)]
 struct Open {
     epoch: Epoch,
-    channels: HashMap<String, Channel>,
+    channels: HashMap<String, Connection>,
 }
 
 impl Channels {
@@ -68,13 +79,13 @@ impl Channels {
         Self { dial, open: Mutex::default() }
     }
 
-    /// The channel to `address`.
-    pub(crate) fn get(&self, address: &str) -> Result<Channel, String> {
+    /// The connection to `address`.
+    pub(crate) fn get(&self, address: &str) -> Result<Connection, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = open.channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = self.dial.channel(address)?;
+        let channel = Connection::new(self.dial.channel(address)?);
         open.channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -27,6 +27,9 @@ pub struct ClientConfig {
     pub tenant: String,
     /// The largest message sent or received, in bytes.
     pub max_message_bytes: usize,
+    /// Bytes of question and answer together up to which a lookup goes over the long-lived stream to its node;
+    /// larger ones are calls of their own. 0: all are.
+    pub stream_max_bytes: usize,
     /// How often an idle or silent connection is probed.
     pub keep_alive_interval: Duration,
     /// How long a probe may stay unanswered before the connection counts as dead.
@@ -48,6 +51,7 @@ impl Default for ClientConfig {
             exact: false,
             tenant: String::new(),
             max_message_bytes: 64 << 20,
+            stream_max_bytes: 1 << 20,
             keep_alive_interval: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(1),
             failure_penalty: Duration::from_secs(1),

@@ -28,7 +28,7 @@ use crate::{
     request::{LookupOptions, WireBytes},
     route::{NobodyLeft, Penalties, Route, Router, Tried, penalty_end},
     split::{Split, TableSplit, as_u32},
-    transport,
+    transport::Wire,
 };
 
 /// What a lookup needs of its client.
@@ -161,13 +161,19 @@ impl Fanout<'_> {
             deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
             traceparent: String::new(),
             features: ask.asks.iter().map(|a| a.encode(self.split)).collect(),
+            ..v1::LookupRequest::default()
         };
         let sent = message.features.iter().map(sent_bytes).collect();
         let result = match self.channels.get(self.address(ask.node)) {
             Err(problem) => Err(NodeFailure::Address(problem)),
             Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
             Ok(channel) => {
-                let answer = transport::call(channel, message, share, self.config.max_message_bytes).await;
+                let wire = Wire {
+                    max_message_bytes: self.config.max_message_bytes,
+                    stream_max_bytes: self.config.stream_max_bytes,
+                };
+                let answer_bytes = ask.asks.iter().map(|a| a.answer_bytes(self.split)).sum();
+                let answer = channel.call(message, answer_bytes, share, wire).await;
                 answer.map(|response| Reply { response, sent })
             }
         };

@@ -322,7 +322,8 @@ fn look_up(
     for question in questions {
         let encoded = question.asks.iter().map(|ask| ask.encode(&split));
         let features = encoded.map(|ask| node_answers(tables, &map, question.node, &ask)).collect();
-        let response = v1::LookupResponse { features, epoch: 1, node: question.node.to_string() };
+        let response =
+            v1::LookupResponse { features, epoch: 1, node: question.node.to_string(), ..Default::default() };
         answers.extend(answer::check(&split, question.asks, response).unwrap());
     }
     merge(&split, &answers)

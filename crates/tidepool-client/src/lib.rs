@@ -21,6 +21,7 @@ mod metrics;
 mod request;
 mod route;
 mod split;
+mod stream;
 pub mod trace;
 mod transport;
 

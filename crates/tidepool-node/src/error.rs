@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 use tidepool_kernels::Isa;
-use tidepool_proto::status_of;
+use tidepool_proto::{failure_of, status_of, v1};
 use tidepool_runtime::{net::NetError, pool::SpawnError};
 use tidepool_store::StoreError;
 use tidepool_table::{Damage, OpenError, ResidencyError};
@@ -127,11 +127,19 @@ impl LookupError {
 
     /// The status that travels.
     pub(crate) fn status(&self) -> Status {
-        let epoch = match self {
+        status_of(self.code(), self.to_string(), self.epoch())
+    }
+
+    /// The same for a stream, which goes on.
+    pub(crate) fn failure(&self) -> v1::Failure {
+        failure_of(self.code(), self.to_string(), self.epoch())
+    }
+
+    const fn epoch(&self) -> Option<Epoch> {
+        match self {
             Self::NotServed { epoch, .. } => Some(*epoch),
             _ => None,
-        };
-        status_of(self.code(), self.to_string(), epoch)
+        }
     }
 }
 

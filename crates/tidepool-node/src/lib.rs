@@ -23,6 +23,7 @@ mod service;
 mod session;
 mod state;
 mod status;
+mod stream;
 
 pub use config::{Config, RawConfig};
 pub use error::StartError;

@@ -34,11 +34,19 @@ use crate::{
     metrics::Metrics,
     partitions::Snapshot,
     residency::Policy,
-    service::EmbeddingService,
+    service::{EmbeddingService, Grpc},
     session::Session,
     state::NodeState,
     status::status,
 };
+
+/// HTTP/2 frames of up to 1 MiB: of the default 16 KiB, a lookup would take many, each with its own turn through
+/// the library and the kernel.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// What a client may send before it must wait for us to read, on one call or stream, and on all of a
+/// connection's. It bounds what a connection can make us hold.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// Starts a node: it serves its last assignment at once, and follows the controllers' from then on.
 ///
@@ -137,6 +145,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         admission,
         inline_max_rows: config.inline_max_rows,
         metrics,
+        draining: lifecycle.token(),
     };
     let grpc = serve_grpc(&config, service, grpc, lifecycle.draining());
     let drain_timeout = config.drain_timeout;
@@ -157,7 +166,12 @@ fn serve_grpc<F: Future<Output = ()>>(
     Server::builder()
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
-        .add_service(EmbeddingServer::new(service).max_decoding_message_size(config.max_request_bytes))
+        .max_frame_size(MAX_FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .add_service(
+            EmbeddingServer::new(Grpc(Arc::new(service))).max_decoding_message_size(config.max_request_bytes),
+        )
         .serve_with_incoming_shutdown(without_delay(listener), draining)
 }
 

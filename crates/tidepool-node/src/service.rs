@@ -8,7 +8,8 @@ use tidepool_proto::v1::{self, embedding_server::Embedding};
 use tidepool_runtime::pool::{CpuPool, PoolError};
 use tidepool_table::PartitionRows;
 use tidepool_types::NodeId;
-use tonic::{Request, Response, Status};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     admission::Admission,
@@ -17,6 +18,7 @@ use crate::{
     lookup::{Answer, Deadline, Limits, answer},
     metrics::Metrics,
     partitions::Snapshot,
+    stream::Answers,
 };
 
 /// What lookups are answered with.
@@ -29,9 +31,28 @@ pub(crate) struct EmbeddingService<P> {
     /// Ids, members, bags and features up to which a lookup runs inline.
     pub(crate) inline_max_rows: u64,
     pub(crate) metrics: Metrics,
+    /// Cancelled when no new lookup should be taken: streams end then.
+    pub(crate) draining: CancellationToken,
 }
 
+/// The service as gRPC has it.
+pub(crate) struct Grpc<P>(pub(crate) Arc<EmbeddingService<P>>);
+
 impl<P: PartitionRows> EmbeddingService<P> {
+    /// Answers a lookup and counts it.
+    pub(crate) async fn respond(
+        &self,
+        request: v1::LookupRequest,
+        received: Instant,
+    ) -> Result<v1::LookupResponse, LookupError> {
+        let outcome = self.answer(request, received).await;
+        self.metrics.count(&outcome, received.elapsed().as_secs_f64());
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "lookup refused");
+        }
+        outcome.map(|answer| answer.response)
+    }
+
     async fn answer(&self, request: v1::LookupRequest, received: Instant) -> Result<Answer, LookupError> {
         let deadline = Deadline::new(received, request.deadline_us);
         let rows = rows_asked(&request);
@@ -55,21 +76,22 @@ impl<P: PartitionRows> EmbeddingService<P> {
 }
 
 #[tonic::async_trait]
-impl<P: PartitionRows> Embedding for EmbeddingService<P> {
+impl<P: PartitionRows> Embedding for Grpc<P> {
+    type LookupStreamStream = Answers<P>;
+
     async fn lookup(
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
-        let received = Instant::now();
-        let outcome = self.answer(request.into_inner(), received).await;
-        self.metrics.count(&outcome, received.elapsed().as_secs_f64());
-        match outcome {
-            Ok(answer) => Ok(Response::new(answer.response)),
-            Err(error) => {
-                tracing::debug!(%error, "lookup refused");
-                Err(error.status())
-            }
-        }
+        let answered = self.0.respond(request.into_inner(), Instant::now()).await;
+        answered.map(Response::new).map_err(|error| error.status())
+    }
+
+    async fn lookup_stream(
+        &self,
+        request: Request<Streaming<v1::LookupRequest>>,
+    ) -> Result<Response<Answers<P>>, Status> {
+        Ok(Response::new(Answers::new(self.0.clone(), request.into_inner())))
     }
 }
 
@@ -78,7 +100,6 @@ mod tests {
     use std::sync::mpsc;
 
     use prometheus::Registry;
-    use tidepool_proto::code_of;
     use tidepool_table::PartitionFile;
     use tidepool_types::{ErrorCode, Name};
 
@@ -94,12 +115,13 @@ mod tests {
             admission: Admission::new(100, None),
             inline_max_rows: 3,
             metrics: Metrics::new(&Registry::new()).unwrap(),
+            draining: CancellationToken::new(),
         };
         let ask = async |ids: usize| {
             let feature =
                 v1::FeatureRequest { ids: vec![0; 8 * ids].into(), ..v1::FeatureRequest::default() };
             let request = v1::LookupRequest { features: vec![feature], ..v1::LookupRequest::default() };
-            code_of(&service.lookup(Request::new(request)).await.unwrap_err())
+            service.respond(request, Instant::now()).await.unwrap_err().code()
         };
         let (started, wait_started) = mpsc::channel();
         let (release, wait_release) = mpsc::channel::<()>();

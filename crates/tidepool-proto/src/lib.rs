@@ -10,10 +10,12 @@ mod codec;
 mod convert;
 pub mod pack;
 mod status;
+mod stream;
 
-pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, decode_bounded};
+pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
 pub use convert::WireError;
-pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, epoch_of, status_of};
+pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, code_of_failure, epoch_of, failure_of, status_of};
+pub use stream::answer_stream;
 
 /// Package `tidepool.v1`, generated.
 #[expect(

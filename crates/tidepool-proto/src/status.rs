@@ -3,6 +3,8 @@
 use tidepool_types::{Epoch, ErrorCode};
 use tonic::{Code, Status, metadata::MetadataValue};
 
+use crate::v1;
+
 /// Metadata key that holds the error code's word.
 pub const CODE_HEADER: &str = "tidepool-code";
 /// Metadata key that holds the answering node's epoch, with `not_served`.
@@ -56,6 +58,18 @@ pub fn epoch_of(status: &Status) -> Option<Epoch> {
     status.metadata().get(EPOCH_HEADER)?.to_str().ok()?.parse().ok().map(Epoch)
 }
 
+/// An error as a stream carries it, which goes on after it.
+#[must_use]
+pub fn failure_of(code: ErrorCode, message: impl Into<String>, epoch: Option<Epoch>) -> v1::Failure {
+    v1::Failure { code: code.as_str().into(), message: message.into(), epoch: epoch.map(|epoch| epoch.0) }
+}
+
+/// The error code and the epoch of a failure. A word that we do not know is a defect of the peer's.
+#[must_use]
+pub fn code_of_failure(failure: &v1::Failure) -> (ErrorCode, Option<Epoch>) {
+    (ErrorCode::from_word(&failure.code).unwrap_or(ErrorCode::Internal), failure.epoch.map(Epoch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,11 +80,14 @@ mod tests {
             let status = status_of(code, "text", Some(Epoch(7)));
             assert_eq!(code_of(&status), code);
             assert_eq!(epoch_of(&status), Some(Epoch(7)));
+            assert_eq!(code_of_failure(&failure_of(code, "text", Some(Epoch(7)))), (code, Some(Epoch(7))));
+            assert_eq!(code_of_failure(&failure_of(code, "text", None)), (code, None));
         }
     }
 
     #[test]
     fn a_foreign_status_has_a_code_too() {
+        assert_eq!(code_of_failure(&v1::Failure::default()), (ErrorCode::Internal, None));
         assert_eq!(code_of(&Status::unavailable("refused")), ErrorCode::Unavailable);
         assert_eq!(code_of(&Status::unknown("broken pipe")), ErrorCode::Unavailable);
         assert_eq!(epoch_of(&Status::unavailable("refused")), None);

@@ -11,7 +11,7 @@ use std::{
 use tidepool_client::{FeatureLookup, LookupRequest};
 use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
 use tidepool_proto::{
-    pack,
+    answer_stream, pack,
     v1::{
         self,
         control_server::{Control, ControlServer},
@@ -79,7 +79,7 @@ pub(crate) fn honest(request: &v1::LookupRequest) -> v1::LookupResponse {
         out.counts = pack::pack(&counts);
         out
     });
-    v1::LookupResponse { features: features.collect(), epoch: 1, node: String::new() }
+    v1::LookupResponse { features: features.collect(), epoch: 1, ..Default::default() }
 }
 
 /// A node whose manners can be changed.
@@ -90,24 +90,44 @@ pub(crate) struct FakeNode {
     runtime: Option<Runtime>,
 }
 
+#[derive(Clone)]
 struct NodeService {
     behaviour: Arc<Mutex<Arc<Behaviour>>>,
     calls: Arc<Mutex<Vec<v1::LookupRequest>>>,
 }
 
+impl NodeService {
+    async fn answer(&self, request: v1::LookupRequest) -> Result<v1::LookupResponse, Status> {
+        let behaviour = self.behaviour.lock().unwrap().clone();
+        self.calls.lock().unwrap().push(request.clone());
+        match behaviour(&request) {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Embedding for NodeService {
+    type LookupStreamStream = Pin<Box<dyn Stream<Item = Result<v1::LookupResponse, Status>> + Send>>;
+
+    async fn lookup_stream(
+        &self,
+        request: Request<Streaming<v1::LookupRequest>>,
+    ) -> Result<Response<Self::LookupStreamStream>, Status> {
+        let node = self.clone();
+        let answer = move |request| {
+            let node = node.clone();
+            async move { node.answer(request).await }
+        };
+        Ok(Response::new(Box::pin(answer_stream(request.into_inner(), answer))))
+    }
+
     async fn lookup(
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
-        let request = request.into_inner();
-        let behaviour = self.behaviour.lock().unwrap().clone();
-        self.calls.lock().unwrap().push(request.clone());
-        match behaviour(&request) {
-            Some(answer) => answer.map(Response::new),
-            None => std::future::pending().await,
-        }
+        self.answer(request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -134,8 +154,12 @@ fn end(runtime: Option<Runtime>) {
 
 impl FakeNode {
     pub(crate) fn start() -> Self {
+        Self::start_at("127.0.0.1:0")
+    }
+
+    pub(crate) fn start_at(address: &str) -> Self {
         let runtime = runtime();
-        let (address, incoming) = listen(&runtime, "127.0.0.1:0");
+        let (address, incoming) = listen(&runtime, address);
         let behaviour: Arc<Behaviour> = Arc::new(|request| Some(Ok(honest(request))));
         let behaviour = Arc::new(Mutex::new(behaviour));
         let calls = Arc::new(Mutex::new(Vec::new()));

@@ -5,3 +5,4 @@
 mod fake;
 mod lookups;
 mod maps;
+mod streams;

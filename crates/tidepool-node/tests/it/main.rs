@@ -9,3 +9,4 @@ mod lookups;
 mod malformed;
 mod oracle;
 mod site;
+mod streams;

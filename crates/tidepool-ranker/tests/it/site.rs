@@ -12,6 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 use tidepool_proto::{
+    answer_stream,
     pack::{pack, unpack},
     v1::{
         self,
@@ -137,19 +138,38 @@ pub(crate) struct FakeNode {
     answers: bool,
 }
 
-#[tonic::async_trait]
-impl Embedding for FakeNode {
-    async fn lookup(
-        &self,
-        request: Request<v1::LookupRequest>,
-    ) -> Result<Response<v1::LookupResponse>, Status> {
-        let request = request.into_inner();
+impl FakeNode {
+    async fn answer(&self, request: v1::LookupRequest) -> v1::LookupResponse {
         self.calls.lock().unwrap().push(request.clone());
         if !self.answers {
             std::future::pending::<()>().await;
         }
         let features = request.features.iter().map(answer).collect();
-        Ok(Response::new(v1::LookupResponse { features, epoch: 1, node: "node".into() }))
+        v1::LookupResponse { features, epoch: 1, node: "node".into(), ..Default::default() }
+    }
+}
+
+#[tonic::async_trait]
+impl Embedding for FakeNode {
+    type LookupStreamStream = Pin<Box<dyn Stream<Item = Result<v1::LookupResponse, Status>> + Send>>;
+
+    async fn lookup_stream(
+        &self,
+        request: Request<Streaming<v1::LookupRequest>>,
+    ) -> Result<Response<Self::LookupStreamStream>, Status> {
+        let node = self.clone();
+        let answer = move |request| {
+            let node = node.clone();
+            async move { Ok(node.answer(request).await) }
+        };
+        Ok(Response::new(Box::pin(answer_stream(request.into_inner(), answer))))
+    }
+
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        Ok(Response::new(self.answer(request.into_inner()).await))
     }
 }
 
