@@ -73,6 +73,14 @@ impl ClusterSpec {
             ranker_config: toml::Table::new(),
         }
     }
+
+    /// The program to start.
+    pub(crate) fn program(&self) -> Result<PathBuf, BenchError> {
+        match &self.program {
+            Some(program) => Ok(program.clone()),
+            None => std::env::current_exe().map_err(BenchError::io("finding this program")),
+        }
+    }
 }
 
 /// `a`, `b`, ... `z`, `g27`, `g28`, ...
@@ -103,10 +111,7 @@ impl LocalCluster {
             return Err(BenchError::Parameters("a cluster has at least one group and one node in it"));
         }
         let store = canonical(&spec.store)?;
-        let program = match &spec.program {
-            Some(program) => program.clone(),
-            None => std::env::current_exe().map_err(BenchError::io("finding this program"))?,
-        };
+        let program = spec.program()?;
         fs::create_dir_all(&spec.dir).map_err(BenchError::io(format!("creating {}", spec.dir.display())))?;
         let folder = tempfile::Builder::new().prefix("cluster-").tempdir_in(&spec.dir);
         let mut folder = folder.map_err(BenchError::io("making the folder of a cluster"))?;

@@ -47,6 +47,9 @@ pub enum BenchError {
     /// A whole table lacks a partition.
     #[error("looking up")]
     Lookup(#[from] NotHeld),
+    /// A table that cannot be benched.
+    #[error("{0}")]
+    Table(String),
     /// The artifact store.
     #[error("the store of bench tables")]
     Store(#[from] StoreError),

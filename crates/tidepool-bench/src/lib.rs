@@ -5,13 +5,14 @@
 //! decoder of its own: it calls neither `tidepool-kernels` nor a table. Every figure is taken in turn with
 //! its baseline, and is a median with its spread.
 //!
-//! Read first: [`cluster::LocalCluster`], [`load::drive`], [`kernel::run`], [`Oracle`].
+//! Read first: [`cluster::LocalCluster`], [`load::run`], [`lookup::run`], [`kernel::run`], [`Oracle`].
 
 pub mod cluster;
 mod draw;
 mod error;
 pub mod kernel;
 pub mod load;
+pub mod lookup;
 mod machine;
 mod oracle;
 pub mod proc;

@@ -27,10 +27,9 @@ struct Cli {
     /// Print one JSON object as the last line of stdout; everything else goes to stderr.
     #[arg(long, global = true)]
     json: bool,
-    /// The controller's gRPC address.
-    #[arg(long, global = true, env = "TIDEPOOL_CONTROLLER", value_name = "HOST:PORT",
-          default_value_t = format!("127.0.0.1:{}", tidepool_types::ports::CONTROLLER_GRPC))]
-    controller: String,
+    /// The controller's gRPC address; without it 127.0.0.1:7400, but for benches, which start a cluster then.
+    #[arg(long, global = true, env = "TIDEPOOL_CONTROLLER", value_name = "HOST:PORT")]
+    controller: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -81,7 +80,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let controller = cli.controller;
+    let named = cli.controller;
+    let default = || format!("127.0.0.1:{}", tidepool_types::ports::CONTROLLER_GRPC);
+    let controller = named.clone().unwrap_or_else(default);
     runtime.block_on(async {
         match cli.command {
             Command::Demo(args) => Box::pin(demo::run(args, output)).await,
@@ -93,7 +94,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
             Command::Rank(args) => commands::rank::run(args, &controller, output).await,
             Command::Trace(command) => commands::trace::run(command, &controller, output).await,
-            Command::Bench(command) => commands::bench::run(command, output).await,
+            Command::Bench(command) => commands::bench::run(command, named, output).await,
             Command::Config(command) => commands::config::run(command, output),
         }
     })

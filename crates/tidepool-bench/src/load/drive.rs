@@ -53,11 +53,14 @@ pub struct LoadSpec {
 }
 
 impl LoadSpec {
+    /// Requests in flight at most, if nothing else is said.
+    pub const MAX_IN_FLIGHT: usize = 4096;
+
     /// A load of that rate and time, with the default options.
     #[must_use]
     pub fn new(asked: Asked, rate: Rate, time: Duration) -> Self {
         let (options, keep) = (LookupOptions::default(), Keep::default());
-        Self { asked, rate, time, options, max_in_flight: 4096, keep }
+        Self { asked, rate, time, options, max_in_flight: Self::MAX_IN_FLIGHT, keep }
     }
 }
 

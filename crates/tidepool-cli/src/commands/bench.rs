@@ -1,26 +1,39 @@
 //! `tidepool bench`: how fast the parts are, beside what the machine would allow.
 
+mod lookup;
 mod quantize;
+mod table;
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{io::Write, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
 use tidepool_bench::{
-    Skew, Spread, Step,
+    Skew, Spread,
     kernel::{Params, Report},
 };
 use tidepool_kernels::Isa;
 use tidepool_table::Residency;
 use tidepool_types::{Keying, PartitionCount, RowFormat};
 
-use crate::output::{Outcome, Output, bar};
+use self::table::Shown;
+use crate::{
+    commands::role,
+    output::{Outcome, Output},
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Pool rows of a table of any size, beside the gather limit: the same rows, each cache line touched once.
     Kernel(Kernel),
+    /// Look up under load in a cluster of real processes, beside the same bytes over bare TCP; every answer is
+    /// checked. With --controller in a cluster that runs.
+    Lookup(Box<lookup::Lookup>),
+    /// Build a table whose answers benches can check, to be served by a cluster of yours.
+    Table(table::Table),
+    /// Answer bare bytes, for `bench lookup`.
+    #[command(hide = true)]
+    BytesServer,
     /// Quantize the rows of a file in memory: rows per second, and what it costs in precision.
     Quantize(quantize::Quantize),
 }
@@ -91,9 +104,17 @@ fn partition_count(text: &str) -> Result<PartitionCount, String> {
     PartitionCount::try_from(count)
 }
 
-pub(crate) async fn run(command: Command, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, controller: Option<String>, output: Output) -> Result<Outcome> {
     let args = match command {
         Command::Kernel(args) => args,
+        Command::Lookup(args) => {
+            let ran = tokio::task::spawn_blocking(move || lookup::run(&args, controller.as_deref(), output));
+            return ran.await?;
+        }
+        Command::Table(args) => {
+            return tokio::task::spawn_blocking(move || table::run(&args, output)).await?;
+        }
+        Command::BytesServer => return bytes_server().await,
         Command::Quantize(args) => {
             return tokio::task::spawn_blocking(move || quantize::run(&args, output).map(|()| Outcome::Done))
                 .await?;
@@ -103,6 +124,23 @@ pub(crate) async fn run(command: Command, output: Output) -> Result<Outcome> {
     show(&report, output);
     output.object(serde_json::to_value(&report)?);
     Ok(if report.wrong_answers == 0 { Outcome::Done } else { Outcome::PromiseBroken })
+}
+
+/// Serves until stdin closes.
+async fn bytes_server() -> Result<Outcome> {
+    let (failed, failure) = tokio::sync::oneshot::channel();
+    // A thread that nobody waits for: it serves until the process ends.
+    std::thread::spawn(move || {
+        let served = tidepool_bench::lookup::serve_bytes(|address| {
+            // Whoever started it reads this line.
+            let _ = writeln!(std::io::stdout(), "{address}");
+        });
+        let _ = failed.send(served);
+    });
+    tokio::select! {
+        () = role::parent_ended(true) => Ok(Outcome::Done),
+        served = failure => Ok(served?.map(|()| Outcome::Done)?),
+    }
 }
 
 fn kernel(args: Kernel) -> Result<Report> {
@@ -123,28 +161,10 @@ fn kernel(args: Kernel) -> Result<Report> {
         pass_bytes: args.pass_mib.map(|mib| mib.saturating_mul(1 << 20)),
         dir: args.dir,
     };
-    let mut shown: Option<(Step, ProgressBar)> = None;
-    let report = tidepool_bench::kernel::run(&params, &mut |step, done, total| {
-        if shown.as_ref().is_none_or(|(of, _)| *of != step) {
-            let what = match step {
-                Step::Rows => "making rows",
-                Step::Building => "building",
-                Step::Verifying => "verifying",
-                Step::Timing => "measuring (ms)",
-            };
-            if let Some((_, bar)) = shown.replace((step, bar(what, Some(total)))) {
-                bar.finish_and_clear();
-            }
-        }
-        if let Some((_, bar)) = &shown {
-            bar.set_position(done.min(total));
-        }
-    })
-    .with_context(|| format!("benching with tables in {}", params.dir.display()))?;
-    if let Some((_, bar)) = shown {
-        bar.finish_and_clear();
-    }
-    Ok(report)
+    let mut shown = Shown::default();
+    let report = tidepool_bench::kernel::run(&params, &mut |step, done, total| shown.step(step, done, total));
+    shown.end();
+    report.with_context(|| format!("benching with tables in {}", params.dir.display()))
 }
 
 fn show(report: &Report, output: Output) {

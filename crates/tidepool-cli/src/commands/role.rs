@@ -108,7 +108,7 @@ where
 
 /// Resolves when stdin closes, if that is to be watched. A thread of its own reads it: one of the runtime's
 /// would hold up the end of the process until somebody typed something.
-async fn parent_ended(watch: bool) {
+pub(crate) async fn parent_ended(watch: bool) {
     if !watch {
         return std::future::pending().await;
     }

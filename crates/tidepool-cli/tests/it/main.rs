@@ -6,5 +6,6 @@ mod by_hand;
 mod command;
 mod composite;
 mod demo;
+mod lookup_bench;
 mod quantizers;
 mod tables;

@@ -1,0 +1,305 @@
+//! Rounds and steps of load on a site.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    ACHIEVED, BareTcp, Kernel, Params, Progress, ROUND, Report, STEP_FACTOR, Steps,
+    echo::EchoServers,
+    figures::{Cpu, Figures},
+    kernel::InProcess,
+    site::{Site, client_cpu},
+};
+use crate::{
+    BenchError, BenchTable, Machine, Spread,
+    load::{self, Asked, LoadReport, LoadSpec, Pace, Plan, Rate},
+};
+
+/// Puts load on a site.
+pub(super) struct Bench<'a> {
+    pub(super) params: &'a Params,
+    /// With the table of the site.
+    pub(super) asked: Asked,
+    pub(super) site: &'a Site,
+}
+
+/// A load and what both sides spent on it.
+struct Loaded {
+    report: LoadReport,
+    cpu: Cpu,
+}
+
+impl Loaded {
+    fn none() -> Result<Self, BenchError> {
+        Ok(Self { report: LoadReport::new()?, cpu: Cpu::default() })
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.report.merge(&other.report);
+        self.cpu.merge(other.cpu);
+    }
+
+    fn node_ns_per_row(&self) -> Option<f64> {
+        let nodes = self.cpu.nodes?;
+        (self.report.ids > 0).then(|| nodes.as_nanos() as f64 / self.report.ids as f64)
+    }
+}
+
+impl Bench<'_> {
+    /// Lookups of the cluster for `time`.
+    async fn lookups(&self, rate: Rate, time: Duration, seed: u64) -> Result<Loaded, BenchError> {
+        let spec = LoadSpec {
+            options: self.params.options.clone(),
+            ..LoadSpec::new(Asked { seed, ..self.asked }, rate, time)
+        };
+        let before = self.site.cpu();
+        let report = load::run(&self.site.client, &spec).await?;
+        Ok(Loaded { report, cpu: self.site.cpu().since(before) })
+    }
+
+    /// Lookups that nobody measures, so that connections are open and pages are where they belong.
+    pub(super) async fn warm_up(&self, time: Duration, in_flight: usize) -> Result<(), BenchError> {
+        self.lookups(Rate::Max { in_flight }, time, self.asked.seed ^ 0x7761_726d).await.map(|_| ())
+    }
+
+    /// The same arrivals and sizes as [`lookups`](Self::lookups) with that seed, as bare bytes.
+    async fn bytes(
+        &self,
+        servers: &EchoServers,
+        bytes: Bytes,
+        rate: Rate,
+        time: Duration,
+        seed: u64,
+    ) -> Result<Loaded, BenchError> {
+        let asked = Asked { seed, ..self.asked };
+        let requests = asked.requests()?;
+        let (plan, pace) = match rate {
+            Rate::PerSecond(rate) => {
+                let max_in_flight = LoadSpec::MAX_IN_FLIGHT;
+                (Plan::poisson(requests, rate, time, asked.ids(), seed), Pace::Planned { max_in_flight })
+            }
+            Rate::Max { in_flight } => (Plan::endless(requests, asked.ids()), Pace::Max { in_flight, time }),
+        };
+        let target = servers.target(bytes.sent_per_id, bytes.received_per_id);
+        let cpu = || Cpu { nodes: Some(servers.cpu_time()), client: client_cpu() };
+        let before = cpu();
+        let report = load::drive(Arc::new(target), plan, pace, None).await?;
+        Ok(Loaded { report, cpu: cpu().since(before) })
+    }
+
+    /// Rounds until the time is over: lookups, bare bytes and the kernel in turns.
+    pub(super) async fn rounds(
+        &self,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Report, BenchError> {
+        let Params { rate, time, baseline, kernel, .. } = *self.params;
+        let rounds = time.as_secs_f64() / ROUND.as_secs_f64();
+        let rounds = (rounds.ceil() as u32).max(1);
+        let time = time / rounds;
+        let servers = if baseline { self.site.echo_servers().await? } else { None };
+        let mut in_process = match &self.site.local {
+            Some(local) if kernel => {
+                Some(InProcess::open(&self.asked, &local.store, &mut |step, done, of| {
+                    progress(Progress::Table(step, done, of));
+                })?)
+            }
+            _ => None,
+        };
+        let (mut total, mut bare) = (Loaded::none()?, Loaded::none()?);
+        let mut ratios: [Vec<f64>; 3] = Default::default();
+        let (mut kernel_ns, mut kernel_ratios) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let seed = self.asked.seed.wrapping_add(u64::from(round) << 32);
+            let mut ours = None;
+            // Bare bytes need to know how many there are: in the first round lookups go first.
+            if round % 2 == 0 {
+                ours = Some(self.lookups(rate, time, seed).await?);
+            }
+            let known = ours.as_ref().map_or(&total, |ours| ours);
+            let bytes = Bytes::of(&known.report, &self.asked);
+            let theirs = match &servers {
+                Some(servers) => Some(self.bytes(servers, bytes, rate, time, seed).await?),
+                None => None,
+            };
+            let kernel = in_process.as_mut().map(InProcess::ns_per_row).transpose()?;
+            let ours = match ours {
+                Some(ours) => ours,
+                None => self.lookups(rate, time, seed).await?,
+            };
+            if let Some(theirs) = theirs {
+                let of = |loaded: &Loaded| {
+                    let times = &loaded.report.latency;
+                    [times.mean_us(), times.quantile_us(0.5), times.quantile_us(0.99)]
+                };
+                for ((ratios, ours), theirs) in ratios.iter_mut().zip(of(&ours)).zip(of(&theirs)) {
+                    ratios.push(ours / theirs.max(f64::MIN_POSITIVE));
+                }
+                bare.merge(&theirs);
+            }
+            if let Some(ns) = kernel {
+                kernel_ns.push(ns);
+                kernel_ratios.extend(ours.node_ns_per_row().map(|nodes| nodes / ns));
+            }
+            total.merge(&ours);
+            progress(Progress::Measuring(u64::from(round) + 1, u64::from(rounds)));
+        }
+        let offered = offered(rate);
+        let bytes = Bytes::of(&total.report, &self.asked);
+        let ids = total.report.per_request(total.report.ids);
+        let [mean_ratio, p50_ratio, p99_ratio] = ratios.map(Spread::of);
+        Ok(Report {
+            rounds: rounds as usize,
+            bare_tcp: servers.map(|_| BareTcp {
+                figures: Figures::new(&bare.report, offered, bare.cpu),
+                sent_bytes_per_request: bytes.sent_per_id * ids,
+                received_bytes_per_request: bytes.received_per_id * ids,
+                mean_ratio,
+                p50_ratio,
+                p99_ratio,
+            }),
+            kernel: in_process.map(|_| Kernel {
+                ns_per_row: Spread::of(kernel_ns),
+                node_cpu_ratio: Spread::of(kernel_ratios),
+            }),
+            ..self.report(Figures::new(&total.report, offered, total.cpu))
+        })
+    }
+
+    /// Grows the rate until the SLO breaks, requests fail, or no more is answered.
+    pub(super) async fn steps(
+        &self,
+        first: f64,
+        steps: Steps,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Report, BenchError> {
+        let mut found = Vec::new();
+        let mut best: Option<Figures> = None;
+        for step in 0..steps.most.max(1) {
+            let rate = first * STEP_FACTOR.powi(step as i32);
+            let seed = self.asked.seed.wrapping_add((step as u64) << 32);
+            let loaded = self.lookups(Rate::PerSecond(rate), self.params.time, seed).await?;
+            let figures = Figures::new(&loaded.report, Some(rate), loaded.cpu);
+            progress(Progress::Measuring(step as u64 + 1, steps.most as u64));
+            let in_slo = steps.slo_p99_us.is_none_or(|most| figures.p99_us <= most);
+            let grows = figures.requests_per_second >= ACHIEVED * rate && figures.failed_requests == 0;
+            found.push(figures.clone());
+            if in_slo && grows {
+                best = Some(figures);
+            } else {
+                break;
+            }
+        }
+        let best = best.or_else(|| found.first().cloned());
+        let best = best.ok_or(BenchError::Parameters("there is at least one step"))?;
+        Ok(Report { steps: found, slo_p99_us: steps.slo_p99_us, ..self.report(best) })
+    }
+
+    /// What was asked for, and `figures`.
+    fn report(&self, figures: Figures) -> Report {
+        let Params { options, client_threads, rate, .. } = self.params;
+        let Asked { table, batch, shape, bag, pooling, weighted, skew, seed } = self.asked;
+        Report {
+            nodes: self.site.nodes,
+            groups: self.site.groups,
+            table_version: self.site.table_version.clone(),
+            table_rows: table.rows,
+            partitions: table.partitions.get(),
+            dim: table.dim,
+            format: table.format,
+            keys: table.keying,
+            built: self.site.built,
+            batch,
+            batch_shape: shape.to_string(),
+            bag,
+            pooling,
+            weighted,
+            skew: skew.to_string(),
+            exact: options.exact,
+            wire_form: options.wire_form.map(|form| format!("{form:?}").to_lowercase()),
+            seed,
+            timeout_ms: u64::try_from(options.timeout.as_millis()).unwrap_or(u64::MAX),
+            client_threads: client_threads.get(),
+            in_flight: match rate {
+                Rate::Max { in_flight } => Some(*in_flight),
+                Rate::PerSecond(_) => None,
+            },
+            figures,
+            rounds: 0,
+            bare_tcp: None,
+            kernel: None,
+            steps: Vec::new(),
+            slo_p99_us: None,
+            machine: Machine::here(),
+        }
+    }
+}
+
+fn offered(rate: Rate) -> Option<f64> {
+    match rate {
+        Rate::PerSecond(rate) => Some(rate),
+        Rate::Max { .. } => None,
+    }
+}
+
+/// Bytes that lookups sent and received, for each id that was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Bytes {
+    sent_per_id: f64,
+    received_per_id: f64,
+}
+
+impl Bytes {
+    /// Those of a load. What was sent follows from how many bytes there were in all: a stored row goes with
+    /// eight bytes of id; of sums, their size is known, and so how many there were.
+    fn of(report: &LoadReport, asked: &Asked) -> Self {
+        let BenchTable { format, dim, .. } = asked.table;
+        let (gather, pool) = (report.gather_bytes as f64, report.pool_bytes as f64);
+        let (ids, rows) = (report.ids as f64, report.rows_requested as f64);
+        let gathered = gather / (8 + format.row_bytes(dim)) as f64;
+        let pooled = rows - gathered;
+        // Members are named when some stand more than once.
+        let members = if report.rows_requested < report.ids { 4.0 * (ids - gathered) } else { 0.0 };
+        let weight = if asked.weighted { 4.0 } else { 0.0 };
+        let questions = 8.0 * pooled + members + weight * (ids - gathered);
+        let sums = (pool - questions).max(0.0) / (4.0 + 4.0 * f64::from(dim) + 4.0 + weight);
+        let sent = if pool > 0.0 { 8.0 * gathered + questions + 4.0 * sums } else { 8.0 * rows };
+        let of_id = |bytes: f64| if ids > 0.0 { bytes / ids } else { 0.0 };
+        Self { sent_per_id: of_id(sent), received_per_id: of_id((gather + pool - sent).max(0.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidepool_types::{Keying, PartitionCount, Pooling, RowFormat};
+
+    use super::*;
+    use crate::{Skew, load::BatchShape};
+
+    #[test]
+    fn bytes_sent_and_received_are_told_apart() {
+        let asked = Asked {
+            table: BenchTable {
+                rows: 1000,
+                dim: 64,
+                format: RowFormat::Int4,
+                keying: Keying::Hashed,
+                partitions: PartitionCount::new(4).unwrap(),
+            },
+            batch: 100,
+            shape: BatchShape::Fixed,
+            bag: 20,
+            pooling: Pooling::Sum,
+            weighted: true,
+            skew: Skew::Uniform,
+            seed: 1,
+        };
+        let report = LoadReport { ids: 2000, rows_requested: 2000, ..LoadReport::new().unwrap() };
+        let gathered = LoadReport { gather_bytes: 2000 * (8 + 36), ..report.clone() };
+        let bytes = Bytes::of(&gathered, &asked);
+        assert_eq!((bytes.sent_per_id, bytes.received_per_id), (8.0, 36.0));
+        // 130 sums: ids, weights and lengths there; sums, counts and sums of weights back.
+        let pool_bytes = 2000 * 12 + 130 * (4 + 64 * 4 + 8);
+        let bytes = Bytes::of(&LoadReport { pool_bytes, ..report }, &asked);
+        assert!((bytes.sent_per_id * 2000.0 - f64::from(2000 * 12 + 130 * 4)).abs() < 1.0, "{bytes:?}");
+        assert!((bytes.received_per_id * 2000.0 - f64::from(130 * (64 * 4 + 8))).abs() < 1.0, "{bytes:?}");
+    }
+}
