@@ -35,7 +35,9 @@ pub use error::{BuildError, OpenError, VerifyError};
 pub use header::{KeyCheck, SectionKind};
 pub use inspect::{BadFile, IndexInfo, SectionInfo, Verified, verify_version};
 pub use layout::LayoutReader;
-pub use lookup::{Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, Pooled};
+pub use lookup::{
+    Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, Pooled, SumsRoom,
+};
 pub use partition::{PartitionFile, PartitionMeta, SectionBytes};
 pub use residency::{HUGE_WORTH_BYTES, MemoryUse, Residency, ResidencyError, Smaps};
 pub use verify::{Damage, MAX_LISTED_PROBLEMS};

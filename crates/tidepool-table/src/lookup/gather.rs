@@ -25,19 +25,36 @@ impl<P: PartitionRows> LayoutView<P> {
         scratch: &mut LookupScratch,
         out: &mut Gathered,
     ) -> Result<(), NotHeld> {
-        let rows = recycle(std::mem::take(&mut scratch.rows));
-        let mut resolver = Resolver::new(self, ids, rows, &mut out.missing);
+        out.rows.resize(ids.len() * self.kernel.row_bytes(), 0);
+        self.gather_into(ids, scratch, &mut out.rows, &mut out.missing)
+    }
+
+    /// The same, written over `rows`, which has room for exactly one row per id.
+    ///
+    /// # Errors
+    /// [`NotHeld`] for the first id whose partition is not; `rows` then holds nothing of use.
+    ///
+    /// # Panics
+    /// When `rows` has another length.
+    pub fn gather_into(
+        &self,
+        ids: &[[u8; 8]],
+        scratch: &mut LookupScratch,
+        rows: &mut [u8],
+        missing: &mut Missing,
+    ) -> Result<(), NotHeld> {
         let row_bytes = self.kernel.row_bytes();
-        out.rows.clear();
-        out.rows.reserve(ids.len() * row_bytes);
+        assert_eq!(rows.len(), ids.len() * row_bytes, "room for the rows of {} ids", ids.len());
+        let mut resolver = Resolver::new(self, ids, recycle(std::mem::take(&mut scratch.rows)), missing);
+        let mut places = rows.chunks_exact_mut(row_bytes);
         let mut copied = 0;
         while copied < ids.len() {
             let to = (copied + COPY_IDS).min(ids.len());
             resolver.ready(to, 0)?;
-            for row in &resolver.rows()[copied..to] {
+            for (row, place) in resolver.rows()[copied..to].iter().zip(&mut places) {
                 match row.get(..row_bytes) {
-                    Some(row) => out.rows.extend_from_slice(row),
-                    None => out.rows.resize(out.rows.len() + row_bytes, 0),
+                    Some(row) => place.copy_from_slice(row),
+                    None => place.fill(0),
                 }
             }
             copied = to;

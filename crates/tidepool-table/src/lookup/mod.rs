@@ -11,7 +11,7 @@ mod resolve;
 use std::sync::Arc;
 
 pub use gather::Gathered;
-pub use pool::{Bags, Pooled};
+pub use pool::{Bags, Pooled, SumsRoom};
 use thiserror::Error;
 use tidepool_kernels::RowKernel;
 use tidepool_types::{PartitionIndex, TableSchema};

@@ -32,6 +32,17 @@ pub struct Pooled {
     pub missing: Missing,
 }
 
+/// Room for the sums of a lookup, packed as in [`Pooled`] and exactly as long.
+#[derive(Debug)]
+pub struct SumsRoom<'a> {
+    /// `dim` `f32` per bag.
+    pub sums: &'a mut [u8],
+    /// One `u32` per bag.
+    pub counts: &'a mut [u8],
+    /// One `f32` per bag; empty without weights.
+    pub weight_sums: &'a mut [u8],
+}
+
 impl<P: PartitionRows> LayoutView<P> {
     /// The sums of `bags` over packed ids (little-endian `u64`), written over `out`.
     ///
@@ -48,16 +59,48 @@ impl<P: PartitionRows> LayoutView<P> {
         scratch: &mut LookupScratch,
         out: &mut Pooled,
     ) -> Result<(), NotHeld> {
-        out.clear(bags, self.kernel.dim() as usize);
+        let (count, dim) = (bags.lengths.len(), self.kernel.dim() as usize);
+        out.sums.resize(count * dim * 4, 0);
+        out.counts.resize(count * 4, 0);
+        out.weight_sums.resize(if bags.weights.is_some() { count * 4 } else { 0 }, 0);
+        let room =
+            SumsRoom { sums: &mut out.sums, counts: &mut out.counts, weight_sums: &mut out.weight_sums };
+        self.pool_into(ids, bags, scratch, room, &mut out.missing)
+    }
+
+    /// The same, written over `room`.
+    ///
+    /// # Errors
+    /// [`NotHeld`] for the first id whose partition is not; `room` then holds nothing of use.
+    ///
+    /// # Panics
+    /// As [`pool`](Self::pool), and when `room` is not that of so many bags.
+    pub fn pool_into(
+        &self,
+        ids: &[[u8; 8]],
+        bags: Bags<'_>,
+        scratch: &mut LookupScratch,
+        room: SumsRoom<'_>,
+        missing: &mut Missing,
+    ) -> Result<(), NotHeld> {
+        let dim = self.kernel.dim() as usize;
+        let (sums, counts) = (room.sums.as_chunks_mut::<4>().0, room.counts.as_chunks_mut::<4>().0);
+        let weight_sums = room.weight_sums.as_chunks_mut::<4>().0;
+        let count = bags.lengths.len();
+        let weighted = if bags.weights.is_some() { count } else { 0 };
+        let has_room = (sums.len(), counts.len(), weight_sums.len()) == (count * dim, count, weighted);
+        assert!(has_room, "room for {count} bags of dimension {dim}");
+        let mut weight_sums = weight_sums.iter_mut();
         let rows = recycle(std::mem::take(&mut scratch.rows));
-        let mut resolver = Resolver::new(self, ids, rows, &mut out.missing);
+        let mut resolver = Resolver::new(self, ids, rows, missing);
         let mut piece = recycle(std::mem::take(&mut scratch.piece));
         let (sum, weights) = (&mut scratch.sum, &mut scratch.weights);
-        sum.resize(self.kernel.dim() as usize, 0.0);
+        sum.resize(dim, 0.0);
 
         let mut members = Members::new(bags.members, ids.len());
         let mut member_weights = bags.weights;
-        for &length in bags.lengths {
+        let places = sums.chunks_exact_mut(dim).zip(counts);
+        for (&length, (sum_place, count_place)) in bags.lengths.iter().zip(places) {
             let mut left = u32::from_le_bytes(length) as usize;
             let (mut count, mut weight_sum) = (0u32, 0.0f32);
             sum.fill(0.0);
@@ -88,11 +131,12 @@ impl<P: PartitionRows> LayoutView<P> {
                 }
                 count += rows.len() as u32;
             }
-            let numbers = sum.iter().map(|v| v.to_le_bytes());
-            extend(&mut out.sums, numbers);
-            out.counts.extend_from_slice(&count.to_le_bytes());
-            if bags.weights.is_some() {
-                out.weight_sums.extend_from_slice(&weight_sum.to_le_bytes());
+            for (place, value) in sum_place.iter_mut().zip(&*sum) {
+                *place = value.to_le_bytes();
+            }
+            *count_place = count.to_le_bytes();
+            if let Some(place) = weight_sums.next() {
+                *place = weight_sum.to_le_bytes();
             }
         }
         assert!(members.left() == 0, "bag lengths that leave {} members over", members.left());
@@ -185,29 +229,4 @@ fn collect<'a>(rows: &[&'a [u8]], members: &Members<'_>, weights: &mut Vec<f32>,
         Members::Each(ids) => rows[ids.clone()].iter().enumerate().for_each(|(at, row)| add(at, row)),
     }
     weights.truncate(kept);
-}
-
-impl Pooled {
-    fn clear(&mut self, bags: Bags<'_>, dim: usize) {
-        let count = bags.lengths.len();
-        for (numbers, each) in [
-            (&mut self.sums, dim),
-            (&mut self.counts, 1),
-            (&mut self.weight_sums, usize::from(bags.weights.is_some())),
-        ] {
-            numbers.clear();
-            numbers.reserve(count * each * size_of::<f32>());
-        }
-    }
-}
-
-/// Appends packed numbers.
-#[inline]
-fn extend(packed: &mut Vec<u8>, numbers: impl ExactSizeIterator<Item = [u8; 4]>) {
-    let from = packed.len();
-    packed.resize(from + 4 * numbers.len(), 0);
-    let (places, _) = packed[from..].as_chunks_mut::<4>();
-    for (place, number) in places.iter_mut().zip(numbers) {
-        *place = number;
-    }
 }
