@@ -3,6 +3,8 @@
 use thiserror::Error;
 use tidepool_types::{ErrorCode, ManifestError, Name, NodeId, TableVersion};
 
+use crate::quota::Quotas;
+
 /// Why an event was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StepError {
@@ -82,6 +84,12 @@ pub enum StepError {
         /// What is missing, in words.
         waiting_for: Vec<String>,
     },
+    /// A quota that limits nothing, or everything.
+    #[error("a quota limits rows per second, bytes per second or both, to at least 1")]
+    NoQuota,
+    /// A rule too many.
+    #[error("there are quotas for {max} tenants already; a default quota goes for all others", max = Quotas::MAX_TENANTS)]
+    TooManyQuotas,
     /// A table that releases need.
     #[error("table {table} is served because of {}", releases.join(", "))]
     Pinned {
@@ -102,8 +110,9 @@ impl StepError {
             | Self::GroupChanged { .. }
             | Self::AnotherContent { .. }
             | Self::NotReady { .. }
+            | Self::TooManyQuotas
             | Self::Pinned { .. } => ErrorCode::Conflict,
-            Self::Manifest { .. } | Self::Schema { .. } => ErrorCode::InvalidRequest,
+            Self::Manifest { .. } | Self::Schema { .. } | Self::NoQuota => ErrorCode::InvalidRequest,
             Self::OtherTable { .. } => ErrorCode::Corrupt,
             Self::NotFound { .. } => ErrorCode::NotFound,
         }

@@ -8,6 +8,7 @@
 mod error;
 mod map;
 mod placement;
+mod quota;
 mod readiness;
 mod state;
 mod step;
@@ -20,6 +21,7 @@ pub use map::{
     ReleaseState, TableAssignment, TableLayout,
 };
 pub use placement::{Member, place};
+pub use quota::{Quota, Quotas};
 pub use state::{
     ClusterState, Durable, NodeReport, RankerRelease, RankerReport, SessionId, Settings, TableArtifact,
     TableIdentity,

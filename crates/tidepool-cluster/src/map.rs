@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tidepool_types::{Epoch, ManifestError, Name, NodeId, PartitionIndex, TableSchema, TableVersion};
 
+use crate::quota::Quotas;
+
 /// One immutable picture of the cluster, numbered by its epoch. Clients route by it and nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +90,9 @@ pub struct Assignment {
     pub epoch: Epoch,
     /// Partitions per table version.
     pub tables: Vec<TableAssignment>,
+    /// What tenants may ask of the node.
+    #[serde(default)]
+    pub quotas: Quotas,
 }
 
 /// The partitions of one table version that a node should hold.
@@ -184,14 +189,14 @@ impl ClusterMap {
         self.releases.iter().find(|r| r.model.as_str() == model && r.state == ReleaseState::Current)
     }
 
-    /// What `node` should hold by this map.
+    /// What `node` should hold by this map, without quotas.
     #[must_use]
     pub fn assignment(&self, node: &NodeId) -> Assignment {
         let tables = self.layouts.iter().filter_map(|layout| {
             let partitions: Vec<_> = layout.placement.partitions_of(node).collect();
             (!partitions.is_empty()).then(|| TableAssignment { schema: layout.schema.clone(), partitions })
         });
-        Assignment { epoch: self.epoch, tables: tables.collect() }
+        Assignment { epoch: self.epoch, tables: tables.collect(), quotas: Quotas::default() }
     }
 
     /// Checks that every schema is sound and every partition is placed, on a node of the map.

@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tidepool_types::{Epoch, Name, NodeId, PartitionIndex, ReleaseManifest, TableSchema, TableVersion};
 
-use crate::map::{ClusterMap, PartitionState, PartitionStatus};
+use crate::{
+    map::{ClusterMap, PartitionState, PartitionStatus},
+    quota::Quotas,
+};
 
 /// The whole state. Cheap to clone: the parts that are large are shared until they change.
 ///
@@ -50,6 +53,9 @@ pub struct Durable {
     pub manifests: Vec<ReleaseManifest>,
     /// Bytes that each node of the map may hold, as it said last; 0 for no limit.
     pub capacities: BTreeMap<NodeId, u64>,
+    /// What tenants may ask of each node.
+    #[serde(default)]
+    pub quotas: Quotas,
 }
 
 /// Which content stands under the name of a table version.
@@ -188,6 +194,7 @@ impl Default for Durable {
             tables: Vec::new(),
             manifests: Vec::new(),
             capacities: BTreeMap::new(),
+            quotas: Quotas::default(),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     error::StepError,
     map::{ClusterMap, NodeEntry, Placement, ReleaseEntry, ReleaseState, TableLayout},
     placement::{Member, place},
+    quota::{Quota, Quotas},
     state::{
         ClusterState, Durable, NodeReport, ObservedNode, ObservedRanker, RankerReport, SessionId,
         TableArtifact, TableIdentity,
@@ -73,6 +74,18 @@ pub enum Event {
         /// Which table.
         table_version: TableVersion,
     },
+    /// Give a tenant a quota, in place of the one before.
+    SetQuota {
+        /// Which; `None` for each tenant without one of its own.
+        tenant: Option<Name>,
+        /// What it may ask of each node.
+        quota: Quota,
+    },
+    /// Take a quota away.
+    RemoveQuota {
+        /// Of which tenant; `None` for the default one.
+        tenant: Option<Name>,
+    },
     /// Time has passed: see [`ClusterState::next_deadline`].
     Tick,
 }
@@ -84,6 +97,8 @@ pub enum Effect {
     Persist,
     /// Send the new map out, and to each node its assignment by it.
     PublishMap,
+    /// Send to each node its assignment with the new quotas. The map stays.
+    PublishQuotas,
 }
 
 /// Applies an event. On an error nothing has happened.
@@ -95,7 +110,13 @@ pub fn step(
     event: Event,
     now: Duration,
 ) -> Result<(ClusterState, Vec<Effect>), StepError> {
-    let mut draft = Draft { state: state.clone(), now, durable_changed: false, map_changed: false };
+    let mut draft = Draft {
+        state: state.clone(),
+        now,
+        durable_changed: false,
+        map_changed: false,
+        quotas_changed: false,
+    };
     match event {
         Event::NodeReported { session, report } => draft.node_reported(session, report)?,
         Event::NodeGone { node, session } => draft.node_gone(&node, session),
@@ -109,6 +130,8 @@ pub fn step(
         Event::PromoteRelease { model, release } => draft.promote(&model, &release)?,
         Event::ServeTable { table } => draft.serve(table)?,
         Event::StopTable { table_version } => draft.stop(&table_version)?,
+        Event::SetQuota { tenant, quota } => draft.quotas(|quotas| quotas.set(tenant, quota))?,
+        Event::RemoveQuota { tenant } => draft.quotas(|quotas| quotas.remove(tenant.as_ref()))?,
         Event::Tick => {}
     }
     draft.end_recovery();
@@ -122,6 +145,7 @@ struct Draft {
     now: Duration,
     durable_changed: bool,
     map_changed: bool,
+    quotas_changed: bool,
 }
 
 impl Draft {
@@ -147,6 +171,9 @@ impl Draft {
         }
         if self.map_changed {
             effects.push(Effect::PublishMap);
+        }
+        if self.quotas_changed {
+            effects.push(Effect::PublishQuotas);
         }
         (self.state, effects)
     }
@@ -290,6 +317,16 @@ impl Draft {
             return Err(StepError::NotFound { what: format!("table {table}") });
         }
         Err(StepError::Pinned { table: table.clone(), releases })
+    }
+
+    fn quotas(&mut self, change: impl FnOnce(&mut Quotas) -> Result<(), StepError>) -> Result<(), StepError> {
+        let mut quotas = self.state.durable.quotas.clone();
+        change(&mut quotas)?;
+        if quotas != self.state.durable.quotas {
+            self.durable().quotas = quotas;
+            self.quotas_changed = true;
+        }
+        Ok(())
     }
 
     fn check_table(&self, table: &TableArtifact) -> Result<(), StepError> {

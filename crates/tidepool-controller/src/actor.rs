@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_cluster::{ClusterMap, ClusterState, Durable, Effect, Event, SessionId, step};
+use tidepool_cluster::{ClusterMap, ClusterState, Durable, Effect, Event, Quotas, SessionId, step};
 use tidepool_runtime::error::chain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -31,6 +31,7 @@ pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     states: watch::Receiver<ClusterState>,
     maps: watch::Receiver<Arc<ClusterMap>>,
+    quotas: watch::Receiver<Arc<Quotas>>,
     sessions: Arc<AtomicU64>,
 }
 
@@ -54,6 +55,7 @@ pub(crate) struct Actor {
     commands: mpsc::Receiver<Command>,
     states: watch::Sender<ClusterState>,
     maps: watch::Sender<Arc<ClusterMap>>,
+    quotas: watch::Sender<Arc<Quotas>>,
     metrics: Metrics,
 }
 
@@ -94,6 +96,11 @@ impl Handle {
         self.maps.clone()
     }
 
+    /// The published quotas, and those to come.
+    pub(crate) fn quotas(&self) -> watch::Receiver<Arc<Quotas>> {
+        self.quotas.clone()
+    }
+
     /// A number for a new session.
     pub(crate) fn new_session(&self) -> SessionId {
         SessionId(self.sessions.fetch_add(1, Ordering::Relaxed))
@@ -111,11 +118,13 @@ pub(crate) fn spawn(
     let (sender, commands) = mpsc::channel(queue_len);
     let (states, state_snapshots) = watch::channel(state.clone());
     let (maps, map_snapshots) = watch::channel(Arc::new(state.map().clone()));
+    let (quotas, quota_snapshots) = watch::channel(Arc::new(state.durable.quotas.clone()));
     metrics.show(&state);
     let handle = Handle {
         commands: sender,
         states: state_snapshots,
         maps: map_snapshots,
+        quotas: quota_snapshots,
         sessions: Arc::new(AtomicU64::new(1)),
     };
     let actor = Actor {
@@ -128,6 +137,7 @@ pub(crate) fn spawn(
         commands,
         states,
         maps,
+        quotas,
         metrics,
     };
     (handle, tokio::spawn(actor.run()))
@@ -195,6 +205,9 @@ impl Actor {
         self.states.send_replace(self.state.clone());
         if effects.contains(&Effect::PublishMap) {
             self.maps.send_replace(Arc::new(self.state.map().clone()));
+        }
+        if effects.contains(&Effect::PublishQuotas) {
+            self.quotas.send_replace(Arc::new(self.state.durable.quotas.clone()));
         }
         Ok(())
     }

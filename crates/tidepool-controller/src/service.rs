@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
 use tidepool_cluster::{ClusterState, Event, ReleaseEntry};
-use tidepool_proto::{WireError, v1};
+use tidepool_proto::{WireError, quota_rules, quota_tenant, v1};
 use tidepool_runtime::shutdown::Shutdown;
 use tidepool_store::ArtifactStore;
 use tidepool_types::{Name, TableVersion};
@@ -94,6 +94,15 @@ impl ControlService {
         let waiting_for = state.table_waiting_for(&table_version);
         Ok(v1::ServeTableResponse { epoch: state.map().epoch.0, waiting_for })
     }
+
+    async fn change_quotas(&self, event: Event) -> Result<v1::Quotas, RequestError> {
+        self.handle.request(event).await?;
+        Ok(self.quotas())
+    }
+
+    fn quotas(&self) -> v1::Quotas {
+        v1::Quotas { rules: quota_rules(&self.handle.state().durable.quotas) }
+    }
 }
 
 fn status_of_release(state: &ClusterState, entry: &ReleaseEntry) -> v1::ReleaseStatus {
@@ -174,6 +183,25 @@ impl v1::control_server::Control for ControlService {
         request: Request<v1::ServeTableRequest>,
     ) -> Result<Response<v1::ServeTableResponse>, Status> {
         Ok(Response::new(Self::serve_table(self, request.into_inner()).await?))
+    }
+
+    async fn set_quota(&self, request: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
+        let v1::QuotaRule { tenant, quota } = request.into_inner();
+        let tenant = quota_tenant(tenant).map_err(RequestError::from)?;
+        let quota = quota.unwrap_or_default().into();
+        Ok(Response::new(self.change_quotas(Event::SetQuota { tenant, quota }).await?))
+    }
+
+    async fn remove_quota(
+        &self,
+        request: Request<v1::RemoveQuotaRequest>,
+    ) -> Result<Response<v1::Quotas>, Status> {
+        let tenant = quota_tenant(request.into_inner().tenant).map_err(RequestError::from)?;
+        Ok(Response::new(self.change_quotas(Event::RemoveQuota { tenant }).await?))
+    }
+
+    async fn list_quotas(&self, _: Request<v1::ListQuotasRequest>) -> Result<Response<v1::Quotas>, Status> {
+        Ok(Response::new(self.quotas()))
     }
 
     async fn get_cluster(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidepool_cluster::{ClusterMap, Event, SessionId};
+use tidepool_cluster::{Assignment, ClusterMap, Event, Quotas, SessionId};
 use tidepool_proto::{WireError, v1};
 use tidepool_runtime::error::chain;
 use tidepool_types::{Name, NodeId};
@@ -25,8 +25,10 @@ pub(crate) trait Role: Send + 'static {
     /// Who reports, and the event that it is.
     fn event(session: SessionId, report: Self::Report) -> Result<(Name, Event), WireError>;
     fn gone(name: Name, session: SessionId) -> Event;
-    /// What the process is sent of a map.
-    fn answer(map: &ClusterMap, name: &Name) -> Self::Answer;
+    /// Whether quotas concern it.
+    const QUOTAS: bool;
+    /// What the process is sent of a map, and of the quotas.
+    fn answer(map: &ClusterMap, quotas: &Quotas, name: &Name) -> Self::Answer;
 }
 
 pub(crate) struct NodeRole;
@@ -46,8 +48,10 @@ impl Role for NodeRole {
         Event::NodeGone { node: NodeId(name), session }
     }
 
-    fn answer(map: &ClusterMap, name: &Name) -> v1::Assignment {
-        (&map.assignment(&NodeId(name.clone()))).into()
+    const QUOTAS: bool = true;
+
+    fn answer(map: &ClusterMap, quotas: &Quotas, name: &Name) -> v1::Assignment {
+        (&Assignment { quotas: quotas.clone(), ..map.assignment(&NodeId(name.clone())) }).into()
     }
 }
 
@@ -65,7 +69,9 @@ impl Role for RankerRole {
         Event::RankerGone { ranker: name, session }
     }
 
-    fn answer(map: &ClusterMap, _: &Name) -> v1::ClusterMap {
+    const QUOTAS: bool = false;
+
+    fn answer(map: &ClusterMap, _: &Quotas, _: &Name) -> v1::ClusterMap {
         map.into()
     }
 }
@@ -78,7 +84,7 @@ pub(crate) async fn run<R: Role>(
     shutdown: CancellationToken,
 ) {
     let session = handle.new_session();
-    let mut maps = handle.maps();
+    let mut news = (handle.maps(), handle.quotas());
     let mut name = None;
     let ended = tokio::select! {
         // Its end is ours: the process has not gone, and finds us again when we are back.
@@ -86,7 +92,7 @@ pub(crate) async fn run<R: Role>(
             let _ = answers.try_send(Err(RequestError::ShuttingDown.into()));
             return;
         }
-        ended = exchange::<R>(&handle, session, &mut reports, &answers, &mut maps, &mut name) => ended,
+        ended = exchange::<R>(&handle, session, &mut reports, &answers, &mut news, &mut name) => ended,
     };
     let Some(name) = name else {
         if let Err(error) = ended {
@@ -115,7 +121,7 @@ async fn exchange<R: Role>(
     session: SessionId,
     reports: &mut Streaming<R::Report>,
     answers: &mpsc::Sender<Result<R::Answer, Status>>,
-    maps: &mut watch::Receiver<Arc<ClusterMap>>,
+    (maps, quotas): &mut (watch::Receiver<Arc<ClusterMap>>, watch::Receiver<Arc<Quotas>>),
     name: &mut Option<Name>,
 ) -> Result<(), RequestError> {
     // A peer that does not read is sent the newest map when it does, not all of them.
@@ -147,11 +153,16 @@ async fn exchange<R: Role>(
                 changed.map_err(|_| RequestError::ShuttingDown)?;
                 to_send = name.is_some();
             }
+            changed = quotas.changed(), if R::QUOTAS => {
+                changed.map_err(|_| RequestError::ShuttingDown)?;
+                to_send = name.is_some();
+            }
             permit = answers.reserve(), if to_send => {
                 let Ok(permit) = permit else { return Ok(()) };
                 let Some(name) = name else { continue };
                 let map = maps.borrow_and_update().clone();
-                permit.send(Ok(R::answer(&map, name)));
+                let quotas = quotas.borrow_and_update().clone();
+                permit.send(Ok(R::answer(&map, &quotas, name)));
                 to_send = false;
             }
             () = answers.closed() => return Ok(()),

@@ -132,7 +132,7 @@ mod tests {
         let last = LastAssignment::new(dir.path());
         assert_eq!(last.read(), None);
         for epoch in [4, 5] {
-            let assignment = Assignment { epoch: Epoch(epoch), tables: Vec::new() };
+            let assignment = Assignment { epoch: Epoch(epoch), ..Assignment::default() };
             last.save(&assignment).unwrap();
             assert_eq!(last.read(), Some(assignment));
         }

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 use tidepool_cluster::{
-    Assignment, ClusterMap, MapError, NodeEntry, PartitionState, PartitionStatus, Placement, ReleaseEntry,
-    ReleaseState, TableAssignment, TableLayout,
+    Assignment, ClusterMap, MapError, NodeEntry, PartitionState, PartitionStatus, Placement, Quota, Quotas,
+    ReleaseEntry, ReleaseState, TableAssignment, TableLayout,
 };
 use tidepool_types::{
     Combine, Composite, Epoch, Keying, ManifestError, Name, NameError, NodeId, PartitionCount,
@@ -146,7 +146,8 @@ impl From<&Assignment> for v1::Assignment {
             schema: Some((&t.schema).into()),
             partitions: t.partitions.iter().map(|p| p.0).collect(),
         };
-        Self { epoch: from.epoch.0, tables: from.tables.iter().map(table).collect() }
+        let quotas = quota_rules(&from.quotas);
+        Self { epoch: from.epoch.0, tables: from.tables.iter().map(table).collect(), quotas }
     }
 }
 
@@ -162,8 +163,56 @@ impl TryFrom<v1::Assignment> for Assignment {
             Ok(TableAssignment { schema, partitions: t.partitions.into_iter().map(PartitionIndex).collect() })
         };
         let tables = from.tables.into_iter().map(table).collect::<Result<_, WireError>>()?;
-        Ok(Self { epoch: Epoch(from.epoch), tables })
+        Ok(Self { epoch: Epoch(from.epoch), tables, quotas: quotas(from.quotas)? })
     }
+}
+
+impl From<Quota> for v1::Quota {
+    fn from(from: Quota) -> Self {
+        Self {
+            rows_per_second: from.rows_per_second.unwrap_or(0),
+            bytes_per_second: from.bytes_per_second.unwrap_or(0),
+        }
+    }
+}
+
+impl From<v1::Quota> for Quota {
+    fn from(from: v1::Quota) -> Self {
+        let limit = |limit| (limit > 0).then_some(limit);
+        Self { rows_per_second: limit(from.rows_per_second), bytes_per_second: limit(from.bytes_per_second) }
+    }
+}
+
+/// The tenant of a rule; `None` for all without a rule of their own.
+///
+/// # Errors
+/// [`WireError::Name`] when it is neither empty nor a name.
+pub fn quota_tenant(tenant: String) -> Result<Option<Name>, WireError> {
+    if tenant.is_empty() { Ok(None) } else { name("tenant", tenant).map(Some) }
+}
+
+/// The rules, the default one first.
+#[must_use]
+pub fn quota_rules(quotas: &Quotas) -> Vec<v1::QuotaRule> {
+    let rule = |tenant: String, quota: Quota| v1::QuotaRule { tenant, quota: Some(quota.into()) };
+    let default = quotas.default.map(|quota| rule(String::new(), quota));
+    default.into_iter().chain(quotas.tenants.iter().map(|(t, q)| rule(t.to_string(), *q))).collect()
+}
+
+/// The rules of a message.
+///
+/// # Errors
+/// [`WireError`] names the field that is not as it should be.
+pub fn quotas(rules: Vec<v1::QuotaRule>) -> Result<Quotas, WireError> {
+    let mut quotas = Quotas::default();
+    for rule in rules {
+        let quota = required("quota", rule.quota)?.into();
+        match quota_tenant(rule.tenant)? {
+            None => quotas.default = Some(quota),
+            Some(tenant) => _ = quotas.tenants.insert(tenant, quota),
+        }
+    }
+    Ok(quotas)
 }
 
 impl From<&PartitionStatus> for v1::PartitionStatus {
@@ -344,7 +393,11 @@ mod tests {
     fn a_map_and_its_assignments_come_back_whole() {
         let map = map();
         assert_eq!(ClusterMap::try_from(v1::ClusterMap::from(&map)), Ok(map.clone()));
-        let assignment = map.assignment(&NodeId(Name::new("a-1").unwrap()));
+        let mut assignment = map.assignment(&NodeId(Name::new("a-1").unwrap()));
+        let rows = Quota { rows_per_second: Some(7), bytes_per_second: None };
+        let bytes = Quota { rows_per_second: None, bytes_per_second: Some(9) };
+        assignment.quotas.default = Some(rows);
+        assignment.quotas.tenants.insert(Name::new("ads").unwrap(), bytes);
         assert_eq!(assignment.tables[0].partitions, [PartitionIndex(0), PartitionIndex(1)]);
         assert_eq!(Assignment::try_from(v1::Assignment::from(&assignment)), Ok(assignment));
     }

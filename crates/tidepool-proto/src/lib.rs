@@ -13,7 +13,7 @@ mod status;
 mod stream;
 
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
-pub use convert::WireError;
+pub use convert::{WireError, quota_rules, quota_tenant, quotas};
 pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, code_of_failure, epoch_of, failure_of, status_of};
 pub use stream::answer_stream;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidepool_types::{InputSource, InputSpec, ModelSpec, Side};
+use tidepool_types::{InputSource, InputSpec, ModelSpec, Name, NameError, Side};
 
 use crate::RankError;
 
@@ -87,6 +87,14 @@ pub fn check(
     if candidates > limits.max_candidates {
         let limit = limits.max_candidates;
         return Err(invalid(format!("{candidates} candidates, a request may have {limit}")));
+    }
+    if !request.tenant.is_empty()
+        && let Err(error) = Name::new(request.tenant.as_str())
+    {
+        return Err(invalid(match error {
+            NameError::TooLong(name) => format!("tenant: a name of {} bytes is too long", name.len()),
+            other => format!("tenant: {other}"),
+        }));
     }
     let width: u64 = widths.iter().map(|w| *w as u64).sum();
     let elements = width.saturating_mul(u64::from(candidates));
@@ -318,6 +326,15 @@ mod tests {
         assert_eq!(refusal(|r| r.candidate[1].ids = vec![0; 20]), "21 ids, a request may have 20");
         let wide = check(good(), &spec(), &[usize::MAX / 2, 4, 2], LIMITS).unwrap_err();
         assert!(wide.to_string().contains("a request may have 67108864"), "{wide}");
+    }
+
+    #[test]
+    fn a_tenant_is_a_name_or_nobody() {
+        assert!(refusal(|r| r.tenant = "a b".into()).starts_with("tenant: "));
+        assert!(refusal(|r| r.tenant = "x".repeat(1 << 20)).len() < 100);
+        for tenant in ["", "ads"] {
+            assert!(run(RankRequest { tenant: tenant.into(), ..good() }).is_ok(), "{tenant:?}");
+        }
     }
 
     #[test]

@@ -267,6 +267,15 @@ impl Control for ControlService {
     ) -> Result<Response<v1::ServeTableResponse>, Status> {
         unused()
     }
+    async fn set_quota(&self, _: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
+        unused()
+    }
+    async fn remove_quota(&self, _: Request<v1::RemoveQuotaRequest>) -> Result<Response<v1::Quotas>, Status> {
+        unused()
+    }
+    async fn list_quotas(&self, _: Request<v1::ListQuotasRequest>) -> Result<Response<v1::Quotas>, Status> {
+        unused()
+    }
     async fn get_cluster(
         &self,
         _: Request<v1::GetClusterRequest>,

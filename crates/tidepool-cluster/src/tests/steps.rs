@@ -1,8 +1,11 @@
 //! Single steps.
 
+use std::sync::Arc;
+
 use tidepool_types::ErrorCode;
 
 use super::*;
+use crate::{Durable, Quota, Quotas};
 
 /// Two groups of two nodes, settled.
 fn four_nodes() -> (Run, [(&'static str, SessionId); 4]) {
@@ -221,4 +224,44 @@ fn after_a_restart_nodes_have_a_grace_to_come_back() {
     let session = run.session();
     run.ready("b-2", session);
     assert_eq!(run.release("m", "r1"), Some(ReleaseState::Ready));
+}
+
+#[test]
+fn quotas_are_kept_and_sent_out_and_the_map_stays() {
+    let (mut run, _) = four_nodes();
+    let map = run.state.map().clone();
+    let rows = |rows| Quota { rows_per_second: Some(rows), bytes_per_second: None };
+    let set = |tenant: Option<&str>, quota| Event::SetQuota { tenant: tenant.map(name), quota };
+    let remove = |tenant: Option<&str>| Event::RemoveQuota { tenant: tenant.map(name) };
+    let published = [Effect::Persist, Effect::PublishQuotas];
+    assert_eq!(run.step(set(Some("ads"), rows(10))).unwrap(), published);
+    assert_eq!(run.step(set(Some("ads"), rows(10))), Ok(vec![]), "again is nothing");
+    assert_eq!(run.step(set(Some("ads"), rows(20))).unwrap(), published);
+    assert_eq!(run.step(set(None, rows(5))).unwrap(), published);
+    let quotas = &run.state.durable.quotas;
+    assert_eq!(quotas.rule(Some(&name("ads"))), Some(rows(20)));
+    assert_eq!((quotas.rule(Some(&name("feed"))), quotas.rule(None)), (None, Some(rows(5))));
+    for quota in [Quota::default(), rows(0)] {
+        assert_eq!(run.step(set(Some("ads"), quota)).unwrap_err().code(), ErrorCode::InvalidRequest);
+    }
+    let error = run.step(remove(Some("feed"))).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NotFound);
+    assert!(error.to_string().contains("quota of tenant feed"), "{error}");
+    assert_eq!(run.step(remove(Some("ads"))).unwrap(), published);
+    assert_eq!(run.step(remove(None)).unwrap(), published);
+    assert_eq!(run.step(remove(None)).unwrap_err().code(), ErrorCode::NotFound);
+    assert_eq!(run.state.durable.quotas, Quotas::default());
+    assert_eq!(run.state.map(), &map, "clients need not hear of it");
+}
+
+#[test]
+fn quotas_are_bounded_in_number() {
+    let mut run = Run::new();
+    let quota = Quota { rows_per_second: Some(1), bytes_per_second: None };
+    let tenants = (0..Quotas::MAX_TENANTS).map(|n| (name(&format!("t{n}")), quota)).collect();
+    run.state.durable =
+        Arc::new(Durable { quotas: Quotas { default: None, tenants }, ..Durable::clone(&run.state.durable) });
+    let set = |tenant| Event::SetQuota { tenant: Some(name(tenant)), quota };
+    assert_eq!(run.step(set("one-more")), Err(StepError::TooManyQuotas));
+    assert!(run.step(set("t7")).is_ok());
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error, fs};
 
+use tidepool_cluster::Quotas;
 use tidepool_controller::{RawConfig, StartError};
 use tidepool_proto::v1;
 use tidepool_types::{ErrorCode, NodeId};
@@ -42,6 +43,44 @@ async fn a_restart_keeps_the_map_and_nodes_come_back() {
         .map(|map| map.release("m", "r1").unwrap().state == tidepool_cluster::ReleaseState::Ready)
         .await;
     assert!(client.get_release(get).await.unwrap().into_inner().waiting_for.is_empty());
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn quotas_reach_the_nodes_and_outlive_the_controller() {
+    let fixture = Fixture::new();
+    let controller = fixture.start().await;
+    let mut node = Node::open(controller.client().await, Node::introduction("a-1")).await;
+    assert_eq!(node.next().await.unwrap().unwrap().quotas, Quotas::default());
+    let before = controller.map(|_| true).await.epoch;
+    let rule = |tenant: &str, rows_per_second| v1::QuotaRule {
+        tenant: tenant.into(),
+        quota: Some(v1::Quota { rows_per_second, bytes_per_second: 0 }),
+    };
+    let mut client = controller.client().await;
+    client.set_quota(rule("ads", 70)).await.unwrap();
+    let all = client.set_quota(rule("", 7)).await.unwrap().into_inner();
+    assert_eq!(all.rules, [rule("", 7), rule("ads", 70)]);
+    let assigned = loop {
+        let assigned = node.next().await.unwrap().unwrap();
+        if assigned.quotas.default.is_some() {
+            break assigned;
+        }
+    };
+    assert_eq!(assigned.quotas.tenants[&name("ads")].rows_per_second, Some(70));
+    assert_eq!(assigned.epoch, before, "the map is the same");
+    let (code, text) = refused(client.set_quota(rule("a b", 1)).await);
+    assert_eq!(code, ErrorCode::InvalidRequest, "{text}");
+    let (code, text) = refused(client.set_quota(rule("ads", 0)).await);
+    assert_eq!(code, ErrorCode::InvalidRequest, "{text}");
+    controller.stop().await;
+    drop(node);
+
+    let controller = fixture.start().await;
+    let kept = controller.client().await.list_quotas(v1::ListQuotasRequest {}).await.unwrap().into_inner();
+    assert_eq!(kept, all);
+    let mut node = Node::open(controller.client().await, Node::introduction("a-1")).await;
+    assert_eq!(node.next().await.unwrap().unwrap().quotas, assigned.quotas);
     controller.stop().await;
 }
 

@@ -149,6 +149,18 @@ impl Control for Service {
         other()
     }
 
+    async fn set_quota(&self, _: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
+        other()
+    }
+
+    async fn remove_quota(&self, _: Request<v1::RemoveQuotaRequest>) -> Result<Response<v1::Quotas>, Status> {
+        other()
+    }
+
+    async fn list_quotas(&self, _: Request<v1::ListQuotasRequest>) -> Result<Response<v1::Quotas>, Status> {
+        other()
+    }
+
     async fn get_cluster(
         &self,
         _: Request<v1::GetClusterRequest>,

@@ -170,7 +170,7 @@ pub(crate) fn assignment(epoch: u64, tables: &[(&TableSchema, &[u32])]) -> Assig
         schema: (*schema).clone(),
         partitions: partitions.iter().map(|p| PartitionIndex(*p)).collect(),
     };
-    Assignment { epoch: Epoch(epoch), tables: tables.iter().map(table).collect() }
+    Assignment { epoch: Epoch(epoch), tables: tables.iter().map(table).collect(), ..Assignment::default() }
 }
 
 /// Every partition of a layout.
