@@ -50,6 +50,9 @@ enum Command {
     /// Publish releases and promote them.
     #[command(subcommand)]
     Release(commands::release::Command),
+    /// Limit what tenants may ask of each node.
+    #[command(subcommand)]
+    Quota(commands::quota::Command),
     /// Look ids up in a served table and show where each row came from.
     Lookup(commands::lookup::Args),
     /// Send a ranking request from a JSON file to a ranker.
@@ -79,18 +82,28 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let named = cli.controller;
+    let Cli { controller: named, command, .. } = cli;
     let default = || format!("127.0.0.1:{}", tidepool_types::ports::CONTROLLER_GRPC);
     let controller = named.clone().unwrap_or_else(default);
-    runtime.block_on(async {
-        match cli.command {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Node(args) = command {
+        // Its configuration says how many threads the runtime has.
+        let config = commands::role::node_config(&args)?;
+        if let Some(threads) = config.io_threads {
+            runtime.worker_threads(threads);
+        }
+        let node = Box::pin(commands::role::node(args, config, output));
+        return runtime.enable_all().build()?.block_on(node);
+    }
+    runtime.enable_all().build()?.block_on(async {
+        match command {
             Command::Demo(args) => Box::pin(demo::run(args, output)).await,
             Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
-            Command::Node(args) => Box::pin(commands::role::node(args, output)).await,
+            Command::Node(_) => unreachable!("it has a runtime of its own"),
             Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,
             Command::Table(command) => commands::table::run(command, &controller, output).await,
             Command::Release(command) => commands::release::run(command, &controller, output).await,
+            Command::Quota(command) => commands::quota::run(command, &controller, output).await,
             Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
             Command::Rank(args) => commands::rank::run(args, &controller, output).await,
             Command::Trace(command) => commands::trace::run(command, &controller, output).await,

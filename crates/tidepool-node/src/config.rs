@@ -39,6 +39,8 @@ pub struct RawConfig {
     pub capacity_bytes: u64,
     /// `auto`, or an instruction set to insist on.
     pub isa: String,
+    /// Threads that receive, send, and answer small lookups; 0 for one per core.
+    pub io_threads: usize,
     /// Threads for large lookups; 0 for one per core.
     pub pool_threads: usize,
     /// Large lookups that may wait for a thread.
@@ -47,6 +49,8 @@ pub struct RawConfig {
     pub pin_cores: Vec<usize>,
     /// Ids, members, bags and features up to which a lookup is answered where it arrives.
     pub inline_max_rows: u64,
+    /// Rows of the pieces that larger lookups are cut into.
+    pub piece_rows: u64,
     /// Rows of all lookups that are waiting or being worked on.
     pub admission_max_rows: u64,
     /// Rows of lookups that are taken on per second; 0 for no limit.
@@ -97,10 +101,12 @@ impl Default for RawConfig {
             data_dir: "data/node".into(),
             capacity_bytes: 0,
             isa: "auto".into(),
+            io_threads: 0,
             pool_threads: 0,
             pool_queue_len: 256,
             pin_cores: Vec::new(),
-            inline_max_rows: 2048,
+            inline_max_rows: 4096,
+            piece_rows: 4096,
             admission_max_rows: 4 << 20,
             admission_rows_per_second: 0,
             max_ids_per_request: 1_000_000,
@@ -147,6 +153,8 @@ pub struct Config {
     pub capacity_bytes: Option<u64>,
     /// The instruction set, if insisted on.
     pub isa: Option<Isa>,
+    /// Threads of the runtime that the node is started in, if not one per core. Who starts it sees to that.
+    pub io_threads: Option<usize>,
     /// Threads for large lookups.
     pub pool_threads: usize,
     /// Large lookups that may wait.
@@ -155,6 +163,8 @@ pub struct Config {
     pub pin_cores: Vec<usize>,
     /// Ids, members, bags and features up to which a lookup runs inline.
     pub inline_max_rows: u64,
+    /// Rows of a piece of a larger lookup.
+    pub piece_rows: u64,
     /// Rows in flight.
     pub admission_max_rows: u64,
     /// Rows per second, if limited.
@@ -223,6 +233,7 @@ impl TryFrom<RawConfig> for Config {
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         p.check(raw.pool_queue_len > 0, "pool_queue_len: at least 1");
         p.check(raw.load_parallelism > 0, "load_parallelism: at least 1");
+        p.check(raw.piece_rows > 0, "piece_rows: at least 1");
         p.check(raw.admission_max_rows > 0, "admission_max_rows: at least 1");
         // Members are u32 positions in the ids.
         p.check(
@@ -262,10 +273,12 @@ impl TryFrom<RawConfig> for Config {
                 data_dir: raw.data_dir.into(),
                 capacity_bytes: (raw.capacity_bytes > 0).then_some(raw.capacity_bytes),
                 isa,
+                io_threads: (raw.io_threads > 0).then_some(raw.io_threads),
                 pool_threads: threads,
                 pool_queue_len: raw.pool_queue_len,
                 pin_cores: raw.pin_cores,
                 inline_max_rows: raw.inline_max_rows,
+                piece_rows: raw.piece_rows,
                 admission_max_rows: raw.admission_max_rows,
                 admission_rows_per_second: (raw.admission_rows_per_second > 0)
                     .then_some(raw.admission_rows_per_second),

@@ -47,6 +47,15 @@ impl Feature {
         self.ids.len() / u64::BYTES
     }
 
+    /// How much work it is: its ids, members and bags, each counted as one row.
+    pub(crate) fn rows(&self) -> u64 {
+        let bags = match &self.form {
+            Form::Gather => 0,
+            Form::Pool(bags) => bags.members.len() / u32::BYTES + bags.bag_count(),
+        };
+        (self.id_count() + bags) as u64
+    }
+
     /// Packed, as they came.
     pub(crate) fn ids(&self) -> &[[u8; u64::BYTES]] {
         self.ids.as_chunks().0

@@ -33,6 +33,12 @@ pub(crate) enum LookupError {
     RowsInFlight { in_flight: u64, rows: u64, limit: u64 },
     #[error("the node is at its {limit} rows per second; {rows} more are too many now")]
     RowsPerSecond { rows: u64, limit: u64 },
+    #[error("{0}")]
+    Tenant(Problem),
+    #[error(
+        "tenant {tenant:?} has used up its quota of {limit} {unit} per second on this node; ask again in {wait_ms} ms"
+    )]
+    Quota { tenant: String, limit: u64, unit: &'static str, wait_ms: u64 },
     #[error("the lookup queue is full ({queued} waiting)")]
     QueueFull { queued: usize },
     #[error("the node is shutting down")]
@@ -103,8 +109,10 @@ impl LookupError {
             Self::Invalid { .. }
             | Self::TooManyIds { .. }
             | Self::AnswerTooLarge { .. }
+            | Self::Tenant(_)
             | Self::TooMuchWork { .. } => ErrorCode::InvalidRequest,
             Self::NotServed { .. } => ErrorCode::NotServed,
+            Self::Quota { .. } => ErrorCode::QuotaExceeded,
             Self::DeadlineExceeded => ErrorCode::DeadlineExceeded,
             Self::RowsInFlight { .. } | Self::RowsPerSecond { .. } | Self::QueueFull { .. } => {
                 ErrorCode::Overloaded
@@ -120,6 +128,7 @@ impl LookupError {
             Self::RowsInFlight { .. } => Some("rows"),
             Self::RowsPerSecond { .. } => Some("rate"),
             Self::QueueFull { .. } => Some("queue"),
+            Self::Quota { .. } => Some("quota"),
             Self::DeadlineExceeded => Some("deadline"),
             _ => None,
         }

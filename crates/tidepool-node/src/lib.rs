@@ -8,15 +8,20 @@
 
 mod admission;
 mod config;
+mod cut;
 mod decode;
 mod disk;
 mod error;
+#[doc(hidden)]
+pub mod in_process;
 mod loader;
 mod lookup;
 mod metrics;
 mod node;
+mod part;
 mod partition;
 mod partitions;
+mod quota;
 mod rate;
 mod residency;
 mod service;

@@ -18,7 +18,7 @@ use tidepool_kernels::{Isa, RowKernel};
 use tidepool_runtime::{error::chain, health::Health};
 use tidepool_store::ArtifactStore;
 use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile, Smaps};
-use tidepool_types::{PartitionIndex, TableSchema, TableVersion};
+use tidepool_types::{Name, PartitionIndex, TableSchema, TableVersion};
 use tokio::{
     sync::{Semaphore, watch},
     task::{JoinSet, spawn_blocking},
@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
+    quota::TenantQuotas,
     residency::{Bringing, Policy, bring, log},
     state::{Held, NodeState, WarmUp},
 };
@@ -41,6 +42,7 @@ pub(crate) struct Loader {
     pub(crate) store: ArtifactStore,
     pub(crate) verified: Arc<VerifiedFiles>,
     pub(crate) last: Arc<LastAssignment>,
+    pub(crate) quotas: TenantQuotas,
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(crate) state: watch::Sender<NodeState>,
     pub(crate) health: Health,
@@ -116,6 +118,7 @@ impl Loader {
         self.publish();
         let mut background = Background::default();
         while let Some(assignment) = self.next_assignment(&mut assignments).await {
+            self.quotas.apply(&assignment.quotas);
             self.save(&assignment).await;
             // Until another comes. What fails is tried again after a while: a file may have been replaced.
             while self.work(&assignment, &mut assignments, &mut background).await.is_continue() {}
@@ -276,7 +279,7 @@ impl Loader {
         match copy {
             Ok(Some(copy)) => {
                 let mut snapshot = Snapshot::clone(&old);
-                snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, copy.clone());
+                self.insert(&mut snapshot, &wanted, copy.clone());
                 self.snapshot.store(Arc::new(snapshot));
                 release(copy.clone());
                 file = copy;
@@ -441,7 +444,7 @@ impl Loader {
             Ok(file) => {
                 let (file_bytes, rows) = (file.file_bytes(), file.meta().rows);
                 let mut snapshot = Snapshot::clone(&self.snapshot.load());
-                snapshot.insert(&wanted.schema, self.kernel(&wanted.schema), wanted.partition, file);
+                self.insert(&mut snapshot, wanted, file);
                 self.snapshot.store(Arc::new(snapshot));
                 (PartitionState::Ready, file_bytes, rows)
             }
@@ -473,16 +476,23 @@ impl Loader {
         let mut snapshot = Snapshot::at(assignment.epoch);
         for wanted in wanted(assignment, &self.store) {
             if let Some(file) = old.partition(&wanted.schema, wanted.partition) {
-                let kernel = self.kernel(&wanted.schema);
-                snapshot.insert(&wanted.schema, kernel, wanted.partition, file.clone());
+                self.insert(&mut snapshot, &wanted, file.clone());
             }
         }
         let gone = old.partitions().count() - snapshot.partitions().count();
         if gone > 0 {
             tracing::info!(epoch = %assignment.epoch, partitions = gone, "let go of what is no longer assigned");
         }
+        let left: Vec<_> = old.tables().filter(|t| snapshot.tables().all(|kept| kept != *t)).collect();
+        self.metrics.forget(&left);
         self.snapshot.store(Arc::new(snapshot));
         self.publish();
+    }
+
+    fn insert(&self, snapshot: &mut Snapshot, wanted: &Wanted, file: Arc<PartitionFile>) {
+        let kernel = self.kernel(&wanted.schema);
+        let series = |table: &Name| self.metrics.table(table);
+        snapshot.insert(&wanted.schema, kernel, series, (wanted.partition, file));
     }
 
     fn kernel(&self, schema: &TableSchema) -> RowKernel {

@@ -2,25 +2,22 @@
 //! neither gRPC nor threads, so it runs wherever the service wants it to.
 
 use std::{
-    cell::RefCell,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tidepool_proto::v1;
-use tidepool_table::{Gathered, LayoutView, LookupScratch, NotHeld, PartitionRows, Pooled};
-use tidepool_types::NodeId;
+use tidepool_table::{LayoutView, NotHeld, PartitionRows};
+use tidepool_types::{Epoch, NodeId};
 
 use crate::{
+    cut::{Piece, cut},
     decode::{Feature, Form, decode},
     error::{LookupError, NotServed},
+    metrics::TableSeries,
+    part::{Done, Part},
     partitions::Snapshot,
 };
-
-thread_local! {
-    /// What the lookups of a thread work in, one after the other.
-    static SCRATCH: RefCell<LookupScratch> = RefCell::default();
-}
 
 /// What a request may ask for at most.
 #[derive(Clone, Copy, Debug)]
@@ -41,78 +38,143 @@ impl Deadline {
         Self(after.flatten())
     }
 
-    fn passed(self) -> bool {
-        self.0.is_some_and(|at| Instant::now() >= at)
+    /// # Errors
+    /// [`LookupError::DeadlineExceeded`] when it has passed.
+    pub(crate) fn check(self) -> Result<(), LookupError> {
+        let passed = self.0.is_some_and(|at| Instant::now() >= at);
+        if passed { Err(LookupError::DeadlineExceeded) } else { Ok(()) }
     }
+}
+
+/// A request that was checked, with everything to answer it from: one snapshot.
+pub(crate) struct Prepared<P> {
+    pub(crate) features: Vec<Ready<P>>,
+    epoch: Epoch,
+}
+
+/// A feature, and what it is looked up in.
+pub(crate) struct Ready<P> {
+    pub(crate) feature: Feature,
+    pub(crate) layout: Arc<LayoutView<P>>,
+    series: Arc<TableSeries>,
 }
 
 /// An answer, and what it was made of.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) response: v1::LookupResponse,
-    /// Ids looked up.
-    pub(crate) rows: u64,
-    /// Ids that are in no table.
-    pub(crate) missing: u64,
+    /// Of each feature.
+    pub(crate) shares: Vec<Share>,
     /// Bytes of stored rows, and of sums with their counts.
     pub(crate) gather_bytes: u64,
     pub(crate) pool_bytes: u64,
 }
 
-/// Answers a request from one snapshot.
+/// What a feature has of an answer.
+#[derive(Debug)]
+pub(crate) struct Share {
+    /// Of its table.
+    pub(crate) series: Arc<TableSeries>,
+    /// Ids looked up.
+    pub(crate) rows: u64,
+    /// Those of them that are not in the table.
+    pub(crate) missing: u64,
+    /// On the threads that looked it up.
+    pub(crate) took: Duration,
+}
+
+/// Checks a request against one snapshot. No row is touched.
 ///
 /// # Errors
-/// [`LookupError`]; all of them but an unheld partition are found before the first row is touched.
-pub(crate) fn answer<P: PartitionRows>(
+/// [`LookupError`]: all of them but an unheld partition are found here.
+pub(crate) fn prepare<P: PartitionRows>(
     request: v1::LookupRequest,
     snapshot: &Snapshot<P>,
-    node: &NodeId,
     limits: Limits,
     deadline: Deadline,
-) -> Result<Answer, LookupError> {
-    if deadline.passed() {
-        return Err(LookupError::DeadlineExceeded);
-    }
+) -> Result<Prepared<P>, LookupError> {
+    deadline.check()?;
     let features = decode(request.features, limits.ids_per_request)?;
-    let layouts = features
-        .iter()
-        .map(|f| {
-            let layout = snapshot.layout(&f.table_version, f.partitions);
-            layout.map_err(|reason| not_served(f, reason, snapshot))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let bytes = features.iter().zip(&layouts).map(|(f, l)| feature_bytes(f, l)).fold(0, u64::saturating_add);
+    let ready = |feature: Feature| match snapshot.layout(&feature.table_version, feature.partitions) {
+        Ok((layout, series)) => Ok(Ready { layout: layout.clone(), series: series.clone(), feature }),
+        Err(reason) => Err(not_served(&feature, reason, snapshot.epoch)),
+    };
+    let features = features.into_iter().map(ready).collect::<Result<Vec<_>, _>>()?;
+    let bytes = features.iter().map(|r| feature_bytes(&r.feature, &r.layout)).fold(0, u64::saturating_add);
     if bytes > limits.response_bytes {
         return Err(LookupError::AnswerTooLarge { bytes, limit: limits.response_bytes });
     }
-
-    SCRATCH.with_borrow_mut(|scratch| {
-        let mut answer = Answer::default();
-        answer.response.features.reserve_exact(features.len());
-        for (feature, layout) in features.into_iter().zip(layouts) {
-            answer.add(&feature, layout, scratch).map_err(|NotHeld(partition)| {
-                not_served(&feature, NotServed::Partition(partition), snapshot)
-            })?;
-            if let Some(last) = answer.response.features.last_mut() {
-                last.table_version = Some(v1::TableVersion {
-                    table: feature.table_version.table.into(),
-                    version: feature.table_version.version.into(),
-                });
-            }
-        }
-        answer.response.epoch = snapshot.epoch.0;
-        answer.response.node = node.to_string();
-        Ok(answer)
-    })
+    Ok(Prepared { features, epoch: snapshot.epoch })
 }
 
-fn not_served<P>(feature: &Feature, reason: NotServed, snapshot: &Snapshot<P>) -> LookupError {
-    LookupError::NotServed {
-        feature: feature.index,
-        table: feature.table_version.clone(),
-        reason,
-        epoch: snapshot.epoch,
+impl<P: PartitionRows> Prepared<P> {
+    /// Answers it here and now.
+    ///
+    /// # Errors
+    /// [`LookupError::NotServed`] for a partition that is not held.
+    pub(crate) fn answer(&self, node: &NodeId) -> Result<Answer, LookupError> {
+        let whole = |(at, r): (usize, &Ready<P>)| self.part(Part::whole(at, &r.feature, &r.layout));
+        let done = self.features.iter().enumerate().map(whole).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.put_together(done, node))
     }
+
+    /// Pieces of about `piece_rows` rows, to be answered in any order.
+    pub(crate) fn pieces(&self, piece_rows: u64) -> Vec<Piece> {
+        cut(self, piece_rows)
+    }
+
+    /// Answers a piece, unless nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`LookupError::DeadlineExceeded`], or as [`answer`](Self::answer).
+    pub(crate) fn piece(&self, piece: Piece, deadline: Deadline) -> Result<Vec<Done>, LookupError> {
+        deadline.check()?;
+        piece.parts.into_iter().map(|part| self.part(part)).collect()
+    }
+
+    fn part(&self, part: Part) -> Result<Done, LookupError> {
+        let Ready { feature, layout, .. } = &self.features[part.feature];
+        part.answer(feature, layout)
+            .map_err(|NotHeld(partition)| not_served(feature, NotServed::Partition(partition), self.epoch))
+    }
+
+    /// Makes one answer of those to all parts, in their order.
+    pub(crate) fn put_together(&self, done: impl IntoIterator<Item = Done>, node: &NodeId) -> Answer {
+        let mut answer = Answer::default();
+        answer.response.epoch = self.epoch.0;
+        answer.response.node = node.to_string();
+        answer.response.features.reserve_exact(self.features.len());
+        answer.shares.reserve_exact(self.features.len());
+        let mut done = done.into_iter().peekable();
+        while let Some(mut first) = done.next() {
+            let at = first.feature;
+            let Ready { feature, series, .. } = &self.features[at];
+            while let Some(next) = done.next_if(|next| next.feature == at) {
+                first.join(next, feature.id_count());
+            }
+            answer.add(feature, series.clone(), first);
+        }
+        answer
+    }
+}
+
+impl Answer {
+    fn add(&mut self, feature: &Feature, series: Arc<TableSeries>, done: Done) {
+        let bytes = done.room.len() as u64;
+        match feature.form {
+            Form::Gather => self.gather_bytes += bytes,
+            Form::Pool(_) => self.pool_bytes += bytes,
+        }
+        let took = done.took;
+        let response = done.response(feature);
+        let (rows, missing) = (feature.id_count() as u64, u64::from(response.missing_ids));
+        self.shares.push(Share { series, rows, missing, took });
+        self.response.features.push(response);
+    }
+}
+
+fn not_served(feature: &Feature, reason: NotServed, epoch: Epoch) -> LookupError {
+    LookupError::NotServed { feature: feature.index, table: feature.table_version.clone(), reason, epoch }
 }
 
 /// The bytes that the answer to a feature has at most.
@@ -130,42 +192,6 @@ fn feature_bytes<P>(feature: &Feature, layout: &LayoutView<P>) -> u64 {
         }
     };
     payload.saturating_add(FRAME + (names + bitmap) as u64)
-}
-
-impl Answer {
-    fn add<P: PartitionRows>(
-        &mut self,
-        feature: &Feature,
-        layout: &LayoutView<P>,
-        scratch: &mut LookupScratch,
-    ) -> Result<(), NotHeld> {
-        let mut response = v1::FeatureResponse::default();
-        let missing = match &feature.form {
-            Form::Gather => {
-                let mut gathered = Gathered::default();
-                layout.gather(feature.ids(), scratch, &mut gathered)?;
-                self.gather_bytes += gathered.rows.len() as u64;
-                response.rows = gathered.rows.into();
-                gathered.missing
-            }
-            Form::Pool(bags) => {
-                let mut pooled = Pooled::default();
-                layout.pool(feature.ids(), bags.packed(), scratch, &mut pooled)?;
-                let bytes = pooled.sums.len() + pooled.counts.len() + pooled.weight_sums.len();
-                self.pool_bytes += bytes as u64;
-                response.sums = pooled.sums.into();
-                response.counts = pooled.counts.into();
-                response.weight_sums = pooled.weight_sums.into();
-                pooled.missing
-            }
-        };
-        response.missing = Bytes::from(missing.bits);
-        response.missing_ids = missing.count;
-        self.rows += feature.id_count() as u64;
-        self.missing += u64::from(missing.count);
-        self.response.features.push(response);
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,16 +1,49 @@
 //! The metrics of a node. They are registered in a registry of its own: several nodes may share a process.
 
+use std::{sync::Arc, time::Duration};
+
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::Collector, exponential_buckets,
 };
 
 use tidepool_table::MemoryUse;
+use tidepool_types::Name;
 
 use crate::{error::LookupError, lookup::Answer, state::NodeState};
 
 /// What there may be too much of.
-const SHED_REASONS: [&str; 4] = ["rows", "rate", "queue", "deadline"];
+const SHED_REASONS: [&str; 5] = ["rows", "rate", "queue", "quota", "deadline"];
+
+/// Where the lookups of a table are counted: found once, and not again for each lookup.
+#[derive(Debug)]
+pub(crate) struct TableSeries {
+    rows: IntCounter,
+    missing_ids: IntCounter,
+    seconds: Histogram,
+}
+
+/// How long the stages of a lookup took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stages {
+    /// Waiting for a thread; `None` when it needed none.
+    pub(crate) queue: Option<Duration>,
+    /// Checking the request.
+    pub(crate) decode: Duration,
+    /// From there to the answer, other waiting included.
+    pub(crate) lookup: Duration,
+}
+
+/// Series that every answered lookup goes by, found once.
+#[derive(Clone, Debug)]
+struct Hot {
+    ok: IntCounter,
+    queue: Histogram,
+    decode: Histogram,
+    lookup: Histogram,
+    gather: IntCounter,
+    pool: IntCounter,
+}
 
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
@@ -21,6 +54,12 @@ pub(crate) struct Metrics {
     shed: IntCounterVec,
     /// From the request decoded to the answer made, answered lookups only.
     lookup_seconds: Histogram,
+    /// Stages of answered lookups: `queue`, `decode`, `lookup`.
+    stage_seconds: HistogramVec,
+    /// By table: ids, missing ids, and time on threads.
+    table_rows: IntCounterVec,
+    table_missing_ids: IntCounterVec,
+    table_seconds: HistogramVec,
     /// Ids looked up in answered lookups.
     rows: IntCounter,
     /// Those of them that no table has.
@@ -39,6 +78,7 @@ pub(crate) struct Metrics {
     warm_up_bytes: IntGaugeVec,
     /// Epoch of the assignment.
     epoch: IntGauge,
+    hot: Hot,
 }
 
 impl Metrics {
@@ -49,28 +89,61 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let name = |rest: &str| format!("tidepool_node_{rest}");
         let buckets = exponential_buckets(10e-6, 2.0, 18)?;
+        let stages = HistogramOpts::new(
+            name("stage_seconds"),
+            "Stages of answered lookups: waiting for a thread, checking the request, looking up",
+        );
+        let tables = HistogramOpts::new(
+            name("table_seconds"),
+            "Time on threads for a feature of an answered lookup, by table",
+        );
         let seconds = HistogramOpts::new(
             name("lookup_seconds"),
             "Time from a decoded request to its answer, of answered lookups",
         );
+        let lookups = IntCounterVec::new(
+            Opts::new(name("lookups_total"), "Lookups by outcome: ok, or the error code"),
+            &["code"],
+        )?;
+        let stage_seconds = HistogramVec::new(stages.buckets(buckets.clone()), &["stage"])?;
+        let response_bytes = IntCounterVec::new(
+            Opts::new(name("response_bytes_total"), "Bytes of rows and sums in answers, by wire form"),
+            &["wire_form"],
+        )?;
+        let hot = Hot {
+            ok: lookups.with_label_values(&["ok"]),
+            queue: stage_seconds.with_label_values(&["queue"]),
+            decode: stage_seconds.with_label_values(&["decode"]),
+            lookup: stage_seconds.with_label_values(&["lookup"]),
+            gather: response_bytes.with_label_values(&["gather"]),
+            pool: response_bytes.with_label_values(&["pool"]),
+        };
         let metrics = Self {
-            lookups: IntCounterVec::new(
-                Opts::new(name("lookups_total"), "Lookups by outcome: ok, or the error code"),
-                &["code"],
-            )?,
+            hot,
+            lookups,
+            response_bytes,
+            stage_seconds,
             shed: IntCounterVec::new(
                 Opts::new(name("shed_total"), "Lookups turned away without any work, by reason"),
                 &["reason"],
             )?,
-            lookup_seconds: Histogram::with_opts(seconds.buckets(buckets))?,
+            lookup_seconds: Histogram::with_opts(seconds.buckets(buckets.clone()))?,
+            table_rows: IntCounterVec::new(
+                Opts::new(name("table_rows_total"), "Ids looked up in answered lookups, by table"),
+                &["table"],
+            )?,
+            table_missing_ids: IntCounterVec::new(
+                Opts::new(
+                    name("table_missing_ids_total"),
+                    "Ids looked up that are not in their table, by table",
+                ),
+                &["table"],
+            )?,
+            table_seconds: HistogramVec::new(tables.buckets(buckets), &["table"])?,
             rows: IntCounter::new(name("rows_total"), "Ids looked up in answered lookups")?,
             missing_ids: IntCounter::new(
                 name("missing_ids_total"),
                 "Ids looked up that are not in their table",
-            )?,
-            response_bytes: IntCounterVec::new(
-                Opts::new(name("response_bytes_total"), "Bytes of rows and sums in answers, by wire form"),
-                &["wire_form"],
             )?,
             partitions: IntGaugeVec::new(
                 Opts::new(name("partitions"), "Partitions of the assignment, by state"),
@@ -97,10 +170,14 @@ impl Metrics {
             )?,
             epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
         };
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 16] = [
             Box::new(metrics.lookups.clone()),
             Box::new(metrics.shed.clone()),
             Box::new(metrics.lookup_seconds.clone()),
+            Box::new(metrics.stage_seconds.clone()),
+            Box::new(metrics.table_rows.clone()),
+            Box::new(metrics.table_missing_ids.clone()),
+            Box::new(metrics.table_seconds.clone()),
             Box::new(metrics.rows.clone()),
             Box::new(metrics.missing_ids.clone()),
             Box::new(metrics.response_bytes.clone()),
@@ -119,10 +196,29 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Where the lookups of a table are counted from now on.
+    pub(crate) fn table(&self, table: &Name) -> Arc<TableSeries> {
+        Arc::new(TableSeries {
+            rows: self.table_rows.with_label_values(&[table]),
+            missing_ids: self.table_missing_ids.with_label_values(&[table]),
+            seconds: self.table_seconds.with_label_values(&[table]),
+        })
+    }
+
+    /// Shows tables no more that are not served any more.
+    pub(crate) fn forget(&self, tables: &[&Name]) {
+        for table in tables {
+            // One that is not there is forgotten already.
+            let _ = self.table_rows.remove_label_values(&[table]);
+            let _ = self.table_missing_ids.remove_label_values(&[table]);
+            let _ = self.table_seconds.remove_label_values(&[table]);
+        }
+    }
+
     /// Counts one lookup.
-    pub(crate) fn count(&self, outcome: &Result<Answer, LookupError>, seconds: f64) {
-        let answer = match outcome {
-            Ok(answer) => answer,
+    pub(crate) fn count(&self, outcome: &Result<(Answer, Stages), LookupError>, took: Duration) {
+        let (answer, stages) = match outcome {
+            Ok(answered) => answered,
             Err(error) => {
                 self.lookups.with_label_values(&[error.code().as_str()]).inc();
                 if let Some(reason) = error.shed_for() {
@@ -131,12 +227,22 @@ impl Metrics {
                 return;
             }
         };
-        self.lookups.with_label_values(&["ok"]).inc();
-        self.lookup_seconds.observe(seconds);
-        self.rows.inc_by(answer.rows);
-        self.missing_ids.inc_by(answer.missing);
-        self.response_bytes.with_label_values(&["gather"]).inc_by(answer.gather_bytes);
-        self.response_bytes.with_label_values(&["pool"]).inc_by(answer.pool_bytes);
+        self.hot.ok.inc();
+        self.lookup_seconds.observe(took.as_secs_f64());
+        if let Some(queue) = stages.queue {
+            self.hot.queue.observe(queue.as_secs_f64());
+        }
+        self.hot.decode.observe(stages.decode.as_secs_f64());
+        self.hot.lookup.observe(stages.lookup.as_secs_f64());
+        for share in &answer.shares {
+            share.series.rows.inc_by(share.rows);
+            share.series.missing_ids.inc_by(share.missing);
+            share.series.seconds.observe(share.took.as_secs_f64());
+        }
+        self.rows.inc_by(answer.shares.iter().map(|share| share.rows).sum());
+        self.missing_ids.inc_by(answer.shares.iter().map(|share| share.missing).sum());
+        self.hot.gather.inc_by(answer.gather_bytes);
+        self.hot.pool.inc_by(answer.pool_bytes);
     }
 
     /// Shows how far the assignment is, and how many bytes are mapped.

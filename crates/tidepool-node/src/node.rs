@@ -33,6 +33,7 @@ use crate::{
     lookup::Limits,
     metrics::Metrics,
     partitions::Snapshot,
+    quota::TenantQuotas,
     residency::Policy,
     service::{EmbeddingService, Grpc},
     session::Session,
@@ -65,6 +66,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let pool = CpuPool::on_cores(config.pool_threads, config.pool_queue_len, &config.pin_cores)?;
     pool.register(&registry, "tidepool_node", Some("rows"))?;
 
+    let quotas = TenantQuotas::new();
     let admission = Admission::new(config.admission_max_rows, config.admission_rows_per_second);
     admission.register(&registry)?;
 
@@ -97,6 +99,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         store,
         verified: Arc::new(VerifiedFiles::open(&config.data_dir)),
         last,
+        quotas: quotas.clone(),
         snapshot: snapshot.clone(),
         state,
         health: health.clone(),
@@ -131,8 +134,12 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     lifecycle.spawn(session.run());
 
     let status: StatusFn = {
-        let snapshot = snapshot.clone();
-        Arc::new(move || status(&introduction, isa, &watched_state.borrow(), &snapshot.load()))
+        let (snapshot, quotas) = (snapshot.clone(), quotas.clone());
+        Arc::new(move || {
+            let mut status = status(&introduction, isa, &watched_state.borrow(), &snapshot.load());
+            status["quotas"] = quotas.status();
+            status
+        })
     };
     let service = EmbeddingService {
         node: Arc::new(config.node.clone()),
@@ -143,7 +150,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
             response_bytes: config.max_response_bytes,
         },
         admission,
+        quotas,
         inline_max_rows: config.inline_max_rows,
+        piece_rows: config.piece_rows,
         metrics,
         draining: lifecycle.token(),
     };

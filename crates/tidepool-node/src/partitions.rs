@@ -7,14 +7,28 @@ use tidepool_kernels::RowKernel;
 use tidepool_table::{LayoutView, PartitionFile, PartitionRows};
 use tidepool_types::{Epoch, Name, PartitionCount, PartitionIndex, TableSchema, TableVersion};
 
-use crate::error::NotServed;
+use crate::{error::NotServed, metrics::TableSeries};
 
 /// Every layout that is served, at one epoch.
 #[derive(Debug)]
 pub(crate) struct Snapshot<P = PartitionFile> {
     pub(crate) epoch: Epoch,
     /// By table; one table has a few versions, and one version a layout or two, so that part is a list.
-    tables: BTreeMap<Name, Vec<Arc<LayoutView<P>>>>,
+    tables: BTreeMap<Name, Served<P>>,
+}
+
+/// What is served of a table.
+#[derive(Debug)]
+struct Served<P> {
+    series: Arc<TableSeries>,
+    layouts: Vec<Arc<LayoutView<P>>>,
+}
+
+// As below.
+impl<P> Clone for Served<P> {
+    fn clone(&self) -> Self {
+        Self { series: self.series.clone(), layouts: self.layouts.clone() }
+    }
 }
 
 // Derived, this would ask for `P: Clone`.
@@ -40,7 +54,7 @@ impl<P: PartitionRows> Snapshot<P> {
         Self { epoch, tables: BTreeMap::new() }
     }
 
-    /// The layout that a feature asks for.
+    /// The layout that a feature asks for, and where its table's lookups are counted.
     ///
     /// # Errors
     /// [`NotServed`] says what of it is not here.
@@ -48,10 +62,10 @@ impl<P: PartitionRows> Snapshot<P> {
         &self,
         version: &TableVersion,
         partitions: PartitionCount,
-    ) -> Result<&LayoutView<P>, NotServed> {
-        let layouts = self.tables.get(&version.table).ok_or(NotServed::Table)?;
+    ) -> Result<(&Arc<LayoutView<P>>, &Arc<TableSeries>), NotServed> {
+        let Served { series, layouts } = self.tables.get(&version.table).ok_or(NotServed::Table)?;
         if let Some(layout) = layouts.iter().find(|l| is(l, version, partitions)) {
-            return Ok(layout);
+            return Ok((layout, series));
         }
         let other = layouts.iter().find(|l| &l.schema().table_version == version);
         Err(other.map_or(NotServed::Version, |l| NotServed::Layout {
@@ -62,7 +76,7 @@ impl<P: PartitionRows> Snapshot<P> {
 
     /// A layout and all that is held of it, by its schema; `None` also when the schema is another.
     fn held(&self, schema: &TableSchema) -> Option<&Arc<LayoutView<P>>> {
-        self.tables.get(&schema.table_version.table)?.iter().find(|l| l.schema() == schema)
+        self.tables.get(&schema.table_version.table)?.layouts.iter().find(|l| l.schema() == schema)
     }
 
     /// The partition of exactly this schema, if it is held.
@@ -70,15 +84,19 @@ impl<P: PartitionRows> Snapshot<P> {
         self.held(schema)?.partition(partition)
     }
 
-    /// Puts a partition in its place. A layout of the same name and another schema gives way.
+    /// Puts a partition in its place. A layout of the same name and another schema gives way. The first
+    /// partition of a table brings its series.
     pub(crate) fn insert(
         &mut self,
         schema: &TableSchema,
         kernel: RowKernel,
-        partition: PartitionIndex,
-        file: Arc<P>,
+        series: impl FnOnce(&Name) -> Arc<TableSeries>,
+        (partition, file): (PartitionIndex, Arc<P>),
     ) {
-        let layouts = self.tables.entry(schema.table_version.table.clone()).or_default();
+        let table = &schema.table_version.table;
+        let served = self.tables.entry(table.clone());
+        let layouts =
+            &mut served.or_insert_with(|| Served { series: series(table), layouts: Vec::new() }).layouts;
         layouts.retain(|l| !is(l, &schema.table_version, schema.partitions) || l.schema() == schema);
         let at = layouts.iter().position(|l| l.schema() == schema).unwrap_or_else(|| {
             layouts.push(Arc::new(LayoutView::new(schema.clone(), kernel)));
@@ -87,13 +105,29 @@ impl<P: PartitionRows> Snapshot<P> {
         Arc::make_mut(&mut layouts[at]).insert(partition, file);
     }
 
+    /// One layout and nothing else.
+    pub(crate) fn of(layout: Arc<LayoutView<P>>, series: Arc<TableSeries>) -> Self {
+        let table = layout.schema().table_version.table.clone();
+        let tables = [(table, Served { series, layouts: vec![layout] })].into();
+        Self { epoch: Epoch::default(), tables }
+    }
+
+    fn layouts(&self) -> impl Iterator<Item = &Arc<LayoutView<P>>> {
+        self.tables.values().flat_map(|served| &served.layouts)
+    }
+
+    /// Every table of which something is held.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Name> {
+        self.tables.keys()
+    }
+
     /// Every partition held.
     pub(crate) fn partitions(&self) -> impl Iterator<Item = &Arc<P>> {
-        self.tables.values().flatten().flat_map(|l| l.partitions())
+        self.layouts().flat_map(|l| l.partitions())
     }
 
     /// Every schema of which something is held.
     pub(crate) fn schemas(&self) -> impl Iterator<Item = &TableSchema> {
-        self.tables.values().flatten().map(|l| l.schema())
+        self.layouts().map(|l| l.schema())
     }
 }

@@ -15,8 +15,8 @@ pub(crate) struct Rate {
 }
 
 /// A token bucket. It may be overdrawn: whoever comes while anything is left takes what they need, and the
-/// next ones wait until it is made up for. So what is large gets through too, and over
-/// time the rate holds all the same.
+/// next ones wait until it is made up for. So what is large gets through too, and what turns out larger than
+/// thought can be charged afterwards, and over time the rate holds all the same.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     rate: Rate,
@@ -52,6 +52,24 @@ impl Bucket {
             // One more, for it is not enough to be even with the burst.
             Empty { wait: Duration::from_nanos((even_at - now).saturating_sub(burst).saturating_add(1)) }
         })
+    }
+
+    /// Takes `units` whether or not they are there.
+    pub(crate) fn charge(&self, units: u64, now: Duration) {
+        let (now, cost) = (nanos(now), self.nanos_of(units));
+        self.update(|even_at| even_at.max(now).saturating_add(cost));
+    }
+
+    /// Puts back what was taken and not used.
+    pub(crate) fn put_back(&self, units: u64) {
+        let cost = self.nanos_of(units);
+        self.update(|even_at| even_at.saturating_sub(cost));
+    }
+
+    fn update(&self, next: impl Fn(u64) -> u64) {
+        let all = |even_at| Some(next(even_at));
+        // The closure always gives a value, so this cannot fail.
+        let _ = self.even_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, all);
     }
 
     /// How long it takes to make up for `units`; at most half of what the clock counts.
@@ -99,11 +117,22 @@ mod tests {
     }
 
     #[test]
+    fn charges_count_and_what_is_put_back_does_not() {
+        let bucket = bucket(10, Duration::from_secs(1));
+        bucket.charge(30, Duration::ZERO);
+        assert_eq!(bucket.take(1, Duration::ZERO).unwrap_err().wait.as_secs(), 2);
+        bucket.put_back(25);
+        assert!(bucket.take(1, Duration::ZERO).is_ok());
+    }
+
+    #[test]
     fn no_number_overflows() {
         let bucket = bucket(1, Duration::MAX);
         for now in [Duration::ZERO, Duration::from_secs(1), Duration::MAX] {
+            bucket.charge(u64::MAX, now);
             let _ = bucket.take(u64::MAX, now);
         }
+        bucket.put_back(u64::MAX);
     }
 
     proptest! {

@@ -1,7 +1,11 @@
 //! The Embedding service: messages in, messages out. Small lookups run where they arrive, large ones on
 //! the CPU pool.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use tidepool_proto::v1::{self, embedding_server::Embedding};
@@ -13,11 +17,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     admission::Admission,
+    cut::Piece,
     decode::rows_asked,
     error::LookupError,
-    lookup::{Answer, Deadline, Limits, answer},
-    metrics::Metrics,
+    lookup::{Answer, Deadline, Limits, Prepared, prepare},
+    metrics::{Metrics, Stages},
+    part::Done,
     partitions::Snapshot,
+    quota::TenantQuotas,
     stream::Answers,
 };
 
@@ -27,9 +34,12 @@ pub(crate) struct EmbeddingService<P> {
     pub(crate) snapshot: Arc<ArcSwap<Snapshot<P>>>,
     pub(crate) pool: CpuPool,
     pub(crate) limits: Limits,
+    pub(crate) quotas: TenantQuotas,
     pub(crate) admission: Admission,
     /// Ids, members, bags and features up to which a lookup runs inline.
     pub(crate) inline_max_rows: u64,
+    /// Rows of the pieces that larger ones are cut into.
+    pub(crate) piece_rows: u64,
     pub(crate) metrics: Metrics,
     /// Cancelled when no new lookup should be taken: streams end then.
     pub(crate) draining: CancellationToken,
@@ -46,32 +56,111 @@ impl<P: PartitionRows> EmbeddingService<P> {
         received: Instant,
     ) -> Result<v1::LookupResponse, LookupError> {
         let outcome = self.answer(request, received).await;
-        self.metrics.count(&outcome, received.elapsed().as_secs_f64());
+        self.metrics.count(&outcome, received.elapsed());
         if let Err(error) = &outcome {
             tracing::debug!(%error, "lookup refused");
         }
-        outcome.map(|answer| answer.response)
+        outcome.map(|(answer, _)| answer.response)
     }
 
-    async fn answer(&self, request: v1::LookupRequest, received: Instant) -> Result<Answer, LookupError> {
-        let deadline = Deadline::new(received, request.deadline_us);
+    async fn answer(
+        &self,
+        request: v1::LookupRequest,
+        received: Instant,
+    ) -> Result<(Answer, Stages), LookupError> {
         let rows = rows_asked(&request);
-        let _admitted = self.admission.admit(rows)?;
-        if rows <= self.inline_max_rows {
-            return answer(request, &self.snapshot.load(), &self.node, self.limits, deadline);
+        // First of all, so that a tenant over its quota takes nothing of what all share.
+        let charged = self.quotas.charge(&request.tenant, rows)?;
+        let admitted = match self.admission.admit(rows) {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                charged.put_back();
+                return Err(error);
+            }
+        };
+        let answered = self.answer_admitted(request, rows, received).await;
+        drop(admitted);
+        if let Ok((answer, _)) = &answered {
+            self.quotas.answered(&charged, answer.gather_bytes + answer.pool_bytes);
         }
-        let (snapshot, node, limits) = (self.snapshot.load_full(), self.node.clone(), self.limits);
-        let work = self.pool.run_at_cost(rows, move || answer(request, &snapshot, &node, limits, deadline));
-        work.await.unwrap_or_else(|error| {
-            Err(match error {
-                PoolError::Full { queue_len } => LookupError::QueueFull { queued: queue_len },
-                PoolError::Gone => LookupError::ShuttingDown,
-                PoolError::Panicked(text) => {
-                    tracing::error!(%text, "a lookup panicked");
-                    LookupError::Internal(text)
-                }
-            })
-        })
+        answered
+    }
+
+    async fn answer_admitted(
+        &self,
+        request: v1::LookupRequest,
+        rows: u64,
+        received: Instant,
+    ) -> Result<(Answer, Stages), LookupError> {
+        let deadline = Deadline::new(received, request.deadline_us);
+        if rows > self.inline_max_rows {
+            return self.answer_on_pool(request, rows, deadline).await;
+        }
+        let begun = Instant::now();
+        let prepared = prepare(request, &self.snapshot.load(), self.limits, deadline)?;
+        let decoded = Instant::now();
+        let answer = prepared.answer(&self.node)?;
+        let stages = Stages { queue: None, decode: decoded - begun, lookup: decoded.elapsed() };
+        Ok((answer, stages))
+    }
+
+    /// The same on the CPU pool, in pieces if it is large. What is dropped meanwhile is not worked on.
+    async fn answer_on_pool(
+        &self,
+        request: v1::LookupRequest,
+        rows: u64,
+        deadline: Deadline,
+    ) -> Result<(Answer, Stages), LookupError> {
+        let (snapshot, limits, pool) = (self.snapshot.load_full(), self.limits, self.pool.clone());
+        let (node, piece_rows, queued) = (self.node.clone(), self.piece_rows, Instant::now());
+        let begun = self.pool.run_at_cost(rows, move || {
+            let begun = Instant::now();
+            let prepared = prepare(request, &snapshot, limits, deadline)?;
+            let decoded = Instant::now();
+            let stages =
+                Stages { queue: Some(begun - queued), decode: decoded - begun, lookup: Duration::ZERO };
+            let mut pieces = prepared.pieces(piece_rows);
+            if pieces.len() <= 1 {
+                let parts = pieces.pop().map(|piece| prepared.piece(piece, deadline)).transpose()?;
+                let answer = prepared.put_together(parts.into_iter().flatten(), &node);
+                return Ok(Begun::Done(answer, Stages { lookup: decoded.elapsed(), ..stages }));
+            }
+            let prepared = Arc::new(prepared);
+            let work = |piece: Piece| {
+                let prepared = prepared.clone();
+                (piece.rows, move || prepared.piece(piece, deadline))
+            };
+            let rest = Box::pin(pool.split(pieces.into_iter().map(work).collect()));
+            Ok(Begun::Split { prepared, rest, stages, decoded })
+        });
+        match begun.await.map_err(of_pool)?? {
+            Begun::Done(answer, stages) => Ok((answer, stages)),
+            Begun::Split { prepared, rest, stages, decoded } => {
+                let done = rest.await.map_err(of_pool)??;
+                let answer = prepared.put_together(done.into_iter().flatten(), &self.node);
+                Ok((answer, Stages { lookup: decoded.elapsed(), ..stages }))
+            }
+        }
+    }
+}
+
+/// What a thread of the pool has made of a lookup when it is done with the first piece of work.
+enum Begun<P> {
+    Done(Answer, Stages),
+    Split { prepared: Arc<Prepared<P>>, rest: Rest, stages: Stages, decoded: Instant },
+}
+
+/// The answers to the pieces, in order.
+type Rest = Pin<Box<dyn Future<Output = Result<Result<Vec<Vec<Done>>, LookupError>, PoolError>> + Send>>;
+
+fn of_pool(error: PoolError) -> LookupError {
+    match error {
+        PoolError::Full { queue_len } => LookupError::QueueFull { queued: queue_len },
+        PoolError::Gone => LookupError::ShuttingDown,
+        PoolError::Panicked(text) => {
+            tracing::error!(%text, "a lookup panicked");
+            LookupError::Internal(text)
+        }
     }
 }
 
@@ -105,24 +194,58 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_full_queue_says_overloaded_at_once_and_small_lookups_go_on() {
-        let service = EmbeddingService::<PartitionFile> {
+    fn service(queue_len: usize) -> EmbeddingService<PartitionFile> {
+        EmbeddingService::<PartitionFile> {
             node: Arc::new(NodeId(Name::new("n").unwrap())),
             snapshot: Arc::default(),
-            pool: CpuPool::new(1, 1).unwrap(),
+            pool: CpuPool::new(1, queue_len).unwrap(),
             limits: Limits { ids_per_request: 1000, response_bytes: 1000 },
+            quotas: TenantQuotas::new(),
             admission: Admission::new(100, None),
             inline_max_rows: 3,
+            piece_rows: 10,
             metrics: Metrics::new(&Registry::new()).unwrap(),
             draining: CancellationToken::new(),
-        };
-        let ask = async |ids: usize| {
-            let feature =
-                v1::FeatureRequest { ids: vec![0; 8 * ids].into(), ..v1::FeatureRequest::default() };
-            let request = v1::LookupRequest { features: vec![feature], ..v1::LookupRequest::default() };
-            service.respond(request, Instant::now()).await.unwrap_err().code()
-        };
+        }
+    }
+
+    fn request(ids: usize) -> v1::LookupRequest {
+        let feature = v1::FeatureRequest { ids: vec![0; 8 * ids].into(), ..v1::FeatureRequest::default() };
+        v1::LookupRequest { features: vec![feature], ..v1::LookupRequest::default() }
+    }
+
+    #[tokio::test]
+    async fn rows_in_flight_are_refused_over_the_bound_and_come_back() {
+        let service = service(10);
+        let (started, wait_started) = mpsc::channel();
+        let (release, wait_release) = mpsc::channel::<()>();
+        let busy = service.pool.run(move || {
+            started.send(()).unwrap();
+            wait_release.recv().unwrap();
+        });
+        wait_started.recv().unwrap();
+        // 90 ids and their feature wait for the thread; 9 rows are left.
+        let mut waiting = Box::pin(service.respond(request(90), Instant::now()));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        let code = async |ids| service.respond(request(ids), Instant::now()).await.unwrap_err().code();
+        assert_eq!(code(9).await, ErrorCode::Overloaded);
+        assert_eq!(code(100).await, ErrorCode::InvalidRequest, "it would never fit");
+        // The feature names no table: that this is found shows that the lookup was worked on.
+        assert_eq!(code(2).await, ErrorCode::InvalidRequest);
+        // Who leaves gives the rows back, though the thread is still held up.
+        drop(waiting);
+        let mut next = Box::pin(service.respond(request(90), Instant::now()));
+        assert!(futures::poll!(&mut next).is_pending());
+        release.send(()).unwrap();
+        busy.await.unwrap();
+        assert_eq!(next.await.unwrap_err().code(), ErrorCode::InvalidRequest);
+        assert_eq!(code(99).await, ErrorCode::InvalidRequest, "all is given back");
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_says_overloaded_at_once_and_small_lookups_go_on() {
+        let service = service(1);
+        let ask = async |ids| service.respond(request(ids), Instant::now()).await.unwrap_err().code();
         let (started, wait_started) = mpsc::channel();
         let (release, wait_release) = mpsc::channel::<()>();
         let busy = service.pool.run(move || {

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod lookup;
+pub(crate) mod quota;
 pub(crate) mod rank;
 pub(crate) mod ranker_http;
 pub(crate) mod release;

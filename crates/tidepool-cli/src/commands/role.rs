@@ -47,9 +47,12 @@ pub(crate) async fn controller(args: Args, output: Output) -> Result<Outcome> {
     until_told(&args, token, running.wait()).await
 }
 
-pub(crate) async fn node(args: Args, output: Output) -> Result<Outcome> {
-    let config: tidepool_node::Config =
-        configure::<tidepool_node::RawConfig, _>(&args, Role::Node, |c: &tidepool_node::Config| &c.log)?;
+/// What a node is started with, and how many threads it needs.
+pub(crate) fn node_config(args: &Args) -> Result<tidepool_node::Config> {
+    configure::<tidepool_node::RawConfig, _>(args, Role::Node, |c: &tidepool_node::Config| &c.log)
+}
+
+pub(crate) async fn node(args: Args, config: tidepool_node::Config, output: Output) -> Result<Outcome> {
     let token = CancellationToken::new();
     let running = tidepool_node::start(config, token.clone()).await?;
     announce(output, "node", running.grpc_address, running.http_address);

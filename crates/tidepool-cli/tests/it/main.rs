@@ -8,4 +8,5 @@ mod composite;
 mod demo;
 mod lookup_bench;
 mod quantizers;
+mod quotas;
 mod tables;

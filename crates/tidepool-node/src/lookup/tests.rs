@@ -2,6 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
+
+use prometheus::Registry;
 use proptest::prelude::*;
 use tidepool_kernels::RowKernel;
 use tidepool_proto::pack::{pack, unpack};
@@ -10,6 +13,7 @@ use tidepool_types::{
 };
 
 use super::*;
+use crate::metrics::Metrics;
 
 const DIM: u32 = 4;
 const LIMITS: Limits = Limits { ids_per_request: 100_000, response_bytes: 1 << 20 };
@@ -75,7 +79,8 @@ fn snapshot(keying: Keying, partitions: u32, rows: u64, unheld: Option<u32>) -> 
     let mut snapshot = Snapshot::at(Epoch(7));
     let kernel = RowKernel::new(schema.format, schema.dim);
     for (p, part) in (0u32..).zip(parts).filter(|(p, _)| Some(*p) != unheld) {
-        snapshot.insert(&schema, kernel, PartitionIndex(p), Arc::new(part));
+        let series = |table: &Name| Metrics::new(&Registry::new()).unwrap().table(table);
+        snapshot.insert(&schema, kernel, series, (PartitionIndex(p), Arc::new(part)));
     }
     snapshot
 }
@@ -108,7 +113,7 @@ fn pooled(
 
 fn ask(snapshot: &Snapshot<Plain>, features: Vec<v1::FeatureRequest>) -> Result<Answer, LookupError> {
     let request = v1::LookupRequest { features, ..v1::LookupRequest::default() };
-    answer(request, snapshot, &NodeId(name("n")), LIMITS, Deadline(None))
+    prepare(request, snapshot, LIMITS, Deadline(None))?.answer(&NodeId(name("n")))
 }
 
 fn missing_bits(ids: &[u64], rows: u64) -> Vec<u8> {
@@ -143,7 +148,8 @@ proptest! {
         prop_assert_eq!(&response.missing[..], &missing_bits(&ids, 300)[..]);
         let gone = ids.iter().filter(|id| **id >= 300 || value(**id).is_none()).count();
         prop_assert_eq!(response.missing_ids as usize, gone);
-        prop_assert_eq!((answer.rows, answer.missing), (ids.len() as u64, gone as u64));
+        let share = &answer.shares[0];
+        prop_assert_eq!((share.rows, share.missing), (ids.len() as u64, gone as u64));
     }
 
     #[test]
@@ -274,9 +280,105 @@ fn expired_work_is_dropped() {
     let past = Deadline::new(now.checked_sub(Duration::from_secs(1)).unwrap(), 1000);
     let request = || v1::LookupRequest { features: vec![feature(1, &[1])], ..v1::LookupRequest::default() };
     let held = snapshot(Keying::Dense, 1, 10, None);
-    let ask = |deadline| answer(request(), &held, &NodeId(name("n")), LIMITS, deadline);
-    assert_eq!(ask(past).unwrap_err(), LookupError::DeadlineExceeded);
+    let ask = |deadline| prepare(request(), &held, LIMITS, deadline);
+    assert_eq!(ask(past).err(), Some(LookupError::DeadlineExceeded));
     for budget_us in [0, 60_000_000, u64::MAX] {
         assert!(ask(Deadline::new(now, budget_us)).is_ok(), "{budget_us}");
     }
+}
+
+/// A pooled feature as a client sends it that keeps each id once: ids in the order of their first use. Which
+/// ids there are follows from the bags.
+fn in_order_of_first_use(bags: &[Vec<u64>], weights: Option<&[Vec<f32>]>) -> v1::FeatureRequest {
+    let (mut ids, mut places) = (Vec::new(), HashMap::new());
+    let mut place = |id: &u64| {
+        *places.entry(*id).or_insert_with(|| {
+            ids.push(*id);
+            ids.len() as u32 - 1
+        })
+    };
+    let members: Vec<Vec<u32>> = bags.iter().map(|bag| bag.iter().map(&mut place).collect()).collect();
+    pooled(4, &ids, &members, weights)
+}
+
+proptest! {
+    #[test]
+    fn however_it_is_cut_the_answer_is_the_same_to_the_bit(
+        keying in keyings(),
+        gathered in proptest::collection::vec(0u64..400, 0..200),
+        shape in proptest::collection::vec(proptest::collection::vec((0u64..400, -4i8..4), 0..40), 0..40),
+        anyhow in proptest::collection::vec(proptest::collection::vec(0u32..200, 0..40), 0..10),
+        weighted: bool,
+        each_once: bool,
+        piece_rows in 1u64..200,
+    ) {
+        let snapshot = snapshot(keying, 4, 300, None);
+        let bags: Vec<Vec<u64>> = shape.iter().map(|b| b.iter().map(|(id, _)| *id).collect()).collect();
+        let weights: Vec<Vec<f32>> =
+            shape.iter().map(|b| b.iter().map(|(_, w)| f32::from(*w) * 0.3).collect()).collect();
+        let weights = weighted.then_some(&weights[..]);
+        // Without any member, each id would be one.
+        let anyhow = [anyhow, vec![vec![7]]].concat();
+        let ids: Vec<u64> = (100..300).collect();
+        let mut features = vec![
+            feature(4, &gathered),
+            in_order_of_first_use(&bags, weights),
+            feature(4, &[]),
+            // Ids that no bag has, in any order.
+            pooled(4, &ids, &anyhow, None),
+        ];
+        if each_once {
+            let all = bags.concat();
+            features.push(v1::FeatureRequest { members: Bytes::new(), ..pooled(4, &all, &[], None) });
+            let last = features.last_mut().unwrap();
+            last.bag_lengths = pack(&bags.iter().map(|bag| bag.len() as u32).collect::<Vec<_>>());
+            last.weights = weights.map(|w| pack(&w.concat())).unwrap_or_default();
+        }
+        let request = v1::LookupRequest { features, ..v1::LookupRequest::default() };
+        let prepared = prepare(request, &snapshot, LIMITS, Deadline(None)).unwrap();
+        let (node, rows) = (NodeId(name("n")), prepared.features.iter().map(|r| r.feature.rows()).sum::<u64>());
+        let whole = prepared.answer(&node).unwrap();
+        let pieces = prepared.pieces(piece_rows);
+        prop_assert_eq!(pieces.iter().map(|piece| piece.rows).sum::<u64>(), rows);
+        // The last first: their order is not that in which they are done.
+        let done = pieces.into_iter().rev().map(|piece| prepared.piece(piece, Deadline(None)).unwrap());
+        let done: Vec<_> = done.collect::<Vec<_>>().into_iter().rev().flatten().collect();
+        let cut = prepared.put_together(done, &node);
+        prop_assert_eq!(&cut.response, &whole.response);
+        prop_assert_eq!((cut.gather_bytes, cut.pool_bytes), (whole.gather_bytes, whole.pool_bytes));
+    }
+}
+
+#[test]
+fn pieces_are_about_as_large_as_they_should_be() {
+    let snapshot = snapshot(Keying::Dense, 4, 300, None);
+    let rows_of = |features: Vec<v1::FeatureRequest>| {
+        let request = v1::LookupRequest { features, ..v1::LookupRequest::default() };
+        let prepared = prepare(request, &snapshot, LIMITS, Deadline(None)).unwrap();
+        prepared.pieces(1000).iter().map(|piece| piece.rows).collect::<Vec<_>>()
+    };
+    let ids: Vec<u64> = (0..4000).map(|i| i % 300).collect();
+    assert_eq!(rows_of(vec![feature(4, &ids)]), [1000; 4]);
+    let small = || feature(4, &ids[..400]);
+    assert_eq!(rows_of((0..5).map(|_| small()).collect()), [800, 800, 400], "small features share a piece");
+    // 200 bags of 20: 4000 members, 200 bags, and the 300 ids.
+    let bags: Vec<Vec<u64>> = ids.chunks(20).map(<[u64]>::to_vec).collect();
+    let pieces = rows_of(vec![in_order_of_first_use(&bags, None)]);
+    assert!(pieces.len() == 5 && pieces.iter().all(|rows| (850..=1000).contains(rows)), "{pieces:?}");
+    // A bag stays whole, and so does a feature with ids that no bag has.
+    assert_eq!(rows_of(vec![in_order_of_first_use(std::slice::from_ref(&ids), None)]), [4301]);
+    assert_eq!(rows_of(vec![pooled(4, &ids, &[vec![1; 2000]], None)]), [6001]);
+    assert_eq!(rows_of(Vec::new()), [0]);
+}
+
+#[test]
+fn a_piece_whose_deadline_has_passed_is_not_worked_on() {
+    let snapshot = snapshot(Keying::Dense, 1, 10, None);
+    let request = v1::LookupRequest { features: vec![feature(1, &[1; 50])], ..Default::default() };
+    let prepared = prepare(request, &snapshot, LIMITS, Deadline(None)).unwrap();
+    let mut pieces = prepared.pieces(10).into_iter();
+    let now = Instant::now();
+    let past = Deadline::new(now.checked_sub(Duration::from_secs(1)).unwrap(), 1000);
+    assert_eq!(prepared.piece(pieces.next().unwrap(), past).err(), Some(LookupError::DeadlineExceeded));
+    assert!(prepared.piece(pieces.next().unwrap(), Deadline(None)).is_ok());
 }

@@ -27,7 +27,7 @@ async fn serving(inline_max_rows: u64) -> (Site, FakeController, TestNode, Table
     let mut controller =
         FakeController::start(&assignment(3, &[(&pins, &all(&pins)), (&users, &all(&users))])).await;
     let mut raw = site.following(&controller);
-    raw.inline_max_rows = inline_max_rows;
+    (raw.inline_max_rows, raw.piece_rows) = (inline_max_rows, 100);
     let node = TestNode::start(raw).await;
     controller.ready(3).await;
     (site, controller, node, pins, users)
@@ -245,6 +245,12 @@ async fn status_readiness_and_metrics_tell_what_is_served() {
         "tidepool_node_lookups_total{code=\"not_served\"} 1",
         "tidepool_node_lookup_seconds_count 2",
         "tidepool_node_rows_total 5",
+        "tidepool_node_table_rows_total{table=\"pin\"} 2",
+        "tidepool_node_table_rows_total{table=\"user\"} 3",
+        "tidepool_node_table_missing_ids_total{table=\"pin\"} 1",
+        "tidepool_node_table_seconds_count{table=\"user\"} 3",
+        "tidepool_node_stage_seconds_count{stage=\"lookup\"} 2",
+        "tidepool_node_stage_seconds_count{stage=\"queue\"} 0",
         "tidepool_node_missing_ids_total 1",
         // Two rows of 20 bytes, then two of 12; a sum of six f32 and its count.
         "tidepool_node_response_bytes_total{wire_form=\"gather\"} 64",

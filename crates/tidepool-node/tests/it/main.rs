@@ -8,5 +8,6 @@ mod loading;
 mod lookups;
 mod malformed;
 mod oracle;
+mod quotas;
 mod site;
 mod streams;
