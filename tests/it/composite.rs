@@ -119,7 +119,7 @@ async fn composite_vectors_are_those_that_anyone_can_compute() -> Result<()> {
         for (exact, wire_form) in
             [(true, None), (false, Some(WireForm::Gather)), (false, Some(WireForm::Pool)), (false, None)]
         {
-            let options = LookupOptions { exact, wire_form, timeout: DEADLINE, tenant: None };
+            let options = LookupOptions { exact, wire_form, timeout: DEADLINE, ..LookupOptions::default() };
             let outcome = client.lookup(&request, &options).await?;
             // Every partition of both tables is needed: each node is asked, once for both.
             assert_eq!(outcome.nodes_touched as usize, nodes_per_group);

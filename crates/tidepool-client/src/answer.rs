@@ -192,13 +192,14 @@ fn check_counts(table: &TableVersion, ask: &PoolAsk, missing: &[u8], counts: &[u
 #[cfg(test)]
 mod tests {
     use tidepool_cluster::ClusterMap;
-    use tidepool_types::{Combine, Composite, NodeId, Pooling, TableSchema};
+    use tidepool_types::{Combine, Composite, Pooling, TableSchema};
 
     use super::*;
     use crate::{
         asks,
         request::{FeatureLookup, LookupOptions, LookupRequest, WireForm},
         route::Route,
+        topology::NodeAt,
     };
 
     /// Asks for ids 1 and 2 (pooled: bags [1, 2] and [2]) and hands the good answer to `change` before it is
@@ -231,8 +232,7 @@ mod tests {
             }],
         };
         let split = Split::new(&request, &map, 0).unwrap();
-        let node: NodeId = serde_json::from_str("\"n\"").unwrap();
-        let route = Route { nodes: vec![&node], node_of: vec![vec![0]] };
+        let route = Route { nodes: vec![NodeAt(0)], node_of: vec![vec![0]], ..Default::default() };
         let options = LookupOptions { wire_form: Some(form), ..Default::default() };
         let ask = asks::build(&split, &route, &options).remove(0);
         let mut feature = v1::FeatureResponse {

@@ -1,18 +1,19 @@
 //! What each node of a route is asked: the ids, in the wire form that takes fewer bytes.
 
 use tidepool_proto::{pack, v1};
-use tidepool_types::{NodeId, Pooling, TableSchema};
+use tidepool_types::{Pooling, TableSchema};
 
 use crate::{
     request::{LookupOptions, WireForm},
     route::{Piece, Route},
     split::{FeatureSplit, Split, as_u32},
+    topology::NodeAt,
 };
 
 /// Everything that one node is asked in one call.
 #[derive(Debug)]
-pub(crate) struct NodeAsk<'m> {
-    pub(crate) node: &'m NodeId,
+pub(crate) struct NodeAsk {
+    pub(crate) node: NodeAt,
     /// The partitions that it answers for.
     pub(crate) pieces: Vec<Piece>,
     /// One per feature of the message, in its order.
@@ -134,10 +135,10 @@ struct Mark {
 }
 
 /// The questions to every node of `route`, for the pieces that it has nodes for.
-pub(crate) fn build<'m>(split: &Split<'_>, route: &Route<'m>, options: &LookupOptions) -> Vec<NodeAsk<'m>> {
+pub(crate) fn build(split: &Split<'_>, route: &Route<'_>, options: &LookupOptions) -> Vec<NodeAsk> {
     let nodes = route.nodes.len();
-    let blank = |node: &&'m NodeId| NodeAsk { node, pieces: Vec::new(), asks: Vec::new() };
-    let mut out: Vec<NodeAsk<'m>> = route.nodes.iter().map(blank).collect();
+    let blank = |node: &NodeAt| NodeAsk { node: *node, pieces: Vec::new(), asks: Vec::new() };
+    let mut out: Vec<NodeAsk> = route.nodes.iter().map(blank).collect();
     for (table, places) in route.node_of.iter().enumerate() {
         for (slot, place) in (0u32..).zip(places) {
             if let Some(ask) = out.get_mut(*place as usize) {

@@ -1,16 +1,10 @@
-//! Connections to nodes and controllers, made when they are first used.
+//! How connections to nodes and controllers are set up.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use tidepool_cluster::ClusterMap;
-use tidepool_types::Epoch;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{config::ClientConfig, transport::Connection};
+use crate::config::ClientConfig;
 
 /// HTTP/2 frames of up to 1 MiB: of the default 16 KiB, a lookup's answer would take many, each with its own
 /// turn through the library and the kernel.
@@ -23,7 +17,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// How every connection is set up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dial {
-    connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     keep_alive_interval: Duration,
     keep_alive_timeout: Duration,
 }
@@ -61,72 +55,9 @@ pub(crate) fn uri(address: &str) -> Result<tonic::transport::Uri, String> {
     if plain { Ok(uri) } else { Err("host:port is expected".to_owned()) }
 }
 
-/// One connection per node address. Its size is bounded by the cluster map: whoever left it is dropped.
-#[derive(Debug)]
-pub(crate) struct Channels {
-    dial: Dial,
-    open: Mutex<Open>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    epoch: Epoch,
-    channels: HashMap<String, Connection>,
-}
-
-impl Channels {
-    pub(crate) fn new(dial: Dial) -> Self {
-        Self { dial, open: Mutex::default() }
-    }
-
-    /// The connection to `address`.
-    pub(crate) fn get(&self, address: &str) -> Result<Connection, String> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = open.channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let channel = Connection::new(self.dial.channel(address)?);
-        open.channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
-    }
-
-    /// Drops the channels to addresses that are not in `map`, once per map.
-    pub(crate) fn follow(&self, map: &ClusterMap) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.epoch < map.epoch {
-            open.epoch = map.epoch;
-            let known: BTreeSet<_> = map.nodes.values().map(|n| n.grpc_address.as_str()).collect();
-            open.channels.retain(|address, _| known.contains(address.as_str()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tidepool_cluster::NodeEntry;
-    use tidepool_types::{Name, NodeId};
-
     use super::*;
-
-    #[tokio::test]
-    async fn a_node_that_left_the_map_loses_its_channel() {
-        let channels = Channels::new(Dial::new(&ClientConfig::default()));
-        channels.get("127.0.0.1:1").unwrap();
-        channels.get("127.0.0.1:2").unwrap();
-        channels.get("127.0.0.1:2").unwrap();
-        assert_eq!(channels.open.lock().unwrap().channels.len(), 2);
-        let name = Name::new("a").unwrap();
-        let entry = NodeEntry {
-            group: name.clone(),
-            grpc_address: "127.0.0.1:2".into(),
-            http_address: String::new(),
-            up: false,
-        };
-        let nodes = [(NodeId(name), entry)].into();
-        channels.follow(&ClusterMap { epoch: Epoch(1), nodes, ..Default::default() });
-        let open = channels.open.lock().unwrap();
-        assert_eq!(open.channels.keys().collect::<Vec<_>>(), ["127.0.0.1:2"]);
-    }
 
     #[test]
     fn only_host_and_port_make_an_address() {

@@ -3,30 +3,30 @@
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tidepool_cluster::ClusterMap;
 use tidepool_types::{Epoch, Pooling, TableVersion};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
-    channels::{Channels, Dial},
+    channels::Dial,
     config::ClientConfig,
     error::ClientError,
     fanout::{Fanout, Gathered},
+    follow::Follow,
     map_watch,
     merge::{merge, stored_rows},
-    metrics::Metrics,
-    request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, StoredRow},
-    route::{Penalties, Router},
+    metrics::{Metrics, NodeMetrics},
+    pacing::Pacing,
+    request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages, StoredRow},
+    route::{Choice, Router},
     split::Split,
+    topology::Topology,
     trace::{Tap, TapError, TapOptions, TapSlot},
 };
 
@@ -42,18 +42,28 @@ pub struct Client {
 #[derive(Debug)]
 struct Inner {
     config: ClientConfig,
-    maps: watch::Receiver<Arc<ClusterMap>>,
-    channels: Channels,
-    penalties: Mutex<Penalties>,
-    metrics: Option<Metrics>,
+    follow: Arc<Follow>,
+    pacing: Pacing,
+    metrics: Option<Arc<Metrics>>,
     tap: Arc<TapSlot>,
-    /// Rotates the groups, so that requests without a preferred group spread over them.
-    turn: AtomicUsize,
     /// Spreads ids in the deduplication table; a secret of this process.
     seed: u64,
-    /// Ends with the last clone of the client.
-    _watcher: Option<AbortOnDropHandle<()>>,
+    /// End with the last clone of the client.
+    _tasks: Vec<AbortOnDropHandle<()>>,
 }
+
+/// What an attempt brought, and where its time went so far.
+struct Attempt<'s, 'm> {
+    topology: &'m Topology,
+    split: &'s Split<'m>,
+    gathered: Gathered<'s>,
+    stages: Stages,
+}
+
+/// With defaults the waiting ends a little before the deadline, so that what has come is made an answer in
+/// time: a share of the time there is, up to so much.
+const MERGE_SHARE: u32 = 20;
+const MERGE_TIME: Duration = Duration::from_millis(10);
 
 impl Client {
     /// A client that watches the map at `config.controllers` in the background. It begins with the saved
@@ -77,35 +87,41 @@ impl Client {
             maps: sender,
         };
         let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run()));
-        Ok(Self::assemble(config, maps, Some(watcher)))
+        Ok(Self::assemble(config, maps, vec![watcher]))
     }
 
-    /// A client that follows a map which somebody else watches.
+    /// A client that follows a map which somebody else watches. Within a tokio runtime it connects to the
+    /// nodes of each new map before they are needed.
     #[must_use]
     pub fn with_map(config: ClientConfig, maps: watch::Receiver<Arc<ClusterMap>>) -> Self {
-        Self::assemble(config, maps, None)
+        Self::assemble(config, maps, Vec::new())
     }
 
     fn assemble(
         config: ClientConfig,
         maps: watch::Receiver<Arc<ClusterMap>>,
-        watcher: Option<AbortOnDropHandle<()>>,
+        mut tasks: Vec<AbortOnDropHandle<()>>,
     ) -> Self {
-        let metrics = config.registry.as_ref().and_then(|registry| {
-            Metrics::new(registry)
-                .inspect_err(|error| warn!(%error, "client metrics are not registered"))
-                .ok()
-        });
+        let metrics =
+            config.registry.as_ref().and_then(|registry| Some(Arc::new(told(Metrics::new(registry))?)));
+        let follow = Arc::new(Follow::new(maps, config.clone(), metrics.clone()));
+        if let Some(registry) = &config.registry {
+            told(NodeMetrics::register(registry, Arc::downgrade(&follow)));
+        }
+        if let Ok(runtime) = Handle::try_current()
+            && config.connects_at_once > 0
+        {
+            tasks.push(AbortOnDropHandle::new(runtime.spawn(Arc::clone(&follow).connect_ahead())));
+        }
+        let random = RandomState::new();
         let inner = Inner {
-            channels: Channels::new(Dial::new(&config)),
+            pacing: Pacing::new(&config, random.hash_one(1u64)),
             config,
-            maps,
-            penalties: Mutex::default(),
+            follow,
             metrics,
             tap: Arc::default(),
-            turn: AtomicUsize::new(0),
-            seed: RandomState::new().hash_one(0u64),
-            _watcher: watcher,
+            seed: random.hash_one(0u64),
+            _tasks: tasks,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -113,7 +129,7 @@ impl Client {
     /// The map that the next lookup is routed by; epoch 0 and empty before the first has come.
     #[must_use]
     pub fn map(&self) -> Arc<ClusterMap> {
-        self.inner.maps.borrow().clone()
+        self.inner.follow.map()
     }
 
     /// Waits until the map is as `ok` wants it.
@@ -125,7 +141,7 @@ impl Client {
         ok: impl Fn(&ClusterMap) -> bool,
         deadline: Duration,
     ) -> Result<Arc<ClusterMap>, ClientError> {
-        let mut maps = self.inner.maps.clone();
+        let mut maps = self.inner.follow.maps();
         let found = tokio::time::timeout(deadline, maps.wait_for(|map| ok(map))).await;
         match found {
             Ok(Ok(map)) => Ok(map.clone()),
@@ -142,6 +158,7 @@ impl Client {
             exact: self.inner.config.exact,
             wire_form: None,
             tenant: None,
+            on_unavailable: self.inner.config.on_unavailable,
         }
     }
 
@@ -160,13 +177,30 @@ impl Client {
         let start = Instant::now();
         self.inner.tap.note(start, request, options.tenant.as_ref());
         let result = self
-            .gather(request, options, |map, split, gathered| LookupOutcome {
-                features: merge(split, &gathered.answers),
-                epoch: map.epoch,
-                nodes_touched: gathered.nodes_touched,
-                fallbacks: gathered.fallbacks,
-                rows_requested: gathered.rows_requested,
-                wire_bytes: gathered.wire_bytes,
+            .gather(request, options, |attempt| {
+                let Attempt { topology, split, gathered, mut stages } = attempt;
+                let begun = Instant::now();
+                let features = merge(split, &gathered.answers, &gathered.unavailable);
+                stages.merge = begun.elapsed();
+                for ((asked, split_feature), vectors) in
+                    request.features.iter().zip(&split.features).zip(&features)
+                {
+                    if let Some(metrics) = topology.metrics.get(split.tables[split_feature.table].at) {
+                        metrics.feature(asked.ids.len(), vectors);
+                    }
+                }
+                LookupOutcome {
+                    features,
+                    epoch: topology.map.epoch,
+                    nodes_touched: gathered.nodes_touched,
+                    fallbacks: gathered.fallbacks,
+                    retries: gathered.retries,
+                    hedges: gathered.hedges,
+                    hedges_won: gathered.hedges_won,
+                    rows_requested: gathered.rows_requested,
+                    wire_bytes: gathered.wire_bytes,
+                    stages,
+                }
             })
             .await;
         if let Some(metrics) = &self.inner.metrics {
@@ -203,77 +237,104 @@ impl Client {
             weights: None,
         };
         let request = LookupRequest { request_id: "stored-rows".into(), features: vec![feature] };
-        let options = LookupOptions { timeout, ..self.default_options() };
-        self.gather(&request, &options, |_, split, gathered| stored_rows(split, &gathered)).await
+        let on_unavailable = OnUnavailable::Fail;
+        let options = LookupOptions { timeout, on_unavailable, ..self.default_options() };
+        self.gather(&request, &options, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
     }
 
-    /// Has every needed partition answered, and lets `finish` make something of it.
+    /// Has every needed partition answered, or given up, and lets `finish` make something of it.
     async fn gather<T>(
         &self,
         request: &LookupRequest,
         options: &LookupOptions,
-        finish: impl Fn(&ClusterMap, &Split<'_>, Gathered<'_>) -> T,
+        finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<T, ClientError> {
         let mut options = options.clone();
         options.exact |= self.inner.config.exact;
-        // A budget that no clock can hold is a year.
+        // A time that no clock can hold is a year.
         let year = Duration::from_secs(365 * 86_400);
-        let deadline = Instant::now() + options.timeout.min(year);
-        let map = self.map();
-        let mut result = self.attempt(request, &options, deadline, &map, &finish).await;
-        if let Err(error) = &result
-            && self.newer_map(error, map.epoch, deadline).await
-        {
-            result = self.attempt(request, &options, deadline, &self.map(), &finish).await;
+        let mut timeout = options.timeout.min(year);
+        if options.on_unavailable == OnUnavailable::Default {
+            timeout -= (timeout / MERGE_SHARE).min(MERGE_TIME);
         }
-        result
+        let deadline = Instant::now() + timeout;
+        let mut first = true;
+        loop {
+            let attempt = self.attempt(request, &options, deadline, first, &finish);
+            match attempt.await? {
+                Some(done) => return Ok(done),
+                None => first = false,
+            }
+        }
     }
 
-    /// Whether `error` may be due to an old map, and a newer one is there or comes in time.
-    async fn newer_map(&self, error: &ClientError, used: Epoch, deadline: Instant) -> bool {
-        if !matches!(error, ClientError::Unavailable { .. }) {
-            return false;
-        }
-        if self.map().epoch > used {
-            return true;
-        }
-        let Some(told) = error.not_served_epoch().filter(|told| *told > used) else { return false };
-        let wait = deadline.saturating_duration_since(Instant::now()).min(NEWER_MAP_WAIT);
-        self.wait_for_map(|map| map.epoch >= told, wait).await.is_ok()
-    }
-
+    /// One attempt, by the newest map. None: it has failed for want of a newer map, which is there now; only
+    /// of the `first`.
     async fn attempt<T>(
         &self,
         request: &LookupRequest,
         options: &LookupOptions,
         deadline: Instant,
-        map: &ClusterMap,
-        finish: impl Fn(&ClusterMap, &Split<'_>, Gathered<'_>) -> T,
-    ) -> Result<T, ClientError> {
+        first: bool,
+        finish: impl Fn(Attempt<'_, '_>) -> T,
+    ) -> Result<Option<T>, ClientError> {
         let inner = &*self.inner;
-        if map.epoch == Epoch(0) {
+        let begun = Instant::now();
+        let topology = inner.follow.topology();
+        let epoch = topology.map.epoch;
+        if epoch == Epoch(0) {
             return Err(ClientError::NoMap);
         }
-        inner.channels.follow(map);
-        let split = Split::new(request, map, inner.seed)?;
-        let turn = inner.turn.fetch_add(1, Ordering::Relaxed);
-        let router = {
-            let penalties = inner.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-            let preferred = inner.config.preferred_group.as_ref();
-            Router::new(map, &split, preferred, turn, &penalties, Instant::now())
+        let split = Split::new(request, &topology.map, inner.seed)?;
+        let choice = Choice {
+            preferred: inner.config.preferred_group.as_ref().map(|group| group.as_str()),
+            spill_factor: inner.config.spill_factor,
+            random: inner.pacing.random(),
+            skip_sick: options.on_unavailable == OnUnavailable::Default,
         };
+        let mut router = Router::new(&topology, &split, choice, begun);
         let fanout = Fanout {
             config: &inner.config,
-            channels: &inner.channels,
-            penalties: &inner.penalties,
-            metrics: inner.metrics.as_ref(),
-            map,
+            pacing: &inner.pacing,
+            metrics: inner.metrics.as_deref(),
+            topology: &topology,
             split: &split,
             options,
             request_id: &request.request_id,
             deadline,
+            first,
         };
-        let gathered = fanout.run(&router).await?;
-        Ok(finish(map, &split, gathered))
+        let asking = Instant::now();
+        match fanout.run(&mut router).await {
+            Ok(gathered) => {
+                let partial = !gathered.unavailable.is_empty();
+                if first && partial && self.newer_map(gathered.told, epoch, deadline).await {
+                    return Ok(None);
+                }
+                let stages = Stages { split: asking - begun, wait: asking.elapsed(), merge: Duration::ZERO };
+                Ok(Some(finish(Attempt { topology: &topology, split: &split, gathered, stages })))
+            }
+            Err(error @ ClientError::Unavailable { .. })
+                if first && self.newer_map(error.not_served_epoch(), epoch, deadline).await =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
+
+    /// Whether the map `used` is old, and a newer one is there or, when a node has `told` of it, comes in time.
+    async fn newer_map(&self, told: Option<Epoch>, used: Epoch, deadline: Instant) -> bool {
+        if self.map().epoch > used {
+            return true;
+        }
+        let Some(told) = told.filter(|told| *told > used) else { return false };
+        let wait = deadline.saturating_duration_since(Instant::now()).min(NEWER_MAP_WAIT);
+        self.wait_for_map(|map| map.epoch >= told, wait).await.is_ok()
+    }
+}
+
+/// Metrics that cannot be registered are no reason not to serve.
+fn told<T>(result: Result<T, prometheus::Error>) -> Option<T> {
+    result.inspect_err(|error| warn!(%error, "client metrics are not registered")).ok()
 }

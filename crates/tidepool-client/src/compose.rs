@@ -105,6 +105,22 @@ impl<'a> Composed<'a> {
             self.asked.weights.as_deref().map(|weights| bags().map(|bag| weights[bag].iter().sum()));
         (found, weights.into_iter().flatten().collect())
     }
+
+    /// Per bag of the caller: its ids with a row that `is_lost`, which is asked by the row's place among the
+    /// expanded ids.
+    pub(crate) fn lost(&self, is_lost: impl Fn(usize) -> bool) -> Vec<u32> {
+        let hashes = self.hashes();
+        let bags = bag_ranges(asked_lengths(self.asked), self.asked.ids.len());
+        let lost = bags.map(|bag| {
+            let row = |id: usize, hash: usize| match self.composite.combine {
+                Combine::Concat => bag.start * hashes + hash * bag.len() + id,
+                Combine::Sum => (bag.start + id) * hashes + hash,
+            };
+            let lost = |id: &usize| (0..hashes).any(|hash| is_lost(row(*id, hash)));
+            as_u32((0..bag.len()).filter(lost).count())
+        });
+        lost.collect()
+    }
 }
 
 /// Ids per bag as the caller gave them; None: each id is a bag of its own, as without pooling.
@@ -182,6 +198,13 @@ mod tests {
     fn ids_are_found_and_weighed_once_however_many_rows_they_have() {
         let bags = feature(Pooling::Mean, Some(vec![2, 0, 1]));
         for combine in [Combine::Concat, Combine::Sum] {
+            // The row of the last id by the last hash, and nothing else.
+            let (_, places) = expanded(combine, &bags);
+            let last = places.iter().position(|place| *place == (2, 1)).unwrap();
+            let full = schema(combine, 9);
+            assert_eq!(Composed::new(&bags, &full).unwrap().lost(|at| at == last), [0, 0, 1]);
+            let first: Vec<_> = places.iter().map(|(id, _)| *id == 1).collect();
+            assert_eq!(Composed::new(&bags, &full).unwrap().lost(|at| first[at]), [1, 0, 0]);
             let (full, empty) = (schema(combine, 9), schema(combine, 0));
             let found = |schema| Composed::new(&bags, schema).unwrap().found();
             assert_eq!(found(&full), (vec![2, 0, 1], vec![3.0, 0.0, 4.0]));

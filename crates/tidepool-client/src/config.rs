@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use prometheus::Registry;
 use tidepool_types::Name;
 
-use crate::{channels, error::ClientError};
+use crate::{channels, error::ClientError, request::OnUnavailable};
 
 /// How a [`Client`](crate::Client) finds its cluster and how it asks.
 #[derive(Clone, Debug)]
@@ -13,8 +13,11 @@ pub struct ClientConfig {
     /// `host:port` of each controller; the map is watched at one of them at a time. Not used by
     /// [`Client::with_map`](crate::Client::with_map).
     pub controllers: Vec<String>,
-    /// The replica group that is asked first, usually the one in the caller's zone. None: by turns.
+    /// The replica group that is asked first, usually the one in the caller's zone. None: the less loaded of two.
     pub preferred_group: Option<Name>,
+    /// By how much the preferred group may be slower or more loaded than another before that one is asked,
+    /// as a factor.
+    pub spill_factor: f64,
     /// Where the last cluster map is kept, so that a restart needs no controller.
     pub map_file: Option<PathBuf>,
     /// How long a connection may take to be made.
@@ -34,10 +37,84 @@ pub struct ClientConfig {
     pub keep_alive_interval: Duration,
     /// How long a probe may stay unanswered before the connection counts as dead.
     pub keep_alive_timeout: Duration,
-    /// How long a node that could not be reached is asked last.
-    pub failure_penalty: Duration,
+    /// How many connections to the nodes of a new map are made at a time, before they are needed; 0: none.
+    pub connects_at_once: usize,
+    /// When a call is asked of another group as well.
+    pub hedge: HedgeConfig,
+    /// How often failed calls are asked again.
+    pub retry: RetryConfig,
+    /// When a node is not asked for a while.
+    pub breaker: BreakerConfig,
+    /// What [`Client::default_options`](crate::Client::default_options) does about ids that nobody answers for.
+    pub on_unavailable: OnUnavailable,
     /// Where the metrics are registered; None: they are counted and shown nowhere.
     pub registry: Option<Registry>,
+}
+
+/// When a call that is late is asked of another replica group as well; the first answer wins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HedgeConfig {
+    /// A call is late when it takes longer than this share of the calls of its size, from 0 to 1.
+    pub quantile: f64,
+    /// No call is late before.
+    pub min_delay: Duration,
+    /// Every call is late after; also while too few calls have been measured.
+    pub max_delay: Duration,
+    /// Hedges per call, from 0 to 1; 0: none. It keeps a slow cluster from being asked twice as much.
+    pub budget: f64,
+    /// Hedges that may be made at once by what was saved.
+    pub burst: u32,
+}
+
+impl Default for HedgeConfig {
+    fn default() -> Self {
+        Self {
+            quantile: 0.95,
+            min_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(100),
+            budget: 0.1,
+            burst: 20,
+        }
+    }
+}
+
+/// How often failed calls are asked again, elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryConfig {
+    /// Retries per call, from 0 to 1.
+    pub budget: f64,
+    /// Retries per second that are allowed however few calls there are. Ten seconds of them can be saved.
+    pub min_per_second: u32,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { budget: 0.2, min_per_second: 10 }
+    }
+}
+
+/// When a node is not asked for a while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerConfig {
+    /// Failed calls in a row that are enough, at least 1.
+    pub failures: u32,
+    /// The share of failed calls of the last seconds that is enough, from 0 to 1.
+    pub failure_rate: f64,
+    /// How long the node is left alone at first; twice as long after each probe that fails.
+    pub backoff: Duration,
+    /// How long at most.
+    pub max_backoff: Duration,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self {
+            failures: 3,
+            failure_rate: 0.5,
+            backoff: Duration::from_millis(500),
+            max_backoff: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Default for ClientConfig {
@@ -45,6 +122,7 @@ impl Default for ClientConfig {
         Self {
             controllers: Vec::new(),
             preferred_group: None,
+            spill_factor: 4.0,
             map_file: None,
             connect_timeout: Duration::from_millis(500),
             default_timeout: Duration::from_millis(500),
@@ -54,7 +132,11 @@ impl Default for ClientConfig {
             stream_max_bytes: 1 << 20,
             keep_alive_interval: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(1),
-            failure_penalty: Duration::from_secs(1),
+            connects_at_once: 8,
+            hedge: HedgeConfig::default(),
+            retry: RetryConfig::default(),
+            breaker: BreakerConfig::default(),
+            on_unavailable: OnUnavailable::default(),
             registry: None,
         }
     }
@@ -74,6 +156,26 @@ impl ClientConfig {
         }
         if self.max_message_bytes == 0 {
             problems.push("max_message_bytes is 0".to_owned());
+        }
+        let shares = [
+            ("hedge.quantile", self.hedge.quantile, 1.0),
+            ("hedge.budget", self.hedge.budget, 1.0),
+            ("retry.budget", self.retry.budget, 1.0),
+            ("breaker.failure_rate", self.breaker.failure_rate, 1.0),
+        ];
+        for (name, value, most) in shares {
+            if !(0.0..=most).contains(&value) {
+                problems.push(format!("{name} is {value}, it goes from 0 to {most}"));
+            }
+        }
+        if self.spill_factor.is_nan() || self.spill_factor < 1.0 {
+            problems.push(format!("spill_factor is {}, it is at least 1", self.spill_factor));
+        }
+        if self.hedge.min_delay > self.hedge.max_delay {
+            problems.push("hedge.min_delay is above hedge.max_delay".to_owned());
+        }
+        if self.breaker.failures == 0 {
+            problems.push("breaker.failures is 0".to_owned());
         }
         if problems.is_empty() { Ok(()) } else { Err(ClientError::Config(problems)) }
     }

@@ -66,10 +66,13 @@ pub enum ClientError {
     /// A node refused the request for a reason that another node would have too.
     #[error("the lookup was refused")]
     Refused(#[source] Box<NodeError>),
-    /// The budget is spent.
+    /// A node failed to answer, and so many calls have failed lately that no more are asked again.
+    #[error("the retry budget is spent")]
+    RetriesSpent(#[source] Box<NodeError>),
+    /// The time is up.
     #[error("no answer within {} ms{}", timeout.as_millis(), waiting(node.as_ref()))]
     DeadlineExceeded {
-        /// The budget.
+        /// The time there was.
         timeout: Duration,
         /// The node that was waited for last.
         node: Option<NodeId>,
@@ -91,7 +94,9 @@ impl ClientError {
             }
             Self::MapFile { .. } => ErrorCode::Corrupt,
             Self::UnknownTable { .. } => ErrorCode::NotFound,
-            Self::Unavailable { last: Some(error), .. } | Self::Refused(error) => error.code(),
+            Self::Unavailable { last: Some(error), .. }
+            | Self::Refused(error)
+            | Self::RetriesSpent(error) => error.code(),
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
         }
     }
@@ -149,10 +154,18 @@ impl NodeError {
     /// The code that says whether to ask elsewhere.
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
-        match &self.failure {
-            NodeFailure::Status { code, .. } => *code,
-            NodeFailure::TimedOut(_) | NodeFailure::Address(_) => ErrorCode::Unavailable,
-            NodeFailure::BadAnswer(_) => ErrorCode::Internal,
+        self.failure.code()
+    }
+}
+
+impl NodeFailure {
+    /// The code that says whether to ask elsewhere.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Status { code, .. } => *code,
+            Self::TimedOut(_) | Self::Address(_) => ErrorCode::Unavailable,
+            Self::BadAnswer(_) => ErrorCode::Internal,
         }
     }
 }

@@ -1,70 +1,80 @@
-//! One call per node, all at once; what a node fails to answer is asked elsewhere, partition by partition,
-//! as long as the budget lasts and nodes are left.
+//! One call per node, all at once. What a node fails to answer is asked elsewhere, partition by partition, as
+//! long as budgets last and nodes are left; what it is late to answer is asked of another group as well, and
+//! the first answer wins.
 //!
 //! A call whose partitions could all be asked of another node that is up gets half of what is left of the
-//! budget, so that a node which hangs does not spend it all. Otherwise it gets all of it. Every partition
-//! is asked of each node at most once, which bounds the calls.
+//! time, so that a node which hangs does not spend it all. Otherwise it gets all of it. Every partition is
+//! asked of each node at most once, which bounds the calls. Dropping the future cancels every call.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, stream::FuturesUnordered};
-use tidepool_cluster::ClusterMap;
+use futures::{
+    StreamExt,
+    future::{AbortHandle, Abortable, Aborted},
+    stream::FuturesUnordered,
+};
 use tidepool_proto::v1;
-use tidepool_types::{ErrorCode, NodeId};
+use tidepool_types::{Epoch, ErrorCode, NodeId};
+use tokio::time::{Sleep, sleep_until};
 use tracing::debug;
 
 use crate::{
     answer::{self, Answered},
     asks::{self, Ask, NodeAsk},
-    channels::Channels,
+    breaker::Status,
     config::ClientConfig,
     error::{ClientError, NodeError, NodeFailure},
     metrics::Metrics,
-    request::{LookupOptions, WireBytes},
-    route::{NobodyLeft, Penalties, Route, Router, Tried, penalty_end},
-    split::{Split, TableSplit, as_u32},
+    pacing::Pacing,
+    peer::{Ending, Ticket},
+    request::{LookupOptions, OnUnavailable, WireBytes},
+    route::{Piece, Route, Router, Tried},
+    split::{Split, as_u32},
+    topology::{NodeAt, Topology},
     transport::Wire,
 };
+
+/// How soon a hedge that could not be made is thought of again, at the earliest.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// What a lookup needs of its client.
 #[derive(Debug)]
 pub(crate) struct Fanout<'a> {
     pub(crate) config: &'a ClientConfig,
-    pub(crate) channels: &'a Channels,
-    pub(crate) penalties: &'a Mutex<Penalties>,
+    pub(crate) pacing: &'a Pacing,
     pub(crate) metrics: Option<&'a Metrics>,
-    pub(crate) map: &'a ClusterMap,
+    pub(crate) topology: &'a Topology,
     pub(crate) split: &'a Split<'a>,
     pub(crate) options: &'a LookupOptions,
     pub(crate) request_id: &'a str,
-    /// When the budget is spent.
+    /// When the time is up.
     pub(crate) deadline: Instant,
+    /// Whether this is the lookup's first attempt.
+    pub(crate) first: bool,
 }
 
-/// Every needed partition, answered once.
+/// Every needed partition, answered once or given up.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered<'m> {
     /// In the order of the questions.
     pub(crate) answers: Vec<Answered>,
     /// Which node gave each of them.
     pub(crate) answered_by: Vec<&'m NodeId>,
+    /// Pieces that nobody answered for; none of them unless the options take defaults.
+    pub(crate) unavailable: Vec<Piece>,
+    /// The newest epoch that a node told of when it did not serve what it was asked.
+    pub(crate) told: Option<Epoch>,
     pub(crate) nodes_touched: u32,
     pub(crate) fallbacks: u32,
+    pub(crate) retries: u32,
+    pub(crate) hedges: u32,
+    pub(crate) hedges_won: u32,
     pub(crate) rows_requested: u64,
     pub(crate) wire_bytes: WireBytes,
-}
-
-/// A call that has ended.
-struct Done<'a> {
-    /// Its number, in the order of asking.
-    number: usize,
-    ask: NodeAsk<'a>,
-    result: Result<Reply, Box<NodeError>>,
 }
 
 struct Reply {
@@ -73,61 +83,128 @@ struct Reply {
     sent: Vec<usize>,
 }
 
-/// What has been asked so far.
-struct State<'c> {
-    tried: Tried<'c>,
-    calls: FuturesUnordered<Call<'c>>,
-    /// Every node asked, once.
-    nodes: Vec<&'c NodeId>,
-    /// Calls begun.
-    asked: usize,
+/// A call that has ended.
+struct Done {
+    /// Its number, in the order of asking.
+    number: usize,
+    asks: Vec<Ask>,
+    result: Result<Reply, NodeFailure>,
 }
 
-type Call<'a> = Pin<Box<dyn Future<Output = Done<'a>> + Send + 'a>>;
+/// What is remembered of a call while it is under way.
+struct Call<'c> {
+    /// Which of [`State::races`] it runs in.
+    race: usize,
+    node: NodeAt,
+    pieces: Vec<Piece>,
+    ids: usize,
+    /// None: it has ended.
+    ticket: Option<Ticket<'c>>,
+    cancel: AbortHandle,
+}
+
+/// Pieces on their way: a call, and perhaps those that were made because it was late.
+struct Race {
+    /// The number of the first call.
+    first: usize,
+    hedge: Option<Hedge>,
+    /// When the first call is late; None: it has been hedged, or there is nobody else.
+    late_at: Option<Instant>,
+    /// A hedge was due and could not be paid for.
+    suppressed: bool,
+    over: bool,
+}
+
+/// The calls of another group for the pieces of a race.
+struct Hedge {
+    calls: Vec<usize>,
+    answers: Vec<(usize, Vec<Answered>)>,
+}
+
+/// What has been asked so far.
+struct State<'c> {
+    running: FuturesUnordered<Abortable<Running<'c>>>,
+    calls: Vec<Call<'c>>,
+    races: Vec<Race>,
+    /// Races that are not over.
+    open: usize,
+    tried: Tried,
+    /// Every node asked, once.
+    nodes: Vec<NodeAt>,
+    /// Number, node and answers of each call that counts.
+    answers: Vec<(usize, NodeAt, Vec<Answered>)>,
+    out: Gathered<'c>,
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+
+impl<'c> State<'c> {
+    fn new() -> Self {
+        Self {
+            running: FuturesUnordered::new(),
+            calls: Vec::new(),
+            races: Vec::new(),
+            open: 0,
+            tried: Tried::default(),
+            nodes: Vec::new(),
+            answers: Vec::new(),
+            out: Gathered::default(),
+        }
+    }
+
+    /// Cancels a call that nobody waits for any more. What it had in flight is no longer counted.
+    fn cancel(&mut self, number: usize) -> Option<Ticket<'c>> {
+        let call = &mut self.calls[number];
+        call.cancel.abort();
+        call.ticket.take()
+    }
+
+    fn finish_race(&mut self, race: usize) {
+        self.races[race].over = true;
+        self.open -= 1;
+    }
+
+    /// When something is due that is not a call's end.
+    fn next_due(&self, deadline: Instant) -> Instant {
+        let open = self.races.iter().filter(|race| !race.over);
+        open.filter_map(|race| race.late_at).fold(deadline, Instant::min)
+    }
+}
 
 impl Fanout<'_> {
-    /// Asks until everything is answered.
+    /// Asks until everything is answered, or given up where the options allow it.
     ///
     /// # Errors
-    /// [`ClientError`]: a refusal, the deadline, or nobody left to ask.
-    pub(crate) async fn run<'c>(&'c self, router: &Router<'c>) -> Result<Gathered<'c>, ClientError> {
-        let blank = |t: &TableSplit<'_>| vec![Vec::new(); t.partitions.len()];
-        let mut state = State {
-            tried: self.split.tables.iter().map(blank).collect(),
-            calls: FuturesUnordered::new(),
-            nodes: Vec::new(),
-            asked: 0,
-        };
-        let mut out = Gathered::default();
-        let mut answers: Vec<(usize, &NodeId, Vec<Answered>)> = Vec::new();
-        let route = router.first().map_err(|nobody| self.nobody_left(nobody, &state.tried, None))?;
-        self.ask(router, &route, &mut state);
-        while let Some(Done { number, ask, result }) = state.calls.next().await {
-            let (node, pieces) = (ask.node, ask.pieces);
-            let checked = result.and_then(|reply| self.accept(node, ask.asks, reply, &mut out));
-            self.note(node, checked.as_ref().err().map(|error| error.code()));
-            match checked {
-                Ok(checked) => answers.push((number, node, checked)),
-                Err(error) if self.deadline <= Instant::now() => {
-                    debug!(%error, "lookup deadline");
-                    return Err(self.too_late(node));
-                }
-                Err(error) if error.code().retry_elsewhere() => {
-                    debug!(%error, partitions = pieces.len(), "asking elsewhere");
-                    out.fallbacks += as_u32(pieces.len());
-                    let route = router
-                        .elsewhere(&pieces, &state.tried)
-                        .map_err(|nobody| self.nobody_left(nobody, &state.tried, Some(error)))?;
-                    self.ask(router, &route, &mut state);
-                }
-                Err(error) if error.code() == ErrorCode::DeadlineExceeded => {
-                    return Err(self.too_late(node));
-                }
-                Err(error) => return Err(ClientError::Refused(error)),
-            }
+    /// [`ClientError`]: a refusal, the deadline, nobody left to ask, or no retries left.
+    pub(crate) async fn run<'c>(&'c self, router: &mut Router<'c>) -> Result<Gathered<'c>, ClientError> {
+        let mut state = State::new();
+        let (route, nobody) = router.first();
+        self.give_up(nobody, None, &mut state)?;
+        if self.first {
+            self.pacing.earn(route.nodes.len());
         }
-        answers.sort_by_key(|(number, ..)| *number);
+        self.ask(router, route, None, &mut state);
+        let mut due = state.next_due(self.deadline);
+        let timer = sleep_until(due.into());
+        tokio::pin!(timer);
+        while state.open > 0 {
+            tokio::select! {
+                biased;
+                done = state.running.next() => match done {
+                    Some(Ok(done)) => self.done(done, router, &mut state)?,
+                    Some(Err(Aborted)) => continue,
+                    // Every open race has a call under way.
+                    None => break,
+                },
+                () = &mut timer => self.overdue(router, &mut state)?,
+            }
+            reset(timer.as_mut(), &mut due, state.next_due(self.deadline));
+        }
+        let mut answers = std::mem::take(&mut state.answers);
+        answers.sort_unstable_by_key(|(number, ..)| *number);
+        let mut out = state.out;
         for (_, node, of_call) in answers {
+            let node = self.topology.id(node);
             out.answered_by.resize(out.answered_by.len() + of_call.len(), node);
             out.answers.extend(of_call);
         }
@@ -135,23 +212,45 @@ impl Fanout<'_> {
         Ok(out)
     }
 
-    /// Begins the calls of a route.
-    fn ask<'c>(&'c self, router: &Router<'c>, route: &Route<'c>, state: &mut State<'c>) {
-        for ask in asks::build(self.split, route, self.options) {
-            for (table, slot) in &ask.pieces {
-                state.tried[*table][*slot as usize].push(ask.node);
+    /// Begins the calls of a route: races of their own, or the hedge of one.
+    fn ask<'c>(
+        &'c self,
+        router: &mut Router<'c>,
+        mut route: Route<'c>,
+        hedge_of: Option<usize>,
+        state: &mut State<'c>,
+    ) {
+        let now = Instant::now();
+        let tickets = std::mem::take(&mut route.tickets);
+        for (ask, ticket) in asks::build(self.split, &route, self.options).into_iter().zip(tickets) {
+            let NodeAsk { node, pieces, asks } = ask;
+            if !state.nodes.contains(&node) {
+                state.nodes.push(node);
             }
-            if !state.nodes.contains(&ask.node) {
-                state.nodes.push(ask.node);
-            }
-            let alternative = router.has_alternative(&ask.pieces, &state.tried);
-            state.calls.push(Box::pin(self.call(state.asked, ask, alternative)));
-            state.asked += 1;
+            let (number, ids) = (state.calls.len(), asks.iter().map(|ask| ask.ids().len()).sum());
+            let alternative = hedge_of.is_none()
+                && (route.alternative || router.has_alternative(&pieces, node, &state.tried));
+            let race = hedge_of.unwrap_or_else(|| {
+                let late_at = alternative.then(|| now + self.pacing.hedge_delay(ids));
+                state.races.push(Race {
+                    first: number,
+                    hedge: None,
+                    late_at,
+                    suppressed: false,
+                    over: false,
+                });
+                state.open += 1;
+                state.races.len() - 1
+            });
+            let (cancel, registration) = AbortHandle::new_pair();
+            let running: Running<'c> = Box::pin(self.call(number, node, asks, alternative));
+            state.running.push(Abortable::new(running, registration));
+            state.calls.push(Call { race, node, pieces, ids, ticket: Some(ticket), cancel });
         }
     }
 
     /// One call to one node.
-    async fn call<'c>(&'c self, number: usize, ask: NodeAsk<'c>, alternative: bool) -> Done<'c> {
+    async fn call(&self, number: usize, node: NodeAt, asks: Vec<Ask>, alternative: bool) -> Done {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let share = if alternative { left / 2 } else { left };
         let message = v1::LookupRequest {
@@ -160,38 +259,261 @@ impl Fanout<'_> {
             // 0 means none, so the last microsecond stays one.
             deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
             traceparent: String::new(),
-            features: ask.asks.iter().map(|a| a.encode(self.split)).collect(),
+            features: asks.iter().map(|a| a.encode(self.split)).collect(),
             ..v1::LookupRequest::default()
         };
         let sent = message.features.iter().map(sent_bytes).collect();
-        let result = match self.channels.get(self.address(ask.node)) {
-            Err(problem) => Err(NodeFailure::Address(problem)),
+        let result = match &self.topology.peer(node).connection {
+            Err(problem) => Err(NodeFailure::Address(problem.clone())),
             Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
-            Ok(channel) => {
+            Ok(connection) => {
                 let wire = Wire {
                     max_message_bytes: self.config.max_message_bytes,
                     stream_max_bytes: self.config.stream_max_bytes,
                 };
-                let answer_bytes = ask.asks.iter().map(|a| a.answer_bytes(self.split)).sum();
-                let answer = channel.call(message, answer_bytes, share, wire).await;
+                let answer_bytes = asks.iter().map(|a| a.answer_bytes(self.split)).sum();
+                let answer = connection.call(message, answer_bytes, share, wire).await;
                 answer.map(|response| Reply { response, sent })
             }
         };
-        let result = result.map_err(|failure| self.failed(ask.node, failure));
-        Done { number, ask, result }
+        Done { number, asks, result }
+    }
+
+    /// A call has ended.
+    fn done<'c>(
+        &'c self,
+        done: Done,
+        router: &mut Router<'c>,
+        state: &mut State<'c>,
+    ) -> Result<(), ClientError> {
+        let number = done.number;
+        let (race, node) = (state.calls[number].race, state.calls[number].node);
+        // It ended while it was cancelled.
+        let Some(ticket) = state.calls[number].ticket.take() else { return Ok(()) };
+        let ids = state.calls[number].ids;
+        let checked = done.result.and_then(|reply| self.accept(done.asks, reply, &mut state.out));
+        self.note(ticket, ids, checked.as_ref().err());
+        let first = state.races[race].first == number;
+        match checked {
+            Ok(checked) if first => {
+                state.answers.push((number, node, checked));
+                self.drop_hedge(race, state);
+                state.finish_race(race);
+            }
+            Ok(checked) => self.hedge_answered(race, number, checked, state),
+            Err(failure) if first => {
+                debug!(node = %self.topology.id(node), %failure, "a call failed");
+                let pieces = std::mem::take(&mut state.calls[number].pieces);
+                state.tried.add(self.split, &pieces, node);
+                if self.hedge_takes_over(race, state) {
+                    return Ok(());
+                }
+                state.finish_race(race);
+                self.failed(node, pieces, failure, router, state)?;
+            }
+            // The first call goes on alone.
+            Err(failure) => {
+                debug!(node = %self.topology.id(node), %failure, "a hedge failed");
+                self.drop_hedge(race, state);
+                state.races[race].late_at = Some(Instant::now() + self.pacing.hedge_delay(ids).max(AGAIN));
+            }
+        }
+        Ok(())
+    }
+
+    /// One call of a hedge has answered; when all have, the first call has lost.
+    fn hedge_answered<'c>(
+        &'c self,
+        race: usize,
+        number: usize,
+        checked: Vec<Answered>,
+        state: &mut State<'c>,
+    ) {
+        let Some(hedge) = &mut state.races[race].hedge else { return };
+        hedge.answers.push((number, checked));
+        if hedge.answers.len() < hedge.calls.len() {
+            return;
+        }
+        let answers = std::mem::take(&mut hedge.answers);
+        let nodes = &state.calls;
+        state
+            .answers
+            .extend(answers.into_iter().map(|(number, answer)| (number, nodes[number].node, answer)));
+        let first = state.races[race].first;
+        let (now, ids) = (Instant::now(), state.calls[first].ids);
+        if let Some(ticket) = state.cancel(first) {
+            self.pacing.measured(ids, now.saturating_duration_since(ticket.started));
+            ticket.lose(now, self.pacing.patience(ids), self.pacing.jitter());
+        }
+        state.out.hedges_won += 1;
+        state.finish_race(race);
+    }
+
+    /// The first call of a race has failed: its hedge, if it is under way, goes on in its place.
+    fn hedge_takes_over(&self, race: usize, state: &mut State<'_>) -> bool {
+        let Some(hedge) = state.races[race].hedge.take() else { return false };
+        state.out.hedges_won += 1;
+        for number in hedge.calls {
+            let over = false;
+            state.races.push(Race { first: number, hedge: None, late_at: None, suppressed: false, over });
+            state.open += 1;
+            state.calls[number].race = state.races.len() - 1;
+        }
+        for (number, answer) in hedge.answers {
+            state.answers.push((number, state.calls[number].node, answer));
+            state.finish_race(state.calls[number].race);
+        }
+        state.finish_race(race);
+        true
+    }
+
+    /// Cancels the hedge of a race, whose nodes may be asked again if they have not failed.
+    fn drop_hedge(&self, race: usize, state: &mut State<'_>) {
+        let Some(hedge) = state.races[race].hedge.take() else { return };
+        for number in hedge.calls {
+            let answered = hedge.answers.iter().any(|(n, _)| *n == number);
+            if state.cancel(number).is_some() || answered {
+                let call = &state.calls[number];
+                state.tried.remove(&call.pieces, call.node);
+            }
+        }
+    }
+
+    /// Calls that are late are hedged, and at the deadline everything ends.
+    fn overdue<'c>(&'c self, router: &mut Router<'c>, state: &mut State<'c>) -> Result<(), ClientError> {
+        let now = Instant::now();
+        for race in 0..state.races.len() {
+            if state.races[race].over {
+                continue;
+            }
+            let first = state.races[race].first;
+            if self.deadline <= now {
+                let node = state.calls[first].node;
+                if self.options.on_unavailable == OnUnavailable::Fail {
+                    return Err(self.too_late(node));
+                }
+                state.out.unavailable.extend(std::mem::take(&mut state.calls[first].pieces));
+                state.finish_race(race);
+            } else if state.races[race].late_at.is_some_and(|late| late <= now) {
+                self.hedge(race, now, router, state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the pieces of a late call of another group as well, when there is one and it can be paid for.
+    fn hedge<'c>(&'c self, race: usize, now: Instant, router: &mut Router<'c>, state: &mut State<'c>) {
+        let first = &state.calls[state.races[race].first];
+        let (node, ids) = (first.node, first.ids);
+        state.races[race].late_at = None;
+        state.tried.add(self.split, &first.pieces, node);
+        router.refresh(now);
+        let Some(route) = router.hedge(&first.pieces, &state.tried) else { return };
+        // Of a node that has been found to be sick meanwhile nothing is to be expected: that is a retry.
+        let sick = self.topology.peer(node).look(now).status != Status::Closed;
+        if !(self.pacing.spend_hedge(now) || sick && self.pacing.spend_retry(now)) {
+            if !std::mem::replace(&mut state.races[race].suppressed, true)
+                && let Some(metrics) = self.metrics
+            {
+                metrics.hedge_suppressed();
+            }
+            state.races[race].late_at = Some(now + self.pacing.hedge_delay(ids).max(AGAIN));
+            return;
+        }
+        state.out.hedges += 1;
+        let before = state.calls.len();
+        self.ask(router, route, Some(race), state);
+        let calls: Vec<usize> = (before..state.calls.len()).collect();
+        for number in &calls {
+            let call = &state.calls[*number];
+            state.tried.add(self.split, &call.pieces, call.node);
+        }
+        state.races[race].hedge = Some(Hedge { calls, answers: Vec::new() });
+    }
+
+    /// Asks elsewhere what a node has failed to answer, or gives up.
+    fn failed<'c>(
+        &'c self,
+        node: NodeAt,
+        pieces: Vec<Piece>,
+        failure: NodeFailure,
+        router: &mut Router<'c>,
+        state: &mut State<'c>,
+    ) -> Result<(), ClientError> {
+        let defaults = self.options.on_unavailable == OnUnavailable::Default;
+        let (now, code) = (Instant::now(), failure.code());
+        if self.deadline <= now || code == ErrorCode::DeadlineExceeded {
+            if defaults {
+                state.out.unavailable.extend(pieces);
+                return Ok(());
+            }
+            return Err(self.too_late(node));
+        }
+        let moved = match &failure {
+            NodeFailure::Status { code: ErrorCode::NotServed, epoch, .. } => {
+                state.out.told = state.out.told.max(*epoch);
+                epoch.is_some_and(|epoch| epoch > self.topology.map.epoch)
+            }
+            _ => false,
+        };
+        let error = Box::new(NodeError {
+            node: self.topology.id(node).clone(),
+            address: self.topology.peer(node).address.clone(),
+            failure,
+        });
+        if !code.retry_elsewhere() {
+            return Err(ClientError::Refused(error));
+        }
+        router.refresh(now);
+        let (route, nobody) = router.elsewhere(&pieces, &state.tried);
+        // A map that is out of date is not the node's failure, and costs nothing.
+        if !route.nodes.is_empty() && !moved && !self.pacing.spend_retry(now) {
+            if let Some(metrics) = self.metrics {
+                metrics.retry_suppressed();
+            }
+            if defaults {
+                state.out.unavailable.extend(pieces);
+                return Ok(());
+            }
+            return Err(ClientError::RetriesSpent(error));
+        }
+        state.out.fallbacks += as_u32(pieces.len());
+        state.out.retries += as_u32(route.nodes.len());
+        self.give_up(nobody, Some(error), state)?;
+        self.ask(router, route, None, state);
+        Ok(())
+    }
+
+    /// Nobody is left to ask for `pieces`.
+    fn give_up(
+        &self,
+        pieces: Vec<Piece>,
+        last: Option<Box<NodeError>>,
+        state: &mut State<'_>,
+    ) -> Result<(), ClientError> {
+        let Some(piece) = pieces.first().copied() else { return Ok(()) };
+        if self.options.on_unavailable == OnUnavailable::Default {
+            state.out.unavailable.extend(pieces);
+            return Ok(());
+        }
+        let table = &self.split.tables[piece.0];
+        Err(ClientError::Unavailable {
+            table: table.layout.schema.table_version.clone(),
+            partition: table.partitions[piece.1 as usize],
+            tried: state.tried.of(piece).len(),
+            last,
+        })
     }
 
     /// Checks a reply and counts it.
     fn accept(
         &self,
-        node: &NodeId,
         asked: Vec<Ask>,
         reply: Reply,
         out: &mut Gathered<'_>,
-    ) -> Result<Vec<Answered>, Box<NodeError>> {
+    ) -> Result<Vec<Answered>, NodeFailure> {
         let answered: Vec<usize> = reply.response.features.iter().map(answer_bytes).collect();
-        let checked = answer::check(self.split, asked, reply.response)
-            .map_err(|bad| self.failed(node, NodeFailure::BadAnswer(bad)))?;
+        let checked = answer::check(self.split, asked, reply.response)?;
         for ((answer, sent), received) in checked.iter().zip(reply.sent).zip(answered) {
             out.rows_requested += answer.ask.ids().len() as u64;
             let bytes = match answer.ask {
@@ -203,47 +525,41 @@ impl Fanout<'_> {
         Ok(checked)
     }
 
-    /// Remembers how a call to a node ended; None: well. Only what concerns the whole node makes it asked last: not a partition
-    /// that it does not serve, nor a queue that was full for a moment.
-    fn note(&self, node: &NodeId, code: Option<ErrorCode>) {
+    /// Remembers how a call for `ids` ids ended. Only what concerns the whole node counts against it: not a
+    /// partition that it does not serve, nor a queue that was full, nor a wait that was too short to tell.
+    fn note(&self, ticket: Ticket<'_>, ids: usize, failure: Option<&NodeFailure>) {
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(ticket.started);
         if let Some(metrics) = self.metrics {
-            metrics.rpc(code);
+            metrics.rpc(failure.map(NodeFailure::code), latency);
         }
-        let mut penalties = self.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-        match code {
-            None => penalties.clear(node),
-            Some(ErrorCode::Unavailable | ErrorCode::Internal) => {
-                penalties.add(node, penalty_end(Instant::now(), self.config.failure_penalty));
+        let ending = match failure {
+            None => {
+                self.pacing.measured(ids, latency);
+                Ending::Answered
             }
-            Some(_) => {}
-        }
+            Some(NodeFailure::TimedOut(waited)) if *waited < self.pacing.patience(ids) => Ending::Untold,
+            Some(failure) => match failure.code() {
+                ErrorCode::Unavailable | ErrorCode::Internal => Ending::Failed,
+                ErrorCode::Overloaded => Ending::Overloaded,
+                ErrorCode::DeadlineExceeded => Ending::Untold,
+                _ => Ending::Refused,
+            },
+        };
+        ticket.end(ending, now, self.pacing.jitter());
     }
 
-    fn address(&self, node: &NodeId) -> &str {
-        self.map.nodes.get(node).map_or("", |entry| entry.grpc_address.as_str())
+    fn too_late(&self, node: NodeAt) -> ClientError {
+        let node = Some(self.topology.id(node).clone());
+        ClientError::DeadlineExceeded { timeout: self.options.timeout, node }
     }
+}
 
-    fn failed(&self, node: &NodeId, failure: NodeFailure) -> Box<NodeError> {
-        Box::new(NodeError { node: node.clone(), address: self.address(node).to_owned(), failure })
-    }
-
-    fn too_late(&self, node: &NodeId) -> ClientError {
-        ClientError::DeadlineExceeded { timeout: self.options.timeout, node: Some(node.clone()) }
-    }
-
-    fn nobody_left(
-        &self,
-        NobodyLeft((table, slot)): NobodyLeft,
-        tried: &Tried<'_>,
-        last: Option<Box<NodeError>>,
-    ) -> ClientError {
-        let split = &self.split.tables[table];
-        ClientError::Unavailable {
-            table: split.layout.schema.table_version.clone(),
-            partition: split.partitions[slot as usize],
-            tried: tried[table][slot as usize].len(),
-            last,
-        }
+/// Sets the timer when what it waits for has changed.
+fn reset(timer: Pin<&mut Sleep>, due: &mut Instant, next: Instant) {
+    if *due != next {
+        *due = next;
+        timer.reset(next.into());
     }
 }
 

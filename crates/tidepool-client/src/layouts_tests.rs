@@ -1,7 +1,7 @@
 //! Split, route, ask, check and merge against a naive oracle: random requests over random layouts, with
 //! nodes played by a few lines that know nothing of this crate but the messages.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use proptest::prelude::*;
 use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
@@ -14,23 +14,26 @@ use tidepool_types::{
 
 use crate::{
     answer, asks,
+    config::BreakerConfig,
     merge::merge,
+    peer::Peer,
     request::{FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
-    route::{Penalties, Router},
+    route::{Choice, Router, Tried},
     split::Split,
+    topology::Topology,
 };
 
 /// What a table holds, whatever its layout.
 #[derive(Clone, Debug)]
-struct Table {
-    version: TableVersion,
-    dim: u32,
-    format: RowFormat,
-    keying: Keying,
-    rows: u64,
-    default_row: Vec<f32>,
-    composite: Option<Composite>,
-    stored: HashMap<u64, Vec<u8>>,
+pub(crate) struct Table {
+    pub(crate) version: TableVersion,
+    pub(crate) dim: u32,
+    pub(crate) format: RowFormat,
+    pub(crate) keying: Keying,
+    pub(crate) rows: u64,
+    pub(crate) default_row: Vec<f32>,
+    pub(crate) composite: Option<Composite>,
+    pub(crate) stored: HashMap<u64, Vec<u8>>,
 }
 
 impl Table {
@@ -64,10 +67,10 @@ impl Table {
 }
 
 #[derive(Clone, Debug)]
-struct Shape {
-    nodes: usize,
-    groups: usize,
-    partitions: u32,
+pub(crate) struct Shape {
+    pub(crate) nodes: usize,
+    pub(crate) groups: usize,
+    pub(crate) partitions: u32,
 }
 
 pub(crate) fn name(text: impl Into<String>) -> Name {
@@ -116,7 +119,7 @@ impl Table {
     }
 }
 
-fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
+pub(crate) fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
     let groups: Vec<Name> = (0..shape.groups).map(|g| name(format!("g{g}"))).collect();
     let id = |g: &Name, n: usize| NodeId(name(format!("{g}-{n}")));
     let entry = |group: &Name| NodeEntry {
@@ -157,8 +160,17 @@ fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
     map
 }
 
+pub(crate) fn topology_of(map: ClusterMap) -> Topology {
+    let connect = |_: &_| Peer::new("-", Err("-".into()), BreakerConfig::default());
+    Topology::new(Arc::new(map), None, Instant::now(), connect)
+}
+
+pub(crate) fn choice(turn: usize) -> Choice<'static> {
+    Choice { preferred: None, spill_factor: 4.0, random: turn as u64, skip_sick: false }
+}
+
 /// One feature as a node answers it: from the message alone, one id at a time.
-fn node_answers(
+pub(crate) fn node_answers(
     tables: &[Table],
     map: &ClusterMap,
     node: &NodeId,
@@ -228,7 +240,7 @@ fn node_answers(
 
 /// The oracle: plain loops over the values, one id after the other, and per element the sum of
 /// `|weight x value|` (over the divisor).
-fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) {
+pub(crate) fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) {
     let dim = table.vector_dim();
     let kernel = RowKernel::new(table.format, table.dim);
     let lengths = match (&feature.lengths, feature.pooling) {
@@ -243,6 +255,8 @@ fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) 
         values: Vec::new(),
         found: Vec::new(),
         missing_ids: 0,
+        unavailable_ids: 0,
+        unavailable: Vec::new(),
         defaulted_bags: 0,
     };
     // A sum that begins with 0 has no negative zeros.
@@ -300,36 +314,37 @@ fn look_up(
     turn: usize,
     fails: Option<usize>,
 ) -> Vec<FeatureVectors> {
-    let map = map_of(tables, shape);
-    let split = Split::new(request, &map, 0xfeed ^ turn as u64).unwrap();
-    let router = Router::new(&map, &split, None, turn, &Penalties::default(), Instant::now());
-    let route = router.first().unwrap();
+    let topology = topology_of(map_of(tables, shape));
+    let map = &*topology.map;
+    let split = Split::new(request, map, 0xfeed ^ turn as u64).unwrap();
+    let mut router = Router::new(&topology, &split, choice(turn), Instant::now());
+    let (route, nobody) = router.first();
+    assert!(nobody.is_empty());
     let mut questions = asks::build(&split, &route, options);
     for (at, question) in questions.iter().enumerate() {
         assert!(questions[..at].iter().all(|other| other.node != question.node), "a node was asked twice");
     }
     if let Some(fails) = fails.filter(|_| !questions.is_empty()) {
         let lost = questions.swap_remove(fails % questions.len());
-        let mut tried: crate::route::Tried<'_> =
-            split.tables.iter().map(|t| vec![Vec::new(); t.partitions.len()]).collect();
-        for (table, slot) in &lost.pieces {
-            tried[*table][*slot as usize].push(lost.node);
-        }
-        let route = router.elsewhere(&lost.pieces, &tried).unwrap();
+        let mut tried = Tried::default();
+        tried.add(&split, &lost.pieces, lost.node);
+        let (route, nobody) = router.elsewhere(&lost.pieces, &tried);
+        assert!(nobody.is_empty());
         questions.extend(asks::build(&split, &route, options));
     }
     let mut answers = Vec::new();
     for question in questions {
+        let node = topology.id(question.node);
         let encoded = question.asks.iter().map(|ask| ask.encode(&split));
-        let features = encoded.map(|ask| node_answers(tables, &map, question.node, &ask)).collect();
+        let features = encoded.map(|ask| node_answers(tables, map, node, &ask)).collect();
         let response =
-            v1::LookupResponse { features, epoch: 1, node: question.node.to_string(), ..Default::default() };
+            v1::LookupResponse { features, epoch: 1, node: node.to_string(), ..Default::default() };
         answers.extend(answer::check(&split, question.asks, response).unwrap());
     }
-    merge(&split, &answers)
+    merge(&split, &answers, &[])
 }
 
-fn feature(
+pub(crate) fn feature(
     table: &Table,
     pooling: Pooling,
     bags: &[Vec<(u64, u8)>],
@@ -350,7 +365,7 @@ fn feature(
 }
 
 prop_compose! {
-    fn any_table(at: usize)(
+    pub(crate) fn any_table(at: usize)(
         dim in prop::sample::select(vec![2u32, 6, 32]),
         format in prop::sample::select(RowFormat::ALL.to_vec()),
         keying in prop::sample::select(vec![Keying::Dense, Keying::Hashed]),
@@ -366,9 +381,9 @@ prop_compose! {
     }
 }
 
-type FeatureSeed = (bool, Pooling, Vec<Vec<(u64, u8)>>, bool, bool);
+pub(crate) type FeatureSeed = (bool, Pooling, Vec<Vec<(u64, u8)>>, bool, bool);
 
-fn any_feature() -> impl Strategy<Value = FeatureSeed> {
+pub(crate) fn any_feature() -> impl Strategy<Value = FeatureSeed> {
     let pooling = prop::sample::select(vec![Pooling::Sum, Pooling::Mean, Pooling::None]);
     // A few ids beyond the rows, so that some are missing, and many twice.
     let bags = prop::collection::vec(prop::collection::vec((0u64..45, any::<u8>()), 0..25), 0..8);
@@ -475,8 +490,9 @@ fn a_user_feature_travels_once_and_the_cheaper_form_is_taken() {
     let map = map_of(&tables, &Shape { nodes: 1, groups: 1, partitions: 4 });
     let split = Split::new(&request, &map, 1).unwrap();
     assert_eq!(split.tables[0].ids.len(), 40, "one list of unique ids for all features");
-    let router = Router::new(&map, &split, None, 0, &Penalties::default(), Instant::now());
-    let questions = asks::build(&split, &router.first().unwrap(), &LookupOptions::default());
+    let topology = topology_of(map.clone());
+    let (route, _) = Router::new(&topology, &split, choice(0), Instant::now()).first();
+    let questions = asks::build(&split, &route, &LookupOptions::default());
     let [question] = questions.as_slice() else { panic!("{} nodes", questions.len()) };
     // 40 stored rows of 20 bytes beat 100 sums of 128; one sum of 40 members beats its 40 rows.
     let sizes: Vec<_> =

@@ -1,41 +1,51 @@
 //! The lookup client: it cuts a request by partition, asks one replica group (few nodes, one call each),
-//! asks elsewhere what failed, and puts the answers together in the order of the request.
+//! asks elsewhere what failed or is late, and puts the answers together in the order of the request.
 //!
 //! **Invariant:** it never opens a table and never decides where a partition lives: it follows the cluster
-//! map. The parts that compute (`split`, `route`, `asks`, `answer`, `merge`) are pure: no network, no clock.
-//! What a peer sends is checked whole before any of it is used.
+//! map. The parts that compute (`split`, `route`, `asks`, `answer`, `merge`) and those that remember
+//! (`breaker`, `budget`, `latency`) are pure: no network, no clock. What a peer sends is checked whole before
+//! any of it is used. Calls beside the first are paid for by a budget.
 //!
 //! Read first: [`Client`], [`LookupRequest`], [`ClientError`].
 
 mod answer;
 mod asks;
+mod breaker;
+mod budget;
 mod channels;
 mod client;
 mod compose;
 mod config;
 mod error;
 mod fanout;
+mod follow;
+mod latency;
 mod map_watch;
 mod merge;
 mod metrics;
+mod pacing;
+mod peer;
 mod request;
 mod route;
 mod split;
 mod stream;
+mod topology;
 pub mod trace;
 mod transport;
 
 #[cfg(test)]
 mod layouts_tests;
+#[cfg(test)]
+mod partial_tests;
 
 // The map is part of this interface ([`Client::with_map`]): callers need not know where it is made.
 pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
 
 pub use answer::BadAnswer;
 pub use client::Client;
-pub use config::ClientConfig;
+pub use config::{BreakerConfig, ClientConfig, HedgeConfig, RetryConfig};
 pub use error::{ClientError, NodeError, NodeFailure};
 pub use request::{
-    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, StoredRow, WireBytes,
-    WireForm,
+    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages,
+    StoredRow, WireBytes, WireForm,
 };

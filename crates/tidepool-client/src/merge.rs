@@ -12,6 +12,7 @@ use crate::{
     asks::{Ask, PoolAsk},
     fanout::Gathered,
     request::{FeatureVectors, StoredRow},
+    route::Piece,
     split::{FeatureSplit, Split, TableSplit, as_u32},
 };
 
@@ -28,9 +29,9 @@ struct Partial<'a> {
     answer: &'a Answered,
 }
 
-/// Puts the answers together. Each needed partition must be answered exactly once; `answers` in the order
-/// of the questions, whatever the order in which they came.
-pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVectors> {
+/// Puts the answers together. Each needed partition must be answered exactly once, or stand in
+/// `unavailable`; `answers` in the order of the questions, whatever the order in which they came.
+pub(crate) fn merge(split: &Split<'_>, answers: &[Answered], unavailable: &[Piece]) -> Vec<FeatureVectors> {
     let mut tables: Vec<Rows<'_>> =
         split.tables.iter().map(|t| Rows { rows: vec![None; t.ids.len()], sequence: None }).collect();
     let mut partials: Vec<Vec<Partial<'_>>> = split.features.iter().map(|_| Vec::new()).collect();
@@ -50,22 +51,54 @@ pub(crate) fn merge(split: &Split<'_>, answers: &[Answered]) -> Vec<FeatureVecto
             Ask::Pool(ask) => partials[ask.feature].push(Partial { ask, answer }),
         }
     }
+    let gone = slots_gone(split, unavailable);
     let features = split.features.iter().zip(&partials);
     features
         .map(|(feature, partials)| {
             let table = &split.tables[feature.table];
             let rows = &tables[feature.table];
+            let lost = gone.get(feature.table).map(|gone| lost_ids(feature, table, &rows.rows, gone));
+            let lost = lost.unwrap_or_default();
             // Without pooling too, the rows of an id may have to be added up.
             let sums_rows = feature.composed.is_some_and(|composed| composed.sums_rows());
             let mut out = if feature.pooling == Pooling::None && !sums_rows {
-                unpooled(feature, table, &rows.rows)
+                unpooled(feature, table, &rows.rows, lost)
             } else {
-                pooled(feature, table, &rows.rows, partials)
+                pooled(feature, table, &rows.rows, partials, lost)
             };
             out.sequence = rows.sequence.unwrap_or(0);
             out
         })
         .collect()
+}
+
+/// Per table and slot: whether nobody answered for it. Empty when everybody has.
+fn slots_gone(split: &Split<'_>, unavailable: &[Piece]) -> Vec<Vec<bool>> {
+    if unavailable.is_empty() {
+        return Vec::new();
+    }
+    let mut gone: Vec<_> = split.tables.iter().map(|t| vec![false; t.partitions.len()]).collect();
+    for (table, slot) in unavailable {
+        gone[*table][*slot as usize] = true;
+    }
+    gone
+}
+
+/// Per bag: the ids that nothing is known of, because they lie on slots that are `gone`.
+fn lost_ids(
+    feature: &FeatureSplit<'_>,
+    table: &TableSplit<'_>,
+    rows: &[Option<&[u8]>],
+    gone: &[bool],
+) -> Vec<u32> {
+    let is_lost = |at: usize| {
+        let id = feature.members[at] as usize;
+        rows[id].is_none() && gone[table.slot_of[id] as usize]
+    };
+    match &feature.composed {
+        Some(composed) => composed.lost(is_lost),
+        None => feature.bag_ranges().map(|bag| as_u32(bag.filter(|at| is_lost(*at)).count())).collect(),
+    }
 }
 
 /// What was gathered for the first feature, an unpooled one, row by row: as stored, and from which node. Of a
@@ -99,16 +132,20 @@ fn vectors(
     table: &TableSplit<'_>,
     values: Vec<f32>,
     found: Vec<u32>,
+    lost: Vec<u32>,
 ) -> FeatureVectors {
     let schema = &table.layout.schema;
     let asked = feature.members.len() / feature.members_per_id();
+    let unavailable_ids = lost.iter().sum::<u32>();
     FeatureVectors {
         table_version: schema.table_version.clone(),
         sequence: 0,
         dim: schema.vector_dim(),
         values,
-        missing_ids: as_u32(asked) - found.iter().sum::<u32>(),
+        missing_ids: as_u32(asked) - found.iter().sum::<u32>() - unavailable_ids,
         found,
+        unavailable_ids,
+        unavailable: if unavailable_ids > 0 { lost } else { Vec::new() },
         defaulted_bags: 0,
     }
 }
@@ -125,7 +162,12 @@ fn settle(table: &TableSplit<'_>, vector: &mut [f32], found: u32, defaulted: &mu
     }
 }
 
-fn unpooled(feature: &FeatureSplit<'_>, table: &TableSplit<'_>, rows: &[Option<&[u8]>]) -> FeatureVectors {
+fn unpooled(
+    feature: &FeatureSplit<'_>,
+    table: &TableSplit<'_>,
+    rows: &[Option<&[u8]>],
+    lost: Vec<u32>,
+) -> FeatureVectors {
     let schema = &table.layout.schema;
     let kernel = RowKernel::new(schema.format, schema.dim);
     let mut values = vec![0.0; feature.members.len() * schema.dim as usize];
@@ -136,7 +178,7 @@ fn unpooled(feature: &FeatureSplit<'_>, table: &TableSplit<'_>, rows: &[Option<&
     }
     let found_of = |members: &[u32]| u32::from(members.iter().all(|member| rows[*member as usize].is_some()));
     let found = feature.members.chunks_exact(feature.members_per_id()).map(found_of).collect();
-    let mut out = vectors(feature, table, values, found);
+    let mut out = vectors(feature, table, values, found, lost);
     for (vector, found) in out.values.chunks_exact_mut(out.dim as usize).zip(&out.found) {
         settle(table, vector, *found, &mut out.defaulted_bags);
     }
@@ -148,12 +190,15 @@ fn pooled(
     table: &TableSplit<'_>,
     rows: &[Option<&[u8]>],
     partials: &[Partial<'_>],
+    lost: Vec<u32>,
 ) -> FeatureVectors {
     let Sums { values, mut found, mut weight_sums, .. } = sums(feature, table, rows, partials);
     if let Some(composed) = &feature.composed {
         (found, weight_sums) = composed.found();
+        // Of an empty table nothing is found, lost or not.
+        found.iter_mut().zip(&lost).for_each(|(found, lost)| *found = found.saturating_sub(*lost));
     }
-    let mut out = vectors(feature, table, values, found);
+    let mut out = vectors(feature, table, values, found, lost);
     for (bag, vector) in out.values.chunks_exact_mut(out.dim as usize).enumerate() {
         let found = out.found[bag];
         if feature.pooling == Pooling::Mean && found > 0 {
@@ -163,7 +208,9 @@ fn pooled(
             let divisor = if divisor.is_finite() { divisor } else { f32::NAN };
             vector.iter_mut().for_each(|v| *v /= divisor);
         }
-        settle(table, vector, found, &mut out.defaulted_bags);
+        // A vector that lacks some rows of an id is none.
+        let torn = feature.composed.is_some() && out.unavailable.get(bag).is_some_and(|lost| *lost > 0);
+        settle(table, vector, if torn { 0 } else { found }, &mut out.defaulted_bags);
     }
     out
 }

@@ -1,33 +1,71 @@
 //! What a client counts. Recorded once per lookup or call, never per id.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use tidepool_types::ErrorCode;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+use tidepool_types::{ErrorCode, Name};
 
-use crate::{error::ClientError, request::LookupOutcome};
+use crate::{
+    breaker::Status,
+    error::ClientError,
+    follow::Follow,
+    request::{FeatureVectors, LookupOutcome, Stages},
+};
+
+/// So many tables have a label of their own; all others share `other`.
+const TABLES: usize = 64;
 
 /// The metrics of one client, all named `tidepool_client_...`.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// Lookups, by outcome: `ok` or the error's code.
+    /// Lookups, by outcome: `ok`, `partial` or the error's code.
     lookups: IntCounterVec,
     /// How long a lookup took, fallbacks included.
     seconds: Histogram,
+    /// How long its parts took.
+    stages: [Histogram; 3],
     /// Calls to nodes, by outcome: `ok` or the error's code.
     rpcs: IntCounterVec,
+    ok_rpcs: IntCounter,
+    /// How long calls took that were answered.
+    rpc_seconds: Histogram,
     /// Partitions asked elsewhere after a failure.
     fallbacks: IntCounter,
+    /// Calls made after a failure: sent, or suppressed by the budget.
+    retries: [IntCounter; 2],
+    /// Late calls asked of another group as well: sent, won, or suppressed by the budget.
+    hedges: [IntCounter; 3],
     /// Ids sent and answered, after deduplication.
     rows: IntCounter,
-    /// Ids that were not in their table, with repetitions.
-    missing: IntCounter,
-    /// Vectors that became a default row.
-    defaulted: IntCounter,
+    /// Per table, with repetitions: ids asked for, not in the table, and on partitions nobody answered for;
+    /// and vectors that became a default row.
+    ids: IntCounterVec,
+    missing: IntCounterVec,
+    unavailable: IntCounterVec,
+    defaulted: IntCounterVec,
+    /// Tables with a label of their own.
+    tables: Mutex<BTreeSet<Name>>,
     /// Bytes of packed numbers, both ways, by wire form.
-    wire_bytes: IntCounterVec,
+    wire_bytes: [IntCounter; 2],
     /// Epoch of the map that the last lookup was routed by.
     epoch: IntGauge,
+}
+
+/// The counters of one table.
+#[derive(Debug)]
+pub(crate) struct TableMetrics {
+    ids: IntCounter,
+    missing: IntCounter,
+    unavailable: IntCounter,
+    defaulted: IntCounter,
 }
 
 impl Metrics {
@@ -46,47 +84,167 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
-        let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
-        let seconds =
-            HistogramOpts::new("tidepool_client_lookup_seconds", "Time of a lookup, fallbacks included");
-        let seconds = Histogram::with_opts(seconds.buckets(buckets))?;
-        registry.register(Box::new(seconds.clone()))?;
+        let seconds = |name: &str, help: &str| {
+            // 25 µs to 3.3 s.
+            let buckets = prometheus::exponential_buckets(0.000_025, 2.0, 18)?;
+            Ok::<_, prometheus::Error>(
+                HistogramOpts::new(format!("tidepool_client_{name}"), help).buckets(buckets),
+            )
+        };
+        let histogram = |name: &str, help: &str| {
+            let histogram = Histogram::with_opts(seconds(name, help)?)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let stages =
+            HistogramVec::new(seconds("stage_seconds", "Time of the parts of a lookup")?, &["stage"])?;
+        registry.register(Box::new(stages.clone()))?;
         let epoch = IntGauge::new("tidepool_client_map_epoch", "Epoch of the map that the last lookup used")?;
         registry.register(Box::new(epoch.clone()))?;
+        let rpcs = by_label("rpcs_total", "Calls to nodes by outcome", "code")?;
+        let retries =
+            by_label("retries_total", "Calls made after a failure, by what became of them", "outcome")?;
+        let hedges = by_label("hedges_total", "Calls made because one was late, likewise", "outcome")?;
+        let wire_bytes = by_label("wire_bytes_total", "Bytes of packed numbers, both ways, by form", "form")?;
         Ok(Self {
             lookups: by_label("lookups_total", "Lookups by outcome", "code")?,
-            seconds,
-            rpcs: by_label("rpcs_total", "Calls to nodes by outcome", "code")?,
+            seconds: histogram("lookup_seconds", "Time of a lookup, fallbacks included")?,
+            stages: ["split", "wait", "merge"].map(|stage| stages.with_label_values(&[stage])),
+            ok_rpcs: rpcs.with_label_values(&["ok"]),
+            rpcs,
+            rpc_seconds: histogram("rpc_seconds", "Time of a call to a node that was answered")?,
             fallbacks: counter("fallback_partitions_total", "Partitions asked elsewhere after a failure")?,
+            retries: ["sent", "suppressed"].map(|outcome| retries.with_label_values(&[outcome])),
+            hedges: ["sent", "won", "suppressed"].map(|outcome| hedges.with_label_values(&[outcome])),
             rows: counter("requested_rows_total", "Ids sent and answered, after deduplication")?,
-            missing: counter("missing_ids_total", "Ids that were not in their table")?,
-            defaulted: counter("defaulted_bags_total", "Vectors that became a default row")?,
-            wire_bytes: by_label("wire_bytes_total", "Bytes of packed numbers, both ways, by form", "form")?,
+            ids: by_label("ids_total", "Ids asked for, with repetitions", "table")?,
+            missing: by_label("missing_ids_total", "Ids that were not in their table", "table")?,
+            unavailable: by_label("unavailable_ids_total", "Ids that nobody answered for", "table")?,
+            defaulted: by_label("defaulted_bags_total", "Vectors that became a default row", "table")?,
+            tables: Mutex::default(),
+            wire_bytes: ["gather", "pool"].map(|form| wire_bytes.with_label_values(&[form])),
             epoch,
         })
     }
 
+    /// The counters of `table`.
+    pub(crate) fn table(&self, table: &Name) -> TableMetrics {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if tables.len() < TABLES {
+            tables.insert(table.clone());
+        }
+        let label = if tables.contains(table) { table.as_str() } else { "other" };
+        TableMetrics {
+            ids: self.ids.with_label_values(&[label]),
+            missing: self.missing.with_label_values(&[label]),
+            unavailable: self.unavailable.with_label_values(&[label]),
+            defaulted: self.defaulted.with_label_values(&[label]),
+        }
+    }
+
     /// A call to a node has ended; None: well.
-    pub(crate) fn rpc(&self, failure: Option<ErrorCode>) {
-        self.rpcs.with_label_values(&[failure.map_or("ok", ErrorCode::as_str)]).inc();
+    pub(crate) fn rpc(&self, failure: Option<ErrorCode>, took: Duration) {
+        match failure {
+            None => {
+                self.ok_rpcs.inc();
+                self.rpc_seconds.observe(took.as_secs_f64());
+            }
+            Some(code) => self.rpcs.with_label_values(&[code.as_str()]).inc(),
+        }
+    }
+
+    /// A hedge was not made, for want of a budget.
+    pub(crate) fn hedge_suppressed(&self) {
+        self.hedges[2].inc();
+    }
+
+    /// A retry was not made, for want of a budget.
+    pub(crate) fn retry_suppressed(&self) {
+        self.retries[1].inc();
     }
 
     /// A lookup has ended.
     pub(crate) fn lookup(&self, result: &Result<LookupOutcome, ClientError>, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
         let code = match result {
+            Ok(outcome) if outcome.partial() => "partial",
             Ok(_) => "ok",
             Err(error) => error.code().as_str(),
         };
         self.lookups.with_label_values(&[code]).inc();
         let Ok(outcome) = result else { return };
+        let Stages { split, wait, merge } = outcome.stages;
+        for (stage, took) in self.stages.iter().zip([split, wait, merge]) {
+            stage.observe(took.as_secs_f64());
+        }
         self.fallbacks.inc_by(outcome.fallbacks.into());
+        self.retries[0].inc_by(outcome.retries.into());
+        self.hedges[0].inc_by(outcome.hedges.into());
+        self.hedges[1].inc_by(outcome.hedges_won.into());
         self.rows.inc_by(outcome.rows_requested);
-        self.missing.inc_by(outcome.features.iter().map(|f| u64::from(f.missing_ids)).sum());
-        self.defaulted.inc_by(outcome.features.iter().map(|f| u64::from(f.defaulted_bags)).sum());
-        self.wire_bytes.with_label_values(&["gather"]).inc_by(outcome.wire_bytes.gather);
-        self.wire_bytes.with_label_values(&["pool"]).inc_by(outcome.wire_bytes.pool);
+        self.wire_bytes[0].inc_by(outcome.wire_bytes.gather);
+        self.wire_bytes[1].inc_by(outcome.wire_bytes.pool);
         self.epoch.set(outcome.epoch.0.try_into().unwrap_or(i64::MAX));
+    }
+}
+
+impl TableMetrics {
+    /// A feature that asked for `ids` ids of this table has its vectors.
+    pub(crate) fn feature(&self, ids: usize, vectors: &FeatureVectors) {
+        self.ids.inc_by(ids as u64);
+        self.missing.inc_by(vectors.missing_ids.into());
+        self.unavailable.inc_by(vectors.unavailable_ids.into());
+        self.defaulted.inc_by(vectors.defaulted_bags.into());
+    }
+}
+
+/// The state of the nodes, looked up when somebody asks for it.
+#[derive(Debug)]
+pub(crate) struct NodeMetrics {
+    follow: Weak<Follow>,
+    /// Nodes of the map, by what their breakers say.
+    nodes: IntGaugeVec,
+    /// Calls under way.
+    in_flight: IntGauge,
+}
+
+impl NodeMetrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// When `registry` has metrics of these names already.
+    pub(crate) fn register(registry: &Registry, follow: Weak<Follow>) -> Result<(), prometheus::Error> {
+        let nodes = Opts::new("tidepool_client_nodes", "Nodes of the map, by breaker");
+        let nodes = IntGaugeVec::new(nodes, &["state"])?;
+        let in_flight = IntGauge::new("tidepool_client_calls_in_flight", "Calls to nodes under way")?;
+        registry.register(Box::new(Self { follow, nodes, in_flight }))
+    }
+}
+
+impl Collector for NodeMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.nodes.desc(), self.in_flight.desc()].concat()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (mut closed, mut probing, mut open, mut in_flight) = (0, 0, 0, 0);
+        if let Some(follow) = self.follow.upgrade() {
+            let now = Instant::now();
+            for node in &follow.newest().nodes {
+                let look = node.peer.look(now);
+                in_flight += i64::from(look.in_flight);
+                match look.status {
+                    Status::Closed => closed += 1,
+                    Status::Probing | Status::ProbeDue => probing += 1,
+                    Status::Open => open += 1,
+                }
+            }
+        }
+        for (state, count) in [("closed", closed), ("probing", probing), ("open", open)] {
+            self.nodes.with_label_values(&[state]).set(count);
+        }
+        self.in_flight.set(in_flight);
+        [self.nodes.collect(), self.in_flight.collect()].concat()
     }
 }
 
@@ -101,7 +259,7 @@ mod tests {
         assert!(Metrics::new(&registry).is_err(), "the names are taken");
         metrics.lookup(&Ok(LookupOutcome { rows_requested: 5, ..Default::default() }), Duration::ZERO);
         metrics.lookup(&Err(ClientError::NoMap), Duration::ZERO);
-        metrics.rpc(Some(ErrorCode::Overloaded));
+        metrics.rpc(Some(ErrorCode::Overloaded), Duration::ZERO);
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         for line in [
             "tidepool_client_lookups_total{code=\"ok\"} 1",
@@ -109,8 +267,23 @@ mod tests {
             "tidepool_client_rpcs_total{code=\"overloaded\"} 1",
             "tidepool_client_requested_rows_total 5",
             "tidepool_client_lookup_seconds_count 2",
+            "tidepool_client_hedges_total{outcome=\"suppressed\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn tables_beyond_the_bound_share_a_label() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        for _ in 0..2 {
+            for n in 0..TABLES + 5 {
+                metrics.table(&Name::new(format!("t{n}")).unwrap()).ids.inc();
+            }
+        }
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert!(text.contains("tidepool_client_ids_total{table=\"t0\"} 2"), "{text}");
+        assert!(text.contains("tidepool_client_ids_total{table=\"other\"} 10"), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! What is asked of a client, and what it gives back.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use tidepool_types::{Epoch, NodeId, PartitionIndex, Pooling, TableVersion};
@@ -42,11 +42,42 @@ pub struct LookupOptions {
     pub wire_form: Option<WireForm>,
     /// Who asks. None: the client's own, as configured.
     pub tenant: Option<String>,
+    /// What becomes of ids whose partition nobody answers for.
+    pub on_unavailable: OnUnavailable,
 }
 
 impl Default for LookupOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_millis(500), exact: false, wire_form: None, tenant: None }
+        Self {
+            timeout: Duration::from_millis(500),
+            exact: false,
+            wire_form: None,
+            tenant: None,
+            on_unavailable: OnUnavailable::Fail,
+        }
+    }
+}
+
+/// What becomes of ids whose partition no node answers for, or not in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// The lookup fails: a wrong score is worse than none.
+    #[default]
+    Fail,
+    /// They add nothing, as missing ids do, and are flagged: some score is better than none. Nodes that have
+    /// failed over and over are not waited for.
+    Default,
+}
+
+impl FromStr for OnUnavailable {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "fail" => Ok(Self::Fail),
+            "default" => Ok(Self::Default),
+            other => Err(format!("{other:?} is neither \"fail\" nor \"default\"")),
+        }
     }
 }
 
@@ -85,10 +116,55 @@ pub struct LookupOutcome {
     pub nodes_touched: u32,
     /// Partitions that were asked elsewhere after a failure.
     pub fallbacks: u32,
+    /// Calls that were made after a failure.
+    pub retries: u32,
+    /// Calls that were late and asked of another group as well.
+    pub hedges: u32,
+    /// Those of them that the other group answered first.
+    pub hedges_won: u32,
     /// Ids sent and answered, after deduplication.
     pub rows_requested: u64,
     /// Bytes that the answered questions and their answers took.
     pub wire_bytes: WireBytes,
+    /// Where the time went.
+    pub stages: Stages,
+}
+
+impl LookupOutcome {
+    /// Whether some ids could not be looked up, so that the vectors are not what they should be.
+    #[must_use]
+    pub fn partial(&self) -> bool {
+        self.features.iter().any(|feature| feature.unavailable_ids > 0)
+    }
+
+    /// Ids of all features whose partition nobody answered for, repetitions counted.
+    #[must_use]
+    pub fn unavailable_ids(&self) -> u64 {
+        self.features.iter().map(|feature| u64::from(feature.unavailable_ids)).sum()
+    }
+
+    /// Ids of all features that are in no table, repetitions counted.
+    #[must_use]
+    pub fn missing_ids(&self) -> u64 {
+        self.features.iter().map(|feature| u64::from(feature.missing_ids)).sum()
+    }
+
+    /// Vectors of all features that are a default row.
+    #[must_use]
+    pub fn defaulted_bags(&self) -> u64 {
+        self.features.iter().map(|feature| u64::from(feature.defaulted_bags)).sum()
+    }
+}
+
+/// How long the parts of a lookup took; of one that was tried again by a newer map, the second time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// To check the request, drop what is double, and choose the nodes.
+    pub split: Duration,
+    /// From the first question to the last answer, questions and answers being written and read included.
+    pub wait: Duration,
+    /// To make vectors of the answers.
+    pub merge: Duration,
 }
 
 /// Bytes of packed numbers and rows, both ways, by wire form; framing is not counted.
@@ -113,8 +189,13 @@ pub struct FeatureVectors {
     pub values: Vec<f32>,
     /// Ids found, per bag (per id with [`Pooling::None`]); an id that stands twice in a bag counts twice.
     pub found: Vec<u32>,
-    /// Ids not found, repetitions counted: `found` and this add up to the ids asked for.
+    /// Ids not found, repetitions counted: `found`, this and `unavailable_ids` add up to the ids asked for.
     pub missing_ids: u32,
+    /// Ids whose partition nobody answered for, repetitions counted: whether they are in the table is not known.
+    pub unavailable_ids: u32,
+    /// Those of each bag, as `found` has them; empty when there are none. Such a bag's vector is made from
+    /// the rest of its ids; of a composite table it is the default row.
+    pub unavailable: Vec<u32>,
     /// Vectors that are the table's default row: of bags with nothing found (empty ones too), of ids not
     /// found with [`Pooling::None`], and of bags that have no finite result (a weighted mean whose weights
     /// add up to 0 or beyond f32, a sum beyond f32).

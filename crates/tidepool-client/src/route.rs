@@ -1,46 +1,35 @@
 //! Which node is asked for which partition: one replica group when it can answer all of the request,
 //! otherwise partition by partition, healthy nodes first.
+//!
+//! Among groups that are whole, the preferred one is taken unless it is much slower or more loaded; without
+//! one, the better of two that chance has picked. A group is as slow as the slowest node that the request
+//! needs. Nothing here takes longer when the cluster has more partitions than the request touches.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::{Duration, Instant},
+use std::time::Instant;
+
+use tidepool_types::PartitionIndex;
+
+use crate::{
+    breaker::Status,
+    peer::Ticket,
+    split::{Split, as_u32},
+    topology::{NodeAt, Topology},
 };
-
-use tidepool_cluster::ClusterMap;
-use tidepool_types::{Name, NodeId, PartitionIndex};
-
-use crate::split::{Split, as_u32};
-
-/// Nodes that failed a moment ago.
-#[derive(Debug, Default)]
-pub(crate) struct Penalties(HashMap<NodeId, Instant>);
-
-impl Penalties {
-    /// `node` is asked last until `until`.
-    pub(crate) fn add(&mut self, node: &NodeId, until: Instant) {
-        self.0.insert(node.clone(), until);
-    }
-
-    /// `node` has answered.
-    pub(crate) fn clear(&mut self, node: &NodeId) {
-        self.0.remove(node);
-    }
-
-    fn holds(&self, node: &NodeId, now: Instant) -> bool {
-        self.0.get(node).is_some_and(|until| now < *until)
-    }
-}
 
 /// A partition of a table of the request: the table's place in [`Split::tables`], and the slot.
 pub(crate) type Piece = (usize, u32);
 
 /// A decision: which node is asked for which piece.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Route<'m> {
     /// The nodes that are asked.
-    pub(crate) nodes: Vec<&'m NodeId>,
+    pub(crate) nodes: Vec<NodeAt>,
+    /// A place for one call at each of them.
+    pub(crate) tickets: Vec<Ticket<'m>>,
     /// `[table][slot]`: place in `nodes`, or [`Route::NOT_ASKED`].
     pub(crate) node_of: Vec<Vec<u32>>,
+    /// Whether another group could answer all of the request just as well.
+    pub(crate) alternative: bool,
 }
 
 impl Route<'_> {
@@ -48,144 +37,349 @@ impl Route<'_> {
     pub(crate) const NOT_ASKED: u32 = u32::MAX;
 }
 
-/// A piece that no node is left for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NobodyLeft(pub(crate) Piece);
+/// Nodes that were asked without success, per table and slot; empty until there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Tried(Vec<Vec<Vec<NodeAt>>>);
 
-/// Nodes that were asked, per table and slot.
-pub(crate) type Tried<'m> = Vec<Vec<Vec<&'m NodeId>>>;
+impl Tried {
+    pub(crate) fn add(&mut self, split: &Split<'_>, pieces: &[Piece], node: NodeAt) {
+        if self.0.is_empty() {
+            self.0 = split.tables.iter().map(|t| vec![Vec::new(); t.partitions.len()]).collect();
+        }
+        for (table, slot) in pieces {
+            let tried = &mut self.0[*table][*slot as usize];
+            if !tried.contains(&node) {
+                tried.push(node);
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, pieces: &[Piece], node: NodeAt) {
+        for (table, slot) in pieces {
+            self.0[*table][*slot as usize].retain(|tried| *tried != node);
+        }
+    }
+
+    pub(crate) fn of(&self, (table, slot): Piece) -> &[NodeAt] {
+        self.0.get(table).map_or(&[], |slots| &slots[slot as usize])
+    }
+}
 
 /// Health of a node; smaller is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Health {
     Up,
-    FailedLately,
+    /// Its breaker lets one call through.
+    ProbeDue,
+    /// Its breaker is open.
+    Sick,
+    /// The map says so.
     Down,
+}
+
+/// What is known of a node while a request is routed.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    health: Health,
+    latency_nanos: f64,
+    in_flight: f64,
+}
+
+/// A node's place on the router's table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    seen: Option<Seen>,
+    /// The round in which it was last met, and its place then.
+    round: u32,
+    place: u32,
+}
+
+/// How slow and loaded a group is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    /// To tell two groups apart.
+    fine: f64,
+    /// To say that one is much worse: differences below a millisecond or a few dozen calls do not count.
+    coarse: f64,
+}
+
+impl Weight {
+    fn add(&mut self, seen: &Seen) {
+        let weigh = |nanos: f64, calls: f64| (seen.latency_nanos + nanos) * (seen.in_flight + calls);
+        self.fine = self.fine.max(weigh(1e5, 1.0));
+        self.coarse = self.coarse.max(weigh(1e6, 32.0));
+    }
+}
+
+/// How groups are chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<'a> {
+    /// The group that comes first.
+    pub(crate) preferred: Option<&'a str>,
+    /// By how much it may be worse than another, as a factor.
+    pub(crate) spill_factor: f64,
+    /// A number by chance.
+    pub(crate) random: u64,
+    /// Whether nodes whose breaker is open are left out, also when nobody else is left.
+    pub(crate) skip_sick: bool,
 }
 
 /// Chooses nodes for the pieces of one request.
 #[derive(Debug)]
 pub(crate) struct Router<'m> {
+    topology: &'m Topology,
     split: &'m Split<'m>,
-    /// Groups in the order in which this request prefers them.
-    groups: Vec<&'m Name>,
-    health: HashMap<&'m NodeId, Health>,
+    /// Groups in the order in which this request looks at them.
+    order: Vec<usize>,
+    /// Whether the first of `order` is the preferred group.
+    prefers: bool,
+    spill_factor: f64,
+    skip_sick: bool,
+    now: Instant,
+    slots: Vec<Slot>,
+    round: u32,
 }
 
 impl<'m> Router<'m> {
-    /// `turn` rotates the groups, so that requests spread over them; `preferred` comes first all the same.
     pub(crate) fn new(
-        map: &'m ClusterMap,
+        topology: &'m Topology,
         split: &'m Split<'m>,
-        preferred: Option<&Name>,
-        turn: usize,
-        penalties: &Penalties,
+        choice: Choice<'_>,
         now: Instant,
     ) -> Self {
-        let groups: BTreeSet<_> =
-            split.tables.iter().flat_map(|t| t.layout.placement.groups.keys()).collect();
-        let mut groups: Vec<_> = groups.into_iter().collect();
-        if !groups.is_empty() {
-            let turn = turn % groups.len();
-            groups.rotate_left(turn);
+        let groups = topology.groups.len();
+        let mut order: Vec<usize> = (0..groups).collect();
+        let preferred = topology.groups.iter().position(|group| Some(group.as_str()) == choice.preferred);
+        if let Some(preferred) = preferred {
+            order.swap(0, preferred);
         }
-        groups.sort_by_key(|group| Some(*group) != preferred);
-        let health = map.nodes.iter().map(|(node, entry)| {
-            let health = match (entry.up, penalties.holds(node, now)) {
-                (false, _) => Health::Down,
-                (true, true) => Health::FailedLately,
-                (true, false) => Health::Up,
-            };
-            (node, health)
-        });
-        Self { split, groups, health: health.collect() }
+        let rest = &mut order[usize::from(preferred.is_some())..];
+        // Two by chance come first; the others are asked only when those are not whole.
+        for (at, random) in [choice.random, choice.random >> 32].into_iter().enumerate() {
+            if let Some(left @ 1..) = rest.len().checked_sub(at) {
+                rest.swap(at, at + (random as u32 as usize) % left);
+            }
+        }
+        Self {
+            topology,
+            split,
+            order,
+            prefers: preferred.is_some(),
+            spill_factor: choice.spill_factor,
+            skip_sick: choice.skip_sick,
+            now,
+            slots: vec![Slot::default(); topology.nodes.len()],
+            round: 0,
+        }
     }
 
-    /// The route for the whole request: the first group all of whose nodes that are needed are healthy, or
-    /// the best node of each partition.
-    pub(crate) fn first(&self) -> Result<Route<'m>, NobodyLeft> {
-        let pieces = || {
-            let tables = self.split.tables.iter().enumerate();
-            tables.flat_map(|(table, t)| (0..as_u32(t.partitions.len())).map(move |slot| (table, slot)))
+    /// Looks at the nodes anew.
+    pub(crate) fn refresh(&mut self, now: Instant) {
+        self.now = now;
+        self.slots.iter_mut().for_each(|slot| slot.seen = None);
+    }
+
+    /// The route for the whole request: a group all of whose nodes that are needed are healthy, or the best
+    /// node of each partition. And the pieces that nobody is left for.
+    pub(crate) fn first(&mut self) -> (Route<'m>, Vec<Piece>) {
+        let split = self.split;
+        let pieces: Vec<Piece> = {
+            let tables = split.tables.iter().enumerate();
+            tables.flat_map(|(table, t)| (0..as_u32(t.partitions.len())).map(move |s| (table, s))).collect()
         };
-        let whole = self.groups.iter().find(|group| {
-            pieces().all(|piece| self.node(group, piece).is_some_and(|node| self.health(node) == Health::Up))
-        });
-        match whole {
-            Some(group) => self.assemble(pieces(), |piece| self.node(group, piece)),
-            None => self.assemble(pieces(), |piece| self.best(piece, &[])),
+        while let Some((group, alternative)) = self.choose() {
+            if let Some(mut route) = self.whole(group, &pieces) {
+                route.alternative = alternative;
+                return (route, Vec::new());
+            }
+        }
+        self.elsewhere(&pieces, &Tried::default())
+    }
+
+    /// A route for pieces whose call is late: a whole, healthy group of which none was tried for them.
+    pub(crate) fn hedge(&mut self, pieces: &[Piece], tried: &Tried) -> Option<Route<'m>> {
+        for at in 0..self.order.len() {
+            let group = self.order[at];
+            let fits = pieces.iter().all(|piece| {
+                self.node(group, *piece).is_some_and(|node| {
+                    !tried.of(*piece).contains(&node) && self.see(node).health == Health::Up
+                })
+            });
+            if fits && let Some(route) = self.whole(group, pieces) {
+                return Some(route);
+            }
+        }
+        None
+    }
+
+    /// The best route for pieces, to nodes that have not been tried for them, and the pieces that nobody is
+    /// left for.
+    pub(crate) fn elsewhere(&mut self, pieces: &[Piece], tried: &Tried) -> (Route<'m>, Vec<Piece>) {
+        let mut route = self.blank();
+        let mut nobody = Vec::new();
+        for piece in pieces {
+            match self.best(*piece, tried.of(*piece)) {
+                Some(node) => self.put(&mut route, *piece, node),
+                None => nobody.push(*piece),
+            }
+        }
+        let peers = route.nodes.iter().map(|node| self.topology.peer(*node));
+        route.tickets = peers.map(|peer| peer.insist(self.now)).collect();
+        (route, nobody)
+    }
+
+    /// Whether each of `pieces` could still be asked of a healthy node that was not tried.
+    pub(crate) fn has_alternative(&mut self, pieces: &[Piece], node: NodeAt, tried: &Tried) -> bool {
+        pieces.iter().all(|piece| {
+            (0..self.order.len()).any(|at| {
+                self.node(self.order[at], *piece).is_some_and(|other| {
+                    other != node
+                        && !tried.of(*piece).contains(&other)
+                        && self.see(other).health == Health::Up
+                })
+            })
+        })
+    }
+
+    /// A group that can answer all of the request, and whether another could too.
+    fn choose(&mut self) -> Option<(usize, bool)> {
+        let preferred = if self.prefers { self.weigh(self.order[0]) } else { None };
+        let mut best: Option<(usize, Weight)> = None;
+        let mut others = 0;
+        for at in usize::from(self.prefers)..self.order.len() {
+            let group = self.order[at];
+            if let Some(weight) = self.weigh(group) {
+                others += 1;
+                if best.is_none_or(|(_, best)| weight.fine < best.fine) {
+                    best = Some((group, weight));
+                }
+                if others == 2 {
+                    break;
+                }
+            }
+        }
+        match (preferred, best) {
+            (Some(weight), Some((other, of_other)))
+                if weight.coarse > self.spill_factor * of_other.coarse =>
+            {
+                Some((other, true))
+            }
+            (Some(_), best) => Some((self.order[0], best.is_some())),
+            (None, best) => best.map(|(group, _)| (group, others > 1)),
         }
     }
 
-    /// The route for pieces that failed, to nodes that have not been tried for them.
-    pub(crate) fn elsewhere(&self, pieces: &[Piece], tried: &Tried<'_>) -> Result<Route<'m>, NobodyLeft> {
-        self.assemble(pieces.iter().copied(), |(table, slot)| {
-            self.best((table, slot), &tried[table][slot as usize])
-        })
+    /// How slow and loaded `group` is for this request; None: it cannot answer all of it.
+    fn weigh(&mut self, group: usize) -> Option<Weight> {
+        let (split, topology) = (self.split, self.topology);
+        self.round += 1;
+        let mut weight = Weight::default();
+        for table in &split.tables {
+            for partition in &table.partitions {
+                let node = topology.node(table.at, group, *partition)?;
+                let slot = &mut self.slots[node.index()];
+                if slot.round != self.round {
+                    slot.round = self.round;
+                    let seen = self.see(node);
+                    if seen.health > Health::ProbeDue {
+                        return None;
+                    }
+                    weight.add(&seen);
+                }
+            }
+        }
+        Some(weight)
     }
 
-    /// Whether each of `pieces` could still be asked of a node that is up and was not tried.
-    pub(crate) fn has_alternative(&self, pieces: &[Piece], tried: &Tried<'_>) -> bool {
-        pieces.iter().all(|(table, slot)| {
-            let tried = &tried[*table][*slot as usize];
-            self.candidates((*table, *slot), tried).any(|node| self.health(node) == Health::Up)
-        })
+    /// All of `pieces` at `group`; None: a breaker has closed the way since it was looked at.
+    fn whole(&mut self, group: usize, pieces: &[Piece]) -> Option<Route<'m>> {
+        let mut route = self.blank();
+        for piece in pieces {
+            let node = self.node(group, *piece)?;
+            self.put(&mut route, *piece, node);
+        }
+        for node in &route.nodes {
+            match self.topology.peer(*node).admit(self.now) {
+                Some(ticket) => route.tickets.push(ticket),
+                None => {
+                    let slot = &mut self.slots[node.index()];
+                    slot.seen = slot.seen.map(|seen| Seen { health: Health::Sick, ..seen });
+                    return None;
+                }
+            }
+        }
+        Some(route)
     }
 
-    /// The healthiest node that holds a piece and is not in `tried`; of equals, the preferred group's.
-    fn best(&self, piece: Piece, tried: &[&NodeId]) -> Option<&'m NodeId> {
-        self.candidates(piece, tried).min_by_key(|node| self.health(node))
+    fn blank(&mut self) -> Route<'m> {
+        self.round += 1;
+        let none = |t: &crate::split::TableSplit<'_>| vec![Route::NOT_ASKED; t.partitions.len()];
+        Route { node_of: self.split.tables.iter().map(none).collect(), ..Route::default() }
     }
 
-    /// The nodes that hold a piece and are not in `tried`.
-    fn candidates(&self, piece: Piece, tried: &[&NodeId]) -> impl Iterator<Item = &'m NodeId> {
-        let nodes = self.groups.iter().filter_map(move |group| self.node(group, piece));
-        nodes.filter(move |node| !tried.contains(node))
+    fn put(&mut self, route: &mut Route<'m>, (table, piece): Piece, node: NodeAt) {
+        let slot = &mut self.slots[node.index()];
+        if slot.round != self.round {
+            (slot.round, slot.place) = (self.round, as_u32(route.nodes.len()));
+            route.nodes.push(node);
+        }
+        route.node_of[table][piece as usize] = slot.place;
+    }
+
+    /// The healthiest node that holds a piece and is not in `tried`; of equals, the first group's.
+    fn best(&mut self, piece: Piece, tried: &[NodeAt]) -> Option<NodeAt> {
+        let mut best: Option<(Health, NodeAt)> = None;
+        for at in 0..self.order.len() {
+            let Some(node) = self.node(self.order[at], piece).filter(|node| !tried.contains(node)) else {
+                continue;
+            };
+            let health = self.see(node).health;
+            let skipped = self.skip_sick && health == Health::Sick;
+            if !skipped && best.is_none_or(|(best, _)| health < best) {
+                best = Some((health, node));
+            }
+        }
+        best.map(|(_, node)| node)
     }
 
     fn partition(&self, (table, slot): Piece) -> PartitionIndex {
         self.split.tables[table].partitions[slot as usize]
     }
 
-    fn node(&self, group: &Name, piece: Piece) -> Option<&'m NodeId> {
-        self.split.tables[piece.0].layout.placement.node(group, self.partition(piece))
+    fn node(&self, group: usize, piece: Piece) -> Option<NodeAt> {
+        self.topology.node(self.split.tables[piece.0].at, group, self.partition(piece))
     }
 
-    fn health(&self, node: &NodeId) -> Health {
-        self.health.get(node).copied().unwrap_or(Health::Down)
-    }
-
-    fn assemble(
-        &self,
-        pieces: impl Iterator<Item = Piece>,
-        choose: impl Fn(Piece) -> Option<&'m NodeId>,
-    ) -> Result<Route<'m>, NobodyLeft> {
-        let none = |t: &crate::split::TableSplit<'_>| vec![Route::NOT_ASKED; t.partitions.len()];
-        let mut route = Route { nodes: Vec::new(), node_of: self.split.tables.iter().map(none).collect() };
-        let mut places: HashMap<&NodeId, u32> = HashMap::new();
-        for (table, slot) in pieces {
-            let node = choose((table, slot)).ok_or(NobodyLeft((table, slot)))?;
-            let place = *places.entry(node).or_insert_with(|| {
-                route.nodes.push(node);
-                as_u32(route.nodes.len() - 1)
-            });
-            route.node_of[table][slot as usize] = place;
+    fn see(&mut self, node: NodeAt) -> Seen {
+        if let Some(seen) = self.slots[node.index()].seen {
+            return seen;
         }
-        Ok(route)
+        let look = self.topology.peer(node).look(self.now);
+        let health = match look.status {
+            _ if !self.topology.nodes[node.index()].up => Health::Down,
+            Status::Closed => Health::Up,
+            Status::ProbeDue => Health::ProbeDue,
+            Status::Probing | Status::Open => Health::Sick,
+        };
+        let seen = Seen { health, latency_nanos: look.latency_nanos, in_flight: f64::from(look.in_flight) };
+        self.slots[node.index()].seen = Some(seen);
+        seen
     }
-}
-
-/// When a node that fails at `now` is asked normally again.
-pub(crate) fn penalty_end(now: Instant, penalty: Duration) -> Instant {
-    now.checked_add(penalty).unwrap_or(now)
 }
 
 #[cfg(test)]
 mod tests {
-    use tidepool_types::{Pooling, TableVersion};
+    use std::{sync::Arc, time::Duration};
+
+    use tidepool_cluster::ClusterMap;
+    use tidepool_types::{Name, Pooling, TableVersion};
 
     use super::*;
-    use crate::request::{FeatureLookup, LookupRequest};
+    use crate::{
+        config::BreakerConfig,
+        peer::{Ending, Peer},
+        request::{FeatureLookup, LookupRequest},
+    };
 
     /// Groups a, b and c; two partitions; `a-0` holds the first of group a, `a-1` the second, and so on.
     fn map(down: &[&str]) -> ClusterMap {
@@ -209,53 +403,173 @@ mod tests {
         .unwrap()
     }
 
-    fn node(text: &str) -> NodeId {
-        NodeId(Name::new(text).unwrap())
+    fn topology(down: &[&str]) -> Topology {
+        let breaker = BreakerConfig { failures: 1, ..Default::default() };
+        let connect = |_: &_| Peer::new("", Err("-".into()), breaker);
+        Topology::new(Arc::new(map(down)), None, Instant::now(), connect)
     }
 
-    fn routed(map: &ClusterMap, preferred: Option<&str>, turn: usize, failed: &[&str]) -> Vec<String> {
+    fn request() -> LookupRequest {
         let name = |text: &str| Name::new(text).unwrap();
-        let request = LookupRequest {
-            request_id: String::new(),
-            features: vec![FeatureLookup {
-                table_version: TableVersion { table: name("t"), version: name("v") },
-                pooling: Pooling::Sum,
-                ids: vec![0, 1],
-                lengths: None,
-                weights: None,
-            }],
+        let feature = FeatureLookup {
+            table_version: TableVersion { table: name("t"), version: name("v") },
+            pooling: Pooling::Sum,
+            ids: vec![0, 1],
+            lengths: None,
+            weights: None,
         };
-        let split = Split::new(&request, map, 0).unwrap();
-        let now = Instant::now();
-        let mut penalties = Penalties::default();
-        failed.iter().for_each(|n| penalties.add(&node(n), penalty_end(now, Duration::from_secs(1))));
-        let preferred = preferred.map(name);
-        let route = Router::new(map, &split, preferred.as_ref(), turn, &penalties, now).first().unwrap();
-        let later = now + Duration::from_secs(2);
-        let forgiven = Router::new(map, &split, preferred.as_ref(), turn, &penalties, later).first().unwrap();
-        let calm = Router::new(map, &split, preferred.as_ref(), turn, &Penalties::default(), now);
-        assert_eq!(forgiven.nodes, calm.first().unwrap().nodes, "a penalty ends");
-        route.node_of[0].iter().map(|place| route.nodes[*place as usize].to_string()).collect()
+        LookupRequest { request_id: String::new(), features: vec![feature] }
+    }
+
+    const CHOICE: Choice<'static> =
+        Choice { preferred: None, spill_factor: 4.0, random: 0, skip_sick: false };
+
+    fn peer<'t>(topology: &'t Topology, node: &str) -> &'t Peer {
+        &topology.nodes.iter().find(|n| n.id.0.as_str() == node).unwrap().peer
+    }
+
+    fn end(topology: &Topology, node: &str, ending: Ending, started: Instant, took: Duration) {
+        peer(topology, node).insist(started).end(ending, started + took, 0.5);
+    }
+
+    /// The node of each partition, or `-`.
+    fn routed(topology: &Topology, choice: Choice<'_>, now: Instant) -> [String; 2] {
+        let request = request();
+        let split = Split::new(&request, &topology.map, 0).unwrap();
+        let (route, nobody) = Router::new(topology, &split, choice, now).first();
+        assert_eq!(route.tickets.len(), route.nodes.len());
+        let nobody: Vec<_> = nobody.iter().map(|(_, slot)| *slot).collect();
+        [0, 1].map(|slot| match route.nodes.get(route.node_of[0][slot as usize] as usize) {
+            Some(node) => topology.id(*node).to_string(),
+            None => {
+                assert!(nobody.contains(&slot));
+                "-".to_owned()
+            }
+        })
+    }
+
+    fn preferring(group: &str) -> Choice<'_> {
+        Choice { preferred: Some(group), ..CHOICE }
     }
 
     #[test]
     fn one_group_answers_all_of_a_request() {
-        let whole = map(&[]);
-        assert_eq!(routed(&whole, None, 0, &[]), ["a-0", "a-1"]);
-        assert_eq!(routed(&whole, None, 1, &[]), ["b-0", "b-1"], "by turns");
-        assert_eq!(routed(&whole, None, 3, &[]), ["a-0", "a-1"]);
-        assert_eq!(routed(&whole, Some("c"), 1, &[]), ["c-0", "c-1"], "the preferred group first");
-        assert_eq!(routed(&whole, Some("nowhere"), 1, &[]), ["b-0", "b-1"]);
-        assert_eq!(routed(&map(&["c-1"]), Some("c"), 1, &[]), ["b-0", "b-1"], "unless a node of it is down");
-        assert_eq!(routed(&whole, Some("c"), 1, &["c-0"]), ["b-0", "b-1"], "or failed a moment ago");
+        let (whole, now) = (topology(&[]), Instant::now());
+        let chosen: std::collections::BTreeSet<_> =
+            (0..6).map(|random| routed(&whole, Choice { random, ..CHOICE }, now)).collect();
+        assert_eq!(chosen.len(), 3, "chance spreads over the groups: {chosen:?}");
+        assert!(chosen.iter().all(|[first, second]| first[..2] == second[..2]), "{chosen:?}");
+        assert_eq!(routed(&whole, preferring("c"), now), ["c-0", "c-1"], "the preferred group first");
+        routed(&whole, preferring("nowhere"), now);
+        let [first, _] = routed(&topology(&["c-1"]), preferring("c"), now);
+        assert_ne!(first, "c-0", "unless a node of it is down");
+        end(&whole, "c-0", Ending::Failed, now, Duration::ZERO);
+        let [_, second] = routed(&whole, preferring("c"), now);
+        assert_ne!(second, "c-1", "or sick");
     }
 
     #[test]
     fn no_whole_group_left_goes_partition_by_partition() {
-        let broken = map(&["a-0", "b-1", "c-0"]);
-        assert_eq!(routed(&broken, None, 0, &[]), ["b-0", "a-1"]);
-        assert_eq!(routed(&broken, None, 0, &["b-0"]), ["b-0", "a-1"], "failed lately, but not down");
-        let dead = map(&["a-0", "a-1", "b-0", "b-1", "c-0", "c-1"]);
-        assert_eq!(routed(&dead, Some("b"), 0, &[]), ["b-0", "b-1"], "down by the map is asked all the same");
+        let now = Instant::now();
+        let broken = topology(&["a-0", "b-1", "c-0"]);
+        assert_eq!(routed(&broken, preferring("a"), now), ["b-0", "a-1"]);
+        end(&broken, "b-0", Ending::Failed, now, Duration::ZERO);
+        assert_eq!(routed(&broken, preferring("a"), now), ["b-0", "a-1"], "sick, but nobody else is up");
+        let dead = topology(&["a-0", "a-1", "b-0", "b-1", "c-0", "c-1"]);
+        assert_eq!(
+            routed(&dead, preferring("b"), now),
+            ["b-0", "b-1"],
+            "down by the map is asked all the same"
+        );
+        for node in ["a-0", "b-0", "c-0"] {
+            end(&broken, node, Ending::Failed, now, Duration::ZERO);
+        }
+        let skip = Choice { skip_sick: true, ..preferring("a") };
+        assert_eq!(routed(&broken, skip, now)[1], "a-1");
+        let sick = topology(&[]);
+        for node in ["a-0", "b-0", "c-0"] {
+            end(&sick, node, Ending::Failed, now, Duration::ZERO);
+        }
+        assert_eq!(
+            routed(&sick, skip, now),
+            ["-", "a-1"],
+            "nobody is waited for who has failed over and over"
+        );
+    }
+
+    #[test]
+    fn a_sick_group_comes_back_through_one_probe() {
+        let (topology, now) = (topology(&[]), Instant::now());
+        end(&topology, "a-0", Ending::Failed, now, Duration::ZERO);
+        let later = now + Duration::from_secs(60);
+        let (request, choice) = (request(), preferring("a"));
+        let split = Split::new(&request, &topology.map, 0).unwrap();
+        let (probing, _) = Router::new(&topology, &split, choice, later).first();
+        assert_eq!(topology.id(probing.nodes[0]).0.as_str(), "a-0");
+        assert_ne!(routed(&topology, choice, later)[0], "a-0", "one probe at a time");
+        for ticket in probing.tickets {
+            ticket.end(Ending::Answered, later, 0.5);
+        }
+        assert_eq!(routed(&topology, choice, later), ["a-0", "a-1"]);
+    }
+
+    #[test]
+    fn the_faster_and_the_less_loaded_group_is_chosen() {
+        let (topology, now) = (topology(&["c-0"]), Instant::now());
+        let ms = Duration::from_millis(1);
+        end(&topology, "a-0", Ending::Answered, now, ms);
+        end(&topology, "a-1", Ending::Answered, now, 9 * ms);
+        end(&topology, "b-0", Ending::Answered, now, 3 * ms);
+        end(&topology, "b-1", Ending::Answered, now, 3 * ms);
+        let later = now + 9 * ms;
+        for random in 0..20 {
+            let chosen = routed(&topology, Choice { random, ..CHOICE }, later);
+            assert_eq!(chosen, ["b-0", "b-1"], "a is as slow as its slowest node");
+        }
+        let _in_flight: Vec<_> = (0..9).map(|_| peer(&topology, "b-1").insist(later)).collect();
+        for random in 0..20 {
+            assert_eq!(routed(&topology, Choice { random, ..CHOICE }, later), ["a-0", "a-1"]);
+        }
+    }
+
+    #[test]
+    fn the_preferred_group_spills_over_when_it_is_much_worse() {
+        let (topology, now) = (topology(&["c-0"]), Instant::now());
+        let ms = Duration::from_millis(1);
+        for node in ["b-0", "b-1"] {
+            end(&topology, node, Ending::Answered, now, ms);
+        }
+        end(&topology, "a-0", Ending::Answered, now, 3 * ms);
+        assert_eq!(routed(&topology, preferring("a"), now + 3 * ms), ["a-0", "a-1"], "a little slower");
+        end(&topology, "a-1", Ending::Answered, now, 60 * ms);
+        assert_eq!(routed(&topology, preferring("a"), now + 60 * ms), ["b-0", "b-1"], "much slower");
+        let calm = now + Duration::from_secs(20);
+        assert_eq!(routed(&topology, preferring("a"), calm), ["a-0", "a-1"], "and back");
+        let _waiting: Vec<_> = (0..200).map(|_| peer(&topology, "a-0").insist(calm)).collect();
+        assert_eq!(routed(&topology, preferring("a"), calm), ["b-0", "b-1"], "much more loaded");
+        let patient = Choice { spill_factor: f64::INFINITY, ..preferring("a") };
+        assert_eq!(routed(&topology, patient, calm), ["a-0", "a-1"]);
+    }
+
+    #[test]
+    fn a_hedge_goes_to_another_whole_group() {
+        let (topology, now) = (topology(&["b-1"]), Instant::now());
+        let request = request();
+        let split = Split::new(&request, &topology.map, 0).unwrap();
+        let mut router = Router::new(&topology, &split, preferring("a"), now);
+        let (first, _) = router.first();
+        let pieces = [(0, 0), (0, 1)];
+        let mut tried = Tried::default();
+        tried.add(&split, &pieces[..1], first.nodes[0]);
+        tried.add(&split, &pieces[1..], first.nodes[1]);
+        let names =
+            |route: &Route<'_>| route.nodes.iter().map(|n| topology.id(*n).to_string()).collect::<Vec<_>>();
+        let hedge = router.hedge(&pieces, &tried).unwrap();
+        assert_eq!(names(&hedge), ["c-0", "c-1"], "b is not whole");
+        end(&topology, "c-1", Ending::Failed, now, Duration::ZERO);
+        router.refresh(now);
+        assert!(router.hedge(&pieces, &tried).is_none());
+        let (route, nobody) = router.elsewhere(&pieces, &tried);
+        assert_eq!((names(&route), nobody.len()), (vec!["b-0".to_owned(), "c-1".to_owned()], 0));
     }
 }

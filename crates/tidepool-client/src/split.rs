@@ -25,6 +25,8 @@ pub(crate) struct Split<'a> {
 pub(crate) struct TableSplit<'a> {
     /// The table and where its partitions are.
     pub(crate) layout: &'a TableLayout,
+    /// The place of `layout` in its map.
+    pub(crate) at: usize,
     /// Each id once, in the order of first use. Of a composite table: the numbers of its rows.
     pub(crate) ids: Vec<u64>,
     /// Per unique id: which of `partitions` it lives in.
@@ -91,11 +93,15 @@ impl<'a> Split<'a> {
             let table = match table {
                 Some(table) => table,
                 None => {
-                    let layout = map.layout(&feature.table_version).ok_or_else(|| {
-                        ClientError::UnknownTable { table: feature.table_version.clone(), epoch: map.epoch }
+                    let mut layouts = map.layouts.iter();
+                    let at = layouts.position(|l| l.schema.table_version == feature.table_version);
+                    let at = at.ok_or_else(|| ClientError::UnknownTable {
+                        table: feature.table_version.clone(),
+                        epoch: map.epoch,
                     })?;
                     tables.push(TableSplit {
-                        layout,
+                        layout: &map.layouts[at],
+                        at,
                         ids: Vec::new(),
                         slot_of: Vec::new(),
                         partitions: Vec::new(),

@@ -5,6 +5,7 @@
 //! ones are calls of their own, so that nothing small waits behind their bytes.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,7 +15,8 @@ use tidepool_proto::{
     code_of, epoch_of,
     v1::{self, embedding_client::EmbeddingClient},
 };
-use tonic::{Status, transport::Channel};
+use tidepool_types::ErrorCode;
+use tonic::{Status, body::Body, client::GrpcService, codegen::http, transport::Channel};
 
 use crate::{
     error::NodeFailure,
@@ -40,6 +42,31 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(channel: Channel) -> Self {
         Self { channel, stream: Arc::default() }
+    }
+
+    /// Makes the connection, within `timeout`. It asks for the peer's health and takes any answer, also that
+    /// nothing is known of such a service: a connection is then there.
+    ///
+    /// # Errors
+    /// [`NodeFailure`]: there is no connection.
+    pub(crate) async fn connect(&self, timeout: Duration) -> Result<(), NodeFailure> {
+        let mut channel = self.channel.clone();
+        let unreachable =
+            |message: String| NodeFailure::Status { code: ErrorCode::Unavailable, message, epoch: None };
+        let ask = async {
+            poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await?;
+            let mut request = http::Request::new(Body::empty());
+            *request.method_mut() = http::Method::POST;
+            *request.uri_mut() = http::Uri::from_static("/grpc.health.v1.Health/Check");
+            let grpc = http::HeaderValue::from_static("application/grpc");
+            request.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+            GrpcService::call(&mut channel, request).await
+        };
+        match tokio::time::timeout(timeout, ask).await {
+            Err(_) => Err(NodeFailure::TimedOut(timeout)),
+            Ok(Err(error)) => Err(unreachable(error.to_string())),
+            Ok(Ok(_)) => Ok(()),
+        }
     }
 
     /// Sends `message` and waits for its answer, of about `answer_bytes`, for at most `timeout`. Dropping the

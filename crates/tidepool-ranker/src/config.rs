@@ -10,7 +10,10 @@ use tidepool_runtime::{
 };
 use tidepool_types::{Name, ports};
 
-use crate::request::Limits;
+use crate::{
+    asking::{Asking, RawBreaker, RawHedge, RawRetry},
+    request::Limits,
+};
 
 /// The document, key by key. A required key has an empty default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,10 @@ pub struct RawConfig {
     pub data_dir: String,
     /// The replica group that is asked first; empty: by turns.
     pub preferred_group: String,
+    /// How much worse than another the preferred group may be, as a factor.
+    pub spill_factor: f64,
+    /// What becomes of ids that nobody answers for: `fail` or `default`.
+    pub on_unavailable: String,
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
     /// Threads of the CPU pool; 0: one per core.
@@ -56,6 +63,12 @@ pub struct RawConfig {
     pub load_retry_ms: u64,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout_ms: u64,
+    /// When a late call is asked of another replica group as well.
+    pub hedge: RawHedge,
+    /// How often failed calls are asked again.
+    pub retry: RawRetry,
+    /// When a node is left alone for a while.
+    pub breaker: RawBreaker,
     /// Log lines.
     pub log: LogOptions,
 }
@@ -72,6 +85,8 @@ impl Default for RawConfig {
             store: "data/store".into(),
             data_dir: "data/ranker".into(),
             preferred_group: String::new(),
+            spill_factor: 4.0,
+            on_unavailable: "fail".into(),
             exact: false,
             pool_threads: 0,
             pool_queue_len: 256,
@@ -83,6 +98,9 @@ impl Default for RawConfig {
             connect_timeout_ms: 500,
             load_retry_ms: 5_000,
             drain_timeout_ms: 10_000,
+            hedge: RawHedge::default(),
+            retry: RawRetry::default(),
+            breaker: RawBreaker::default(),
             log: LogOptions::default(),
         }
     }
@@ -109,6 +127,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The replica group that is asked first.
     pub preferred_group: Option<Name>,
+    /// How the cluster is asked.
+    pub asking: Asking,
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
     /// Threads of the CPU pool.
@@ -159,6 +179,13 @@ impl TryFrom<RawConfig> for Config {
         let preferred_group = (!raw.preferred_group.is_empty())
             .then(|| problems.parse("preferred_group", &raw.preferred_group))
             .flatten();
+        let asking = Asking::check(
+            &mut problems,
+            (&raw.on_unavailable, raw.spill_factor),
+            &raw.hedge,
+            &raw.retry,
+            &raw.breaker,
+        );
         problems.check(raw.pool_threads <= 4096, "pool_threads: at most 4096");
         problems.check((1..=1_000_000).contains(&raw.pool_queue_len), "pool_queue_len: from 1 to 1000000");
         problems.check(raw.max_candidates > 0, "max_candidates: at least 1");
@@ -192,6 +219,7 @@ impl TryFrom<RawConfig> for Config {
                 store: raw.store.into(),
                 data_dir: raw.data_dir.into(),
                 preferred_group,
+                asking: asking?,
                 exact: raw.exact,
                 pool_threads,
                 pool_queue_len: raw.pool_queue_len as usize,
@@ -240,6 +268,9 @@ mod tests {
             http_address: "0.0.0.0:7421".into(),
             controllers: vec!["nowhere".into()],
             data_dir: String::new(),
+            on_unavailable: "guess".into(),
+            hedge: RawHedge { min_delay_ms: 200, budget_percent: 101.0, ..RawHedge::default() },
+            breaker: RawBreaker { failures: 0, ..RawBreaker::default() },
             pool_queue_len: 0,
             default_deadline_ms: 60_000,
             load_retry_ms: 0,
@@ -255,6 +286,10 @@ mod tests {
                 "advertise_http_address",
                 "controllers",
                 "data_dir",
+                "on_unavailable",
+                "hedge.budget_percent",
+                "hedge.min_delay_ms",
+                "breaker.failures",
                 "pool_queue_len",
                 "load_retry_ms",
                 "default_deadline_ms"

@@ -275,6 +275,8 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
         "results": results.collect::<Vec<_>>(),
         "missing_ids": response.missing_ids,
         "defaulted_bags": response.defaulted_bags,
+        "unavailable_ids": response.unavailable_ids,
+        "partial": response.partial,
         "rows_looked_up": response.rows_looked_up,
         "nodes_touched": response.nodes_touched,
         "lookup_us": response.lookup_us,

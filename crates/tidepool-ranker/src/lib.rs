@@ -7,6 +7,7 @@
 //!
 //! Read first: [`Config`], [`start`], `rank::Ranker`.
 
+mod asking;
 mod config;
 mod error;
 mod http;
@@ -26,6 +27,7 @@ mod topk;
 mod trace;
 mod wire;
 
+pub use asking::{Asking, RawBreaker, RawHedge, RawRetry};
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};
 pub use rank::RankAnswer;

@@ -27,6 +27,10 @@ pub(crate) struct Metrics {
     missing: IntCounter,
     /// Bags that became a default row.
     defaulted: IntCounter,
+    /// Ids whose partition nobody answered for.
+    unavailable: IntCounter,
+    /// Answers that were made without some ids.
+    partial: IntCounter,
     /// Releases in the cluster map, by state: `loading`, `ready`, `failed`.
     releases: IntGaugeVec,
     /// Epoch of the cluster map in use.
@@ -57,6 +61,14 @@ impl Metrics {
                 "tidepool_ranker_defaulted_bags_total",
                 "Bags that became a default row",
             )?,
+            unavailable: IntCounter::new(
+                "tidepool_ranker_unavailable_ids_total",
+                "Ids whose partition nobody answered for",
+            )?,
+            partial: IntCounter::new(
+                "tidepool_ranker_partial_answers_total",
+                "Answers that were made without some ids",
+            )?,
             releases: IntGaugeVec::new(
                 Opts::new("tidepool_ranker_releases", "Releases in the cluster map, by state here"),
                 &["state"],
@@ -70,6 +82,8 @@ impl Metrics {
         registry.register(Box::new(metrics.candidates.clone()))?;
         registry.register(Box::new(metrics.missing.clone()))?;
         registry.register(Box::new(metrics.defaulted.clone()))?;
+        registry.register(Box::new(metrics.unavailable.clone()))?;
+        registry.register(Box::new(metrics.partial.clone()))?;
         registry.register(Box::new(metrics.releases.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         // Every outcome is there from the start, at 0, so that a rate is never missing its first sample.
@@ -88,6 +102,8 @@ impl Metrics {
         self.candidates.observe(f64::from(answer.candidates));
         self.missing.inc_by(answer.missing_ids.into());
         self.defaulted.inc_by(answer.defaulted_bags.into());
+        self.unavailable.inc_by(answer.unavailable_ids.into());
+        self.partial.inc_by(u64::from(answer.unavailable_ids > 0));
     }
 
     pub(crate) fn refused(&self, code: ErrorCode, took: Duration) {

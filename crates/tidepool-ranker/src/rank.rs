@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_client::{Client, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest};
+use tidepool_client::{Client, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, OnUnavailable};
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
 use tokio::time;
@@ -37,6 +37,8 @@ pub struct RankAnswer {
     pub missing_ids: u32,
     /// Bags that became a default row.
     pub defaulted_bags: u32,
+    /// Ids whose partition nobody answered for: the scores are made from the others.
+    pub unavailable_ids: u32,
     /// Rows asked of the tables, after deduplication.
     pub rows_looked_up: u32,
     /// Nodes that were asked.
@@ -46,6 +48,9 @@ pub struct RankAnswer {
     /// Time of the dense part: expansion, model, top-k; not the wait for a thread.
     pub dense_time: Duration,
 }
+
+/// With defaults for what is unavailable, a lookup leaves one part in so many of the time to the model.
+const DENSE_SHARE: u32 = 4;
 
 /// Answers rankings.
 #[derive(Debug)]
@@ -68,6 +73,7 @@ struct Looked {
     nodes: u32,
     missing: u32,
     defaulted: u32,
+    unavailable: u32,
 }
 
 impl Ranker {
@@ -90,6 +96,7 @@ impl Ranker {
             ranked: Vec::new(),
             missing_ids: 0,
             defaulted_bags: 0,
+            unavailable_ids: 0,
             rows_looked_up: 0,
             nodes_touched: 0,
             lookup_time: Duration::ZERO,
@@ -99,7 +106,7 @@ impl Ranker {
             return Ok(answer);
         }
         let begun = Instant::now();
-        let options = LookupOptions { exact: self.exact, tenant, ..LookupOptions::default() };
+        let options = LookupOptions { exact: self.exact, tenant, ..self.client.default_options() };
         let asked = self.look_up(&release, rows, (request_id, options), epoch, deadline, budget);
         let (looked, numbers) = asked.await?;
         answer.lookup_time = begun.elapsed();
@@ -108,6 +115,7 @@ impl Ranker {
         answer.nodes_touched = looked.nodes;
         answer.missing_ids = looked.missing;
         answer.defaulted_bags = looked.defaulted;
+        answer.unavailable_ids = looked.unavailable;
 
         let vectors = looked.vectors;
         let run = self.pool.run(move || {
@@ -166,9 +174,13 @@ impl Ranker {
             let vectors = pooled.iter().map(|_| None).collect();
             return Ok((Looked { vectors, epoch, ..Looked::default() }, numbers));
         }
-        let timeout = deadline.saturating_duration_since(Instant::now());
+        let mut timeout = deadline.saturating_duration_since(Instant::now());
         if timeout.is_zero() {
             return Err(RankError::DeadlineExceeded(budget));
+        }
+        if options.on_unavailable == OnUnavailable::Default {
+            // What has come by then is scored, which takes its time too.
+            timeout -= timeout / DENSE_SHARE;
         }
         let request = LookupRequest { request_id, features };
         let options = LookupOptions { timeout, ..options };
@@ -182,6 +194,7 @@ impl Ranker {
             nodes: outcome.nodes_touched,
             missing: sum(|f| f.missing_ids),
             defaulted: sum(|f| f.defaulted_bags),
+            unavailable: sum(|f| f.unavailable_ids),
             vectors: Vec::new(),
         };
         let mut brought = outcome.features.into_iter();

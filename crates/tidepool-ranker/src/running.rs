@@ -68,15 +68,6 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         // A controller will bring another; without one there is nothing to serve, and /readyz says so.
         Err(error) => warn!(%error, path = %map_file.display(), "the saved cluster map cannot be used"),
     }
-    let client_config = ClientConfig {
-        preferred_group: config.preferred_group.clone(),
-        connect_timeout: config.connect_timeout,
-        default_timeout: config.default_deadline,
-        exact: config.exact,
-        tenant: config.ranker.to_string(),
-        registry: Some(registry.clone()),
-        ..ClientConfig::default()
-    };
     let report = RankerReport {
         ranker: config.ranker.to_string(),
         grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
@@ -90,7 +81,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),
-            client: Client::with_map(client_config, maps.subscribe()),
+            client: Client::with_map(client_config(&config, &registry), maps.subscribe()),
             pool: pool.clone(),
             limits: config.limits,
             exact: config.exact,
@@ -158,4 +149,22 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let drain_timeout = config.drain_timeout;
     let role = Role { word: "ranker", registry, health, status: Arc::new(status), shutdown, drain_timeout };
     Ok(role.serve((grpc_address, serve), (admin, routes), token, std::future::ready(())))
+}
+
+/// How the ranker's client asks the cluster.
+fn client_config(config: &Config, registry: &Registry) -> ClientConfig {
+    ClientConfig {
+        preferred_group: config.preferred_group.clone(),
+        connect_timeout: config.connect_timeout,
+        default_timeout: config.default_deadline,
+        exact: config.exact,
+        spill_factor: config.asking.spill_factor,
+        on_unavailable: config.asking.on_unavailable,
+        hedge: config.asking.hedge,
+        retry: config.asking.retry,
+        breaker: config.asking.breaker,
+        tenant: config.ranker.to_string(),
+        registry: Some(registry.clone()),
+        ..ClientConfig::default()
+    }
 }

@@ -74,6 +74,8 @@ impl From<RankAnswer> for v1::RankResponse {
             scores: pack(&scores),
             missing_ids: from.missing_ids,
             defaulted_bags: from.defaulted_bags,
+            unavailable_ids: from.unavailable_ids,
+            partial: from.unavailable_ids > 0,
             rows_looked_up: from.rows_looked_up,
             nodes_touched: from.nodes_touched,
             lookup_us: micros(from.lookup_time),

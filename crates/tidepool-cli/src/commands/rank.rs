@@ -75,6 +75,9 @@ fn show(answer: &Value, output: Output) {
         answer["lookup_us"],
         answer["dense_us"],
     ));
+    if answer["partial"].as_bool() == Some(true) {
+        output.line(format!("made without {} ids that no node answered for", answer["unavailable_ids"]));
+    }
     let results = list("results");
     for (rank, result) in (1..).zip(results.iter().take(SHOWN)) {
         let score = result["score"].as_f64().unwrap_or(f64::NAN);

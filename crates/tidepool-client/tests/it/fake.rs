@@ -4,11 +4,14 @@
 use std::{
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use tidepool_client::{FeatureLookup, LookupRequest};
+use tidepool_client::{FeatureLookup, LookupOutcome, LookupRequest};
 use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
 use tidepool_proto::{
     answer_stream, pack,
@@ -87,6 +90,8 @@ pub(crate) struct FakeNode {
     pub(crate) address: SocketAddr,
     behaviour: Arc<Mutex<Arc<Behaviour>>>,
     calls: Arc<Mutex<Vec<v1::LookupRequest>>>,
+    cancelled: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
 
@@ -94,6 +99,16 @@ pub(crate) struct FakeNode {
 struct NodeService {
     behaviour: Arc<Mutex<Arc<Behaviour>>>,
     calls: Arc<Mutex<Vec<v1::LookupRequest>>>,
+    cancelled: Arc<AtomicUsize>,
+}
+
+/// Counts when it is dropped.
+struct OnDrop(Arc<AtomicUsize>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl NodeService {
@@ -102,7 +117,10 @@ impl NodeService {
         self.calls.lock().unwrap().push(request.clone());
         match behaviour(&request) {
             Some(answer) => answer,
-            None => std::future::pending().await,
+            None => {
+                let _cancelled = OnDrop(self.cancelled.clone());
+                std::future::pending().await
+            }
         }
     }
 }
@@ -160,13 +178,31 @@ impl FakeNode {
     pub(crate) fn start_at(address: &str) -> Self {
         let runtime = runtime();
         let (address, incoming) = listen(&runtime, address);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        let incoming = incoming.map(move |connection| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            connection
+        });
         let behaviour: Arc<Behaviour> = Arc::new(|request| Some(Ok(honest(request))));
         let behaviour = Arc::new(Mutex::new(behaviour));
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let service = NodeService { behaviour: behaviour.clone(), calls: calls.clone() };
+        let cancelled = Arc::new(AtomicUsize::new(0));
+        let service =
+            NodeService { behaviour: behaviour.clone(), calls: calls.clone(), cancelled: cancelled.clone() };
         let server = tonic::transport::Server::builder().add_service(EmbeddingServer::new(service));
         runtime.spawn(server.serve_with_incoming(incoming));
-        Self { address, behaviour, calls, runtime: Some(runtime) }
+        Self { address, behaviour, calls, cancelled, connections, runtime: Some(runtime) }
+    }
+
+    /// Calls that were given up by the caller while they hung.
+    pub(crate) fn cancelled(&self) -> usize {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Connections that were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     pub(crate) fn behave(
@@ -308,6 +344,28 @@ impl Drop for FakeController {
     }
 }
 
+/// Groups a and b of two nodes each.
+pub(crate) struct Cluster {
+    pub(crate) a: [FakeNode; 2],
+    pub(crate) b: [FakeNode; 2],
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Self {
+        let two = || [FakeNode::start(), FakeNode::start()];
+        Self { a: two(), b: two() }
+    }
+
+    pub(crate) fn map(&self, epoch: u64) -> ClusterMap {
+        let addresses = |group: &[FakeNode; 2]| -> [SocketAddr; 2] { [group[0].address, group[1].address] };
+        map(epoch, &[("a", &addresses(&self.a)), ("b", &addresses(&self.b))])
+    }
+
+    pub(crate) fn calls(&self) -> [usize; 4] {
+        [&self.a[0], &self.a[1], &self.b[0], &self.b[1]].map(|node| node.calls().len())
+    }
+}
+
 /// A map of the film table: `groups` as group name and the addresses of its nodes; partition p of a group
 /// of n nodes is on node p mod n, whose name is `GROUP-N`.
 pub(crate) fn map(epoch: u64, groups: &[(&str, &[SocketAddr])]) -> ClusterMap {
@@ -354,4 +412,24 @@ pub(crate) fn request() -> (LookupRequest, [Vec<f32>; 2]) {
     let rows = FeatureLookup { pooling: Pooling::None, ids: vec![7, 9000, 3], lengths: None, ..bag.clone() };
     let request = LookupRequest { request_id: "request-1".into(), features: vec![bag, rows] };
     (request, [vec![14.0, 5.0, -1.0, 0.5, -1.0, 0.5], vec![7.0, 1.0, -1.0, 0.5, 3.0, 1.0]])
+}
+
+pub(crate) fn assert_right(outcome: &LookupOutcome) {
+    let (_, [sums, rows]) = request();
+    assert_eq!(outcome.features[0].values, sums);
+    assert_eq!(outcome.features[1].values, rows);
+    assert_eq!(outcome.features[0].found, [5, 0, 0]);
+    assert_eq!((outcome.features[0].missing_ids, outcome.features[0].defaulted_bags), (2, 2));
+    assert_eq!((outcome.features[1].missing_ids, outcome.features[1].defaulted_bags), (1, 1));
+    assert!(!outcome.partial(), "{outcome:?}");
+}
+
+/// Waits until `ok`, for as long as a slow machine may take.
+pub(crate) async fn wait_until(what: &str, ok: impl Fn() -> bool) {
+    let waiting = async {
+        while !ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), waiting).await.is_ok(), "{what}");
 }

@@ -1,66 +1,40 @@
 //! Lookups against nodes that serve, die, refuse, hang and lie.
 
-use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use prometheus::Registry;
 use tidepool_client::{
-    BadAnswer, Client, ClientConfig, ClientError, LookupOptions, LookupOutcome, NodeFailure, WireForm,
+    BadAnswer, BreakerConfig, Client, ClientConfig, ClientError, HedgeConfig, LookupOptions, LookupOutcome,
+    NodeFailure, WireForm,
 };
 use tidepool_cluster::ClusterMap;
 use tidepool_proto::{pack, status_of, v1};
 use tidepool_types::{Epoch, ErrorCode, PartitionIndex};
 use tokio::sync::watch;
 
-use crate::fake::{FakeNode, map, name, request, version};
+use crate::fake::{Cluster, FakeNode, assert_right, map, name, request, version};
 
 const PLENTY: Duration = Duration::from_secs(20);
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn client(map: ClusterMap) -> (Client, watch::Sender<Arc<ClusterMap>>) {
     let (sender, maps) = watch::channel(Arc::new(map));
     let config = ClientConfig {
         preferred_group: Some(name("a")),
         tenant: "ads".into(),
-        // Long, so that a test that counts calls does not depend on the machine's speed.
-        failure_penalty: Duration::from_secs(3600),
+        // A test that counts calls must not depend on the machine's speed: a node that fails is sick for
+        // long, no group is too slow, no call is late.
+        breaker: BreakerConfig { failures: 1, backoff: HOUR, max_backoff: HOUR, ..Default::default() },
+        spill_factor: f64::INFINITY,
+        hedge: HedgeConfig { budget: 0.0, ..Default::default() },
         ..Default::default()
     };
     (Client::with_map(config, maps), sender)
 }
 
-/// Groups a and b of two nodes each.
-struct Cluster {
-    a: [FakeNode; 2],
-    b: [FakeNode; 2],
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let two = || [FakeNode::start(), FakeNode::start()];
-        Self { a: two(), b: two() }
-    }
-
-    fn map(&self, epoch: u64) -> ClusterMap {
-        let addresses = |group: &[FakeNode; 2]| -> [SocketAddr; 2] { [group[0].address, group[1].address] };
-        map(epoch, &[("a", &addresses(&self.a)), ("b", &addresses(&self.b))])
-    }
-
-    fn calls(&self) -> [usize; 4] {
-        [&self.a[0], &self.a[1], &self.b[0], &self.b[1]].map(|node| node.calls().len())
-    }
-}
-
 async fn look_up(client: &Client, timeout: Duration) -> Result<LookupOutcome, ClientError> {
     let options = LookupOptions { timeout, ..Default::default() };
     client.lookup(&request().0, &options).await
-}
-
-fn assert_right(outcome: &LookupOutcome) {
-    let (_, [sums, rows]) = request();
-    assert_eq!(outcome.features[0].values, sums);
-    assert_eq!(outcome.features[1].values, rows);
-    assert_eq!(outcome.features[0].found, [5, 0, 0]);
-    assert_eq!((outcome.features[0].missing_ids, outcome.features[0].defaulted_bags), (2, 2));
-    assert_eq!((outcome.features[1].missing_ids, outcome.features[1].defaulted_bags), (1, 1));
 }
 
 fn bad_answer(error: &ClientError) -> &BadAnswer {
@@ -78,7 +52,7 @@ async fn one_call_per_node_of_one_group() {
         ClientConfig { tenant: "ads".into(), registry: Some(registry.clone()), ..Default::default() };
     let client = Client::with_map(config, maps);
     for (wire_form, exact) in [(None, false), (Some(WireForm::Pool), false), (None, true)] {
-        let options = LookupOptions { timeout: PLENTY, exact, wire_form, tenant: None };
+        let options = LookupOptions { timeout: PLENTY, exact, wire_form, ..Default::default() };
         let outcome = client.lookup(&request().0, &options).await.unwrap();
         assert_right(&outcome);
         assert_eq!((outcome.nodes_touched, outcome.fallbacks, outcome.epoch), (2, 0, Epoch(5)));
@@ -87,8 +61,9 @@ async fn one_call_per_node_of_one_group() {
         // Eight unique ids; id 3 is in both features, so it is sent twice when one of them is pooled.
         assert_eq!(outcome.rows_requested, 8 + u64::from(pooled), "{outcome:?}");
     }
-    assert_eq!(cluster.calls(), [2, 2, 1, 1], "groups by turns");
-    let seen = cluster.a[0].calls().remove(0);
+    let [a0, a1, b0, b1] = cluster.calls();
+    assert_eq!((a0, b0, a0 + b0), (a1, b1, 3), "a whole group each time");
+    let seen = [&cluster.a[0], &cluster.b[0]].iter().flat_map(|node| node.calls()).next().unwrap();
     assert_eq!((seen.request_id.as_str(), seen.tenant.as_str()), ("request-1", "ads"));
     assert!(seen.deadline_us > 0 && seen.deadline_us <= PLENTY.as_micros() as u64, "{}", seen.deadline_us);
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();

@@ -5,4 +5,5 @@
 mod fake;
 mod lookups;
 mod maps;
+mod resilience;
 mod streams;

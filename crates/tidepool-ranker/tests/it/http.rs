@@ -97,6 +97,7 @@ async fn the_admin_pages_show_the_releases() {
         "tidepool_ranker_dense_seconds_count 1",
         "tidepool_ranker_request_candidates_sum 3",
         "tidepool_ranker_defaulted_bags_total 1",
+        "tidepool_ranker_unavailable_ids_total 0",
         "tidepool_ranker_cpu_pool_threads 2",
         "tidepool_client_lookups_total{code=\"ok\"} 1",
     ] {

@@ -15,6 +15,7 @@ use tidepool_proto::{
     pack::{pack, unpack},
     v1,
 };
+use tidepool_ranker::RawConfig;
 use tidepool_types::TableVersion;
 
 /// The contract of model `films`: `score = 2 user[0] + 3 item[0] + 5 genres[0] + 100 genres[1] + 7 age`.
@@ -75,13 +76,18 @@ impl Site {
     }
 
     async fn with_node(node: FakeNode) -> Self {
+        Self::with(node, |_| {}).await
+    }
+
+    async fn with(node: FakeNode, change: impl FnOnce(&mut RawConfig)) -> Self {
         let store = Store::new();
         store.release("films", "r1", &tables("v1"), FILMS, &films_onnx());
         store.release("films", "r2", &tables("v2"), FILMS, &films_onnx());
         store.release("prices", "p1", &[], PRICES, &onnx::log_of_price());
         let controller = FakeController::start(map(1, node.address, releases())).await;
         let data = tempfile::tempdir().unwrap();
-        let raw = raw_config(&store, controller.address, data.path().join("ranker"));
+        let mut raw = raw_config(&store, controller.address, data.path().join("ranker"));
+        change(&mut raw);
         let ranker = TestRanker::start(raw).await;
         Self { store, node, controller, ranker, data }
     }

@@ -106,3 +106,27 @@ async fn the_deadline_ends_a_request_whose_node_is_silent() {
     assert_eq!(code_of(&status), ErrorCode::DeadlineExceeded, "{status:?}");
     assert!(begun.elapsed() < Duration::from_secs(15), "the default budget is 20 s");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_nodes_a_ranking_fails_or_says_what_is_lacking() {
+    for on_unavailable in ["fail", "default"] {
+        let mut node = FakeNode::start(true).await;
+        // Where nobody listens.
+        node.address = "127.0.0.1:1".parse().unwrap();
+        let mut site = Site::with(node, |raw| raw.on_unavailable = on_unavailable.into()).await;
+        let request = films_request();
+        let asked = request.user.iter().chain(&request.candidate).map(|f| f.ids.len() / 8).sum::<usize>();
+        let result = site.ranker.rank(request).await;
+        if on_unavailable == "fail" {
+            assert_eq!(code_of(&result.unwrap_err()), ErrorCode::Unavailable);
+            continue;
+        }
+        let answer = result.unwrap();
+        assert!(answer.partial, "{answer:?}");
+        assert_eq!((answer.unavailable_ids as usize, answer.missing_ids), (asked, 0));
+        assert_eq!(ranked(&answer).len(), 3, "some score is better than none");
+        let (_, metrics) = site.ranker.http("GET", "/metrics", "").await;
+        assert!(metrics.contains("tidepool_ranker_partial_answers_total 1"), "{metrics}");
+        assert!(metrics.contains(&format!("tidepool_ranker_unavailable_ids_total {asked}")), "{metrics}");
+    }
+}

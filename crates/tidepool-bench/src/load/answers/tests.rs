@@ -57,6 +57,8 @@ fn answer(request: &LookupRequest) -> LookupOutcome {
         values,
         found: lengths,
         missing_ids: 0,
+        unavailable_ids: 0,
+        unavailable: Vec::new(),
         defaulted_bags: 0,
     };
     LookupOutcome { features: vec![vectors], ..LookupOutcome::default() }
