@@ -8,3 +8,4 @@ mod fixture;
 mod lifecycle;
 mod metrics;
 mod same_answers;
+mod traces;

@@ -3,11 +3,11 @@
 use std::io;
 
 use thiserror::Error;
-use tidepool_client::ClientError;
+use tidepool_client::{ClientError, trace::TraceError};
 use tidepool_kernels::{Isa, QuantizeError};
 use tidepool_store::StoreError;
 use tidepool_table::{BuildError, Damage, NotHeld, OpenError, ResidencyError};
-use tidepool_types::{DimError, NameError};
+use tidepool_types::{DimError, NameError, TableVersion};
 
 /// Why a bench ended early.
 #[derive(Debug, Error)]
@@ -72,6 +72,12 @@ pub enum BenchError {
     /// The controller refused, or what was waited for did not come.
     #[error("controller: {0}")]
     Control(String),
+    /// A trace asks for what the cluster does not have.
+    #[error("{0} is not served: serve it, or name a version that is, with --as-version TABLE@VERSION")]
+    NotServed(TableVersion),
+    /// A trace that cannot be read.
+    #[error("reading the trace")]
+    Trace(#[from] TraceError),
     /// The lookup client.
     #[error("looking up in the cluster")]
     Client(#[from] ClientError),

@@ -57,7 +57,7 @@ enum Command {
     Lookup(commands::lookup::Args),
     /// Send a ranking request from a JSON file to a ranker.
     Rank(commands::rank::Args),
-    /// Record the lookups of a ranker, and look at what was recorded.
+    /// Record the lookups of a ranker, look at what was recorded, and ask it again.
     #[command(subcommand)]
     Trace(commands::trace::Command),
     /// Measure, beside what the machine would allow.

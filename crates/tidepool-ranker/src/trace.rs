@@ -82,13 +82,18 @@ async fn write(
 ) -> Result<(), TraceError> {
     let mut writer = TraceWriter::new(Vec::new(), start)?;
     let mut draining = std::pin::pin!(draining);
+    let mut drains = false;
     loop {
         // Nobody reads any more: that is who records ending it.
         let Ok(piece) = pieces.reserve().await else { return Ok(()) };
         piece.send(std::mem::take(writer.get_mut()).into());
         let lookup = tokio::select! {
             lookup = tap.next() => lookup,
-            () = &mut draining => None,
+            () = &mut draining, if !drains => {
+                drains = true;
+                tap.stop();
+                tap.next().await
+            }
             () = pieces.closed() => return Ok(()),
         };
         let Some(lookup) = lookup else { break };

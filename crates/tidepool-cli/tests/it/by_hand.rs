@@ -2,12 +2,14 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidepool_store::ArtifactStore;
 use tidepool_train::{ExportOptions, SyntheticSize, TrainOptions, export_release, synthetic, train};
@@ -228,13 +230,10 @@ fn a_release_is_published_promoted_and_asked() {
 
     // Whole numbers may be values: the contract knows which is which.
     let request = dir.path().join("request.json");
-    fs::write(
-        &request,
-        r#"{"model": "synthetic", "top_k": 2,
-            "user": {"user": 1, "occupation": 0, "age": 30, "gender": 1},
-            "candidates": {"item": [1, 2, 99999], "genres": [[0], [1, 2], []]}}"#,
-    )
-    .unwrap();
+    let asked = r#"{"model": "synthetic", "top_k": 2,
+        "user": {"user": 1, "occupation": 0, "age": 30, "gender": 1},
+        "candidates": {"item": [1, 2, 99999], "genres": [[0], [1, 2], []]}}"#;
+    fs::write(&request, asked).unwrap();
     let (code, ranked) = json(&[&of_cluster[..], &["rank", &text(&request)]].concat());
     assert_eq!((code, ranked["results"].as_array().map(Vec::len)), (0, Some(2)), "{ranked:#}");
     assert_eq!(ranked["release"], "r1");
@@ -244,5 +243,71 @@ fn a_release_is_published_promoted_and_asked() {
         cut_off.0 == 1 && cut_off.1.contains("invalid_request") && cut_off.1.contains("EOF"),
         "{cut_off:?}"
     );
+    fs::write(&request, asked).unwrap();
+    traced(dir.path(), &controller.grpc_address, &request, ranker);
+}
+
+/// What the ranker looks up is recorded, looked at, and asked again.
+fn traced(dir: &Path, controller: &str, request: &Path, ranker: Role) {
+    let recording = |file: &Path| {
+        let mut command = tidepool();
+        command.args(["--json", "trace", "record", "--ranker", &ranker.http_address, "--seconds", "3600"]);
+        let mut child = command
+            .args(["--out", &text(file)])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        stderr.read_line(&mut line).unwrap();
+        // Kept open, for the other lines.
+        (child, line, stderr)
+    };
+    let ended = |child: Child| -> Value {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let (child, line, _stderr) = recording(&dir.join("interrupted.trace"));
+    assert!(line.contains("recording r-1"), "{line}");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(ended(child)["ended_by"], "interrupted");
+
+    let file = dir.join("day.trace");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let (child, _stderr) = loop {
+        let (mut child, line, stderr) = recording(&file);
+        if line.contains("recording r-1") {
+            break (child, stderr);
+        }
+        // Until the ranker has noticed that nobody reads the first one.
+        assert!(line.contains("conflict") && Instant::now() < deadline, "{line}");
+        child.wait().unwrap();
+    };
+    for _ in 0..3 {
+        assert_eq!(json(&["rank", &text(request), "--ranker", &ranker.http_address]).0, 0);
+    }
+    assert!(!file.exists(), "it appears when it is whole");
     assert_eq!(ranker.terminate(), 0);
+    let recorded = ended(child);
+    assert_eq!((&recorded["requests"], &recorded["dropped"]), (&json!(3), &json!(0)), "{recorded:#}");
+    assert_eq!((&recorded["lookups"], &recorded["ended_by"]), (&json!(3), &json!("ranker")));
+
+    let file = text(&file);
+    let (code, inspected) = json(&["trace", "inspect", &file]);
+    assert_eq!((code, &inspected["requests"], &inspected["complete"]), (0, &json!(3), &json!(true)));
+    assert_eq!(inspected["ids"], recorded["ids"]);
+    assert_eq!(inspected["tables"].as_array().map(Vec::len), Some(4), "{inspected:#}");
+    let replay = ["--controller", controller, "trace", "replay", &file, "--speed", "1000"];
+    let (code, replayed) = json(&[&replay[..], &["--timeout-ms", "20000"]].concat());
+    assert_eq!((code, &replayed["answered_requests"]), (0, &json!(3)), "{replayed:#}");
+    assert_eq!((&replayed["failed_requests"], &replayed["missing_ids"]), (&json!(0), &json!(3)));
+    assert_eq!((&replayed["checked_tables"], &replayed["wrong_answers"]), (&json!([]), &json!(0)));
+    assert_eq!(replayed["unchecked_tables"].as_array().map(Vec::len), Some(4));
+    let (code, said) = failure(&[&replay[..], &["--as-version", "item@v9"]].concat());
+    assert!(code == 1 && said.contains("item@v9 is not served"), "{said}");
+    let (code, said) = failure(&["trace", "inspect", &text(request)]);
+    assert!(code == 1 && said.contains("no trace"), "{said}");
 }

@@ -46,6 +46,7 @@ pub struct Tap {
     slot: Arc<TapSlot>,
     recording: Arc<Recording>,
     queue: mpsc::Receiver<TracedLookup>,
+    stopped: bool,
 }
 
 /// What lookups and the tap share.
@@ -94,7 +95,7 @@ impl TapSlot {
         });
         self.recording.store(Some(recording.clone()));
         self.on.store(true, Ordering::Relaxed);
-        Ok(Tap { slot: self.clone(), recording, queue })
+        Ok(Tap { slot: self.clone(), recording, queue, stopped: false })
     }
 
     /// Takes note of a lookup that arrived at `arrived`.
@@ -152,21 +153,25 @@ impl Recording {
 }
 
 impl Tap {
-    /// The next lookup; None: the time is over.
+    /// The next lookup; None: the time is over, or the tap was stopped, and there are no more.
     pub async fn next(&mut self) -> Option<TracedLookup> {
         let until = self.recording.began + self.recording.options.time;
-        let lookup = match time::timeout_at(until.into(), self.queue.recv()).await {
-            Ok(lookup) => lookup,
-            Err(_) => self.rest(),
-        }?;
+        let lookup = if self.stopped {
+            self.queue.try_recv().ok()?
+        } else if let Ok(lookup) = time::timeout_at(until.into(), self.queue.recv()).await {
+            lookup?
+        } else {
+            self.stop();
+            self.queue.try_recv().ok()?
+        };
         self.recording.queued_bytes.fetch_sub(queued_bytes(&lookup.features), Ordering::Relaxed);
         Some(lookup)
     }
 
-    /// One that was noted as the tap ended.
-    fn rest(&mut self) -> Option<TracedLookup> {
+    /// Takes note of no more lookups.
+    pub fn stop(&mut self) {
+        self.stopped = true;
         self.slot.close(&self.recording);
-        self.queue.try_recv().ok()
     }
 
     /// What there was up to now.

@@ -242,6 +242,14 @@ async fn one_of_every_few_is_recorded() {
         assert_eq!((lookup.number, lookup.features[0].ids.len()), (number, 3 * number as usize));
     }
     assert!(matches!(tap.end(), TraceEnd { lookups: 8, dropped: 0, .. }));
+
+    // One that is stopped gives what it has taken note of, and no more.
+    slot.note(Instant::now(), &request(0), None);
+    slot.note(Instant::now(), &request(1), None);
+    tap.stop();
+    (0..3).for_each(|ids| slot.note(Instant::now(), &request(ids), None));
+    assert_eq!(tap.next().await.unwrap().number, 3);
+    assert_eq!((tap.next().await, tap.end().lookups), (None, 10));
 }
 
 #[tokio::test]

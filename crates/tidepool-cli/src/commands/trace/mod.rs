@@ -1,7 +1,8 @@
-//! `tidepool trace`: what a ranker looks up, written to a file and looked at.
+//! `tidepool trace`: what a ranker looks up, written to a file, looked at, and asked again.
 
 mod inspect;
 mod record;
+mod replay;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -14,10 +15,13 @@ pub(crate) enum Command {
     Record(record::Args),
     /// Show what a trace holds: rates, batches, bags, and how often ids come again.
     Inspect(inspect::Args),
+    /// Ask a cluster what a trace holds, at the times at which it was asked for.
+    Replay(replay::Args),
 }
 
 pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
     match command {
+        Command::Replay(args) => Box::pin(replay::run(args, controller, output)).await,
         Command::Record(args) => record::run(args, controller, output).await,
         Command::Inspect(args) => {
             tokio::task::spawn_blocking(move || inspect::run(&args, output).map(|()| Outcome::Done)).await?

@@ -48,7 +48,7 @@ pub(crate) struct Args {
 /// Why a recording ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    Time,
+    Ranker,
     Interrupted,
     Connection,
 }
@@ -74,7 +74,7 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     let file = writer.finish(&end).with_context(writing)?.into_inner().map_err(|e| e.into_error())?;
     let bytes = put(file, &args.out, folder).with_context(writing)?;
     let (word, outcome) = match ended {
-        Ended::Time => ("time", Outcome::Done),
+        Ended::Ranker => ("ranker", Outcome::Done),
         Ended::Interrupted => ("interrupted", Outcome::Done),
         Ended::Connection => ("connection", Outcome::PromiseBroken),
     };
@@ -179,7 +179,7 @@ async fn copy(
                 recording.numbers = recording.numbers.max(lookup.number.saturating_add(1));
                 writer.lookup(&lookup)?;
             }
-            Some(TraceEntry::End(end)) => return Ok((Ended::Time, Some(end))),
+            Some(TraceEntry::End(end)) => return Ok((Ended::Ranker, Some(end))),
             Some(TraceEntry::Start(_)) => {}
             None => return Ok((Ended::Connection, None)),
         }
