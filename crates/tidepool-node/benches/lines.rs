@@ -56,7 +56,7 @@ fn table(dir: &std::path::Path) -> Arc<LayoutView> {
 fn request(ids: usize, seed: u64) -> v1::LookupRequest {
     let all: Vec<u64> = (0..ids as u64).map(|at| mix64(seed << 32 | at) % ROWS).collect();
     let mut lengths = vec![BAG as u32; ids / BAG];
-    lengths.extend((ids % BAG > 0).then_some((ids % BAG) as u32));
+    lengths.extend((!ids.is_multiple_of(BAG)).then_some((ids % BAG) as u32));
     let feature = v1::FeatureRequest {
         table_version: Some(v1::TableVersion { table: "pin".into(), version: "v1".into() }),
         partitions: 8,

@@ -23,6 +23,8 @@ pub(crate) fn pooled(kernel: &RowKernel, request: &LookupRequest, rows: &[&[u8]]
         found: lengths,
         missing_ids: 0,
         defaulted_bags: 0,
+        unavailable_ids: 0,
+        unavailable: Vec::new(),
     };
     LookupOutcome { features: vec![vectors], nodes_touched: 1, ..LookupOutcome::default() }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
     let reading = || format!("reading {}", args.file.display());
     let open = || -> Result<_> {
-        Ok(TraceReader::new(File::open(&args.file).with_context(reading)?).with_context(reading)?)
+        TraceReader::new(File::open(&args.file).with_context(reading)?).with_context(reading)
     };
     let mut reader = open()?;
     let survey = tokio::task::spawn_blocking(move || Survey::of(&mut reader)).await?.with_context(reading)?;
