@@ -51,7 +51,7 @@ fn shown(registries: &[Registry]) -> BTreeMap<String, Kind> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_on_metrics_is_what_the_processes_show() -> Result<()> {
     let mut sandbox = Sandbox::start(Shape { groups: 1, nodes_per_group: 1 }).await?;
-    let ranker = sandbox.start_ranker(false).await?;
+    let ranker = sandbox.start_ranker_with_cache(false, 1 << 20).await?;
     let release = fixture::export(&sandbox.store, "r1", 4);
     sandbox.promote(&name(MODEL), &release.release).await?;
     // A metric by labels is shown from its first value on.

@@ -135,6 +135,14 @@ impl Sandbox {
     /// # Errors
     /// What the ranker says when it cannot start.
     pub async fn start_ranker(&mut self, exact: bool) -> Result<usize> {
+        self.start_ranker_with_cache(exact, 0).await
+    }
+
+    /// The same, with a cache of hot rows of so many bytes.
+    ///
+    /// # Errors
+    /// What the ranker says when it cannot start.
+    pub async fn start_ranker_with_cache(&mut self, exact: bool, cache_bytes: u64) -> Result<usize> {
         let name = format!("ranker-{}", self.rankers.len());
         let raw = tidepool_ranker::RawConfig {
             controllers: vec![self.controller_address.clone()],
@@ -145,6 +153,7 @@ impl Sandbox {
             exact,
             ranker: name,
             default_deadline_ms: 10_000,
+            cache_bytes,
             ..tidepool_ranker::RawConfig::default()
         };
         let token = CancellationToken::new();

@@ -60,6 +60,9 @@ enum Command {
     /// Record the lookups of a ranker, look at what was recorded, and ask it again.
     #[command(subcommand)]
     Trace(commands::trace::Command),
+    /// Ids that are asked for most: from a ranker's cache to a file, and from a file to the nodes' memory.
+    #[command(subcommand)]
+    HotIds(commands::hot_ids::Command),
     /// Measure, beside what the machine would allow.
     #[command(subcommand)]
     Bench(commands::bench::Command),
@@ -107,6 +110,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
             Command::Rank(args) => commands::rank::run(args, &controller, output).await,
             Command::Trace(command) => commands::trace::run(command, &controller, output).await,
+            Command::HotIds(command) => commands::hot_ids::run(command, &controller, output).await,
             Command::Bench(command) => commands::bench::run(command, named, output).await,
             Command::Config(command) => commands::config::run(command, output),
         }

@@ -111,22 +111,43 @@ struct Load {
 }
 
 impl Load {
-    /// The form with fewer bytes, both ways together. Ids that other features gather anyway are not
-    /// deducted: that would make a feature's form depend on its neighbours.
-    const fn cheaper(&self, schema: &TableSchema, weighted: bool) -> WireForm {
-        let gather = self.ids * (8 + schema.row_bytes() as u64);
-        let weights = if weighted { self.members * 4 + self.bags * 4 } else { 0 };
-        let sums = self.bags * (schema.dim as u64 * 4 + 4);
-        let members = if each_once(self.members, self.ids) { 0 } else { self.members * 4 };
-        let pool = self.ids * 8 + members + weights + self.bags * 4 + sums;
-        if pool < gather { WireForm::Pool } else { WireForm::Gather }
+    /// Bytes of the pool form, both ways together.
+    const fn pool(&self, schema: &TableSchema, weighted: bool) -> u64 {
+        let members = if each_once(self.members, self.ids) { 0 } else { field(self.members, 4) };
+        let weights = if weighted { field(self.members, 4) + field(self.bags, 4) } else { 0 };
+        let answered = field(self.bags, schema.dim as u64 * 4) + field(self.bags, 4);
+        field(self.ids, 8) + members + weights + field(self.bags, 4) + answered
     }
 }
 
+/// Bytes of the gather form, both ways together.
+const fn gather(ids: u64, schema: &TableSchema) -> u64 {
+    field(ids, 8) + field(ids, schema.row_bytes() as u64)
+}
+
+/// Bytes of a field of packed numbers, with its tag and length; none at all when it is empty.
+const fn field(count: u64, each: u64) -> u64 {
+    let bytes = count * each;
+    if bytes == 0 { 0 } else { 1 + varint(bytes) + bytes }
+}
+
+const fn varint(number: u64) -> u64 {
+    (u64::BITS - (number | 1).leading_zeros()).div_ceil(7) as u64
+}
+
+/// What a feature of the message takes besides its numbers, both ways together: the table version in question
+/// and answer, the layout, the form, the sequence, counts, and the lengths of all these.
+fn header(schema: &TableSchema) -> u64 {
+    let names = schema.table_version.table.len() + schema.table_version.version.len();
+    2 * names as u64 + 24
+}
+
 /// Per unique id of a table: what has been done with it in this building.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Mark {
     gathered: bool,
+    /// One more than the place where some feature gathers it, as far as forms are chosen.
+    to_gather: u32,
     /// One more than the last feature that counted it.
     counted_for: u32,
     /// One more than the last feature that pools it, and its position in that question.
@@ -136,6 +157,18 @@ struct Mark {
 
 /// The questions to every node of `route`, for the pieces that it has nodes for.
 pub(crate) fn build(split: &Split<'_>, route: &Route<'_>, options: &LookupOptions) -> Vec<NodeAsk> {
+    let mut marks: Vec<Vec<Mark>> = split.tables.iter().map(|t| vec![Mark::default(); t.ids.len()]).collect();
+    let forms = forms(split, route, options, &mut marks);
+    in_forms(split, route, &forms, &mut marks)
+}
+
+/// The questions in given forms, one per feature and node.
+fn in_forms(
+    split: &Split<'_>,
+    route: &Route<'_>,
+    forms: &[Vec<WireForm>],
+    marks: &mut [Vec<Mark>],
+) -> Vec<NodeAsk> {
     let nodes = route.nodes.len();
     let blank = |node: &NodeAt| NodeAsk { node: *node, pieces: Vec::new(), asks: Vec::new() };
     let mut out: Vec<NodeAsk> = route.nodes.iter().map(blank).collect();
@@ -146,15 +179,11 @@ pub(crate) fn build(split: &Split<'_>, route: &Route<'_>, options: &LookupOption
             }
         }
     }
-    let unmarked = Mark { gathered: false, counted_for: 0, pooled_for: 0, pooled_at: 0 };
-    let mut marks: Vec<Vec<Mark>> = split.tables.iter().map(|t| vec![unmarked; t.ids.len()]).collect();
     let mut gathers: Vec<Vec<Vec<u32>>> = vec![vec![Vec::new(); nodes]; split.tables.len()];
     let mut pools: Vec<(u32, PoolAsk)> = Vec::new();
-    for (at, feature) in split.features.iter().enumerate() {
-        let table = &split.tables[feature.table];
+    for (at, (feature, forms)) in split.features.iter().zip(forms).enumerate() {
         let marks = &mut marks[feature.table];
-        let place_of = |id: u32| route.node_of[feature.table][table.slot_of[id as usize] as usize];
-        let forms = forms(feature, as_u32(at + 1), &table.layout.schema, options, nodes, marks, place_of);
+        let place_of = |id: u32| route.place_of(split, feature.table, id);
         let mut asks: Vec<Option<PoolAsk>> = forms
             .iter()
             .map(|form| (*form == WireForm::Pool).then(|| PoolAsk { feature: at, ..Default::default() }))
@@ -191,26 +220,68 @@ pub(crate) fn build(split: &Split<'_>, route: &Route<'_>, options: &LookupOption
     out
 }
 
-/// The wire form of one feature at each node.
+/// The wire form of each feature at each node: the one that takes fewer bytes, of ids that no cache knows.
+///
+/// A feature gathers where that takes fewer bytes by itself. One that does not gathers all the same where others
+/// of its table do, when what is left to gather takes less than its sums. (Not found: several features none of
+/// which would gather without the others.)
 fn forms(
+    split: &Split<'_>,
+    route: &Route<'_>,
+    options: &LookupOptions,
+    marks: &mut [Vec<Mark>],
+) -> Vec<Vec<WireForm>> {
+    let nodes = route.nodes.len();
+    let mut loads = Vec::with_capacity(split.features.len());
+    let mut forms = Vec::with_capacity(split.features.len());
+    for (tag, feature) in (1u32..).zip(&split.features) {
+        let forced = if feature.pooling == Pooling::None || options.exact {
+            Some(WireForm::Gather)
+        } else {
+            options.wire_form.or_else(|| split.learns.then_some(WireForm::Gather))
+        };
+        if let Some(form) = forced {
+            loads.push(Vec::new());
+            forms.push(vec![form; nodes]);
+            continue;
+        }
+        let schema = &split.tables[feature.table].layout.schema;
+        let of_feature = count(split, route, feature, tag, &mut marks[feature.table]);
+        let cheaper = of_feature.iter().map(|load| {
+            let pooled = load.pool(schema, feature.weights().is_some());
+            if pooled < gather(load.ids, schema) { WireForm::Pool } else { WireForm::Gather }
+        });
+        forms.push(cheaper.collect());
+        loads.push(of_feature);
+    }
+    for (table, marks) in marks.iter_mut().enumerate() {
+        let of_table = || (0..split.features.len()).filter(|at| split.features[*at].table == table);
+        let some = |form| of_table().any(|at| forms[at].contains(&form));
+        if some(WireForm::Pool) && some(WireForm::Gather) {
+            for at in of_table() {
+                mark_gathered(split, route, at, &forms[at], marks);
+            }
+            for at in of_table().filter(|at| !loads[*at].is_empty()) {
+                join(split, route, at, &loads[at], &mut forms[at], marks);
+            }
+        }
+    }
+    forms
+}
+
+/// What a feature would send to each node.
+fn count(
+    split: &Split<'_>,
+    route: &Route<'_>,
     feature: &FeatureSplit<'_>,
     tag: u32,
-    schema: &TableSchema,
-    options: &LookupOptions,
-    nodes: usize,
     marks: &mut [Mark],
-    place_of: impl Fn(u32) -> u32,
-) -> Vec<WireForm> {
-    if feature.pooling == Pooling::None || options.exact {
-        return vec![WireForm::Gather; nodes];
-    }
-    if let Some(form) = options.wire_form {
-        return vec![form; nodes];
-    }
-    let mut loads = vec![Load::default(); nodes];
+) -> Vec<Load> {
+    let mut loads = vec![Load::default(); route.nodes.len()];
     for (bag, range) in (1u32..).zip(feature.bag_ranges()) {
         for id in &feature.members[range] {
-            let Some(load) = loads.get_mut(place_of(*id) as usize) else { continue };
+            let place = route.place_of(split, feature.table, *id);
+            let Some(load) = loads.get_mut(place as usize) else { continue };
             load.members += 1;
             let mark = &mut marks[*id as usize];
             if mark.counted_for != tag {
@@ -223,7 +294,55 @@ fn forms(
             }
         }
     }
-    loads.iter().map(|load| load.cheaper(schema, feature.weights().is_some())).collect()
+    loads
+}
+
+/// Marks what a feature gathers.
+fn mark_gathered(split: &Split<'_>, route: &Route<'_>, at: usize, forms: &[WireForm], marks: &mut [Mark]) {
+    let feature = &split.features[at];
+    for id in &feature.members {
+        let place = route.place_of(split, feature.table, *id);
+        if forms.get(place as usize) == Some(&WireForm::Gather) {
+            marks[*id as usize].to_gather = place + 1;
+        }
+    }
+}
+
+/// Gathers what a feature would have pooled, where so much of it is gathered anyway that this takes fewer bytes.
+fn join(
+    split: &Split<'_>,
+    route: &Route<'_>,
+    at: usize,
+    loads: &[Load],
+    forms: &mut [WireForm],
+    marks: &mut [Mark],
+) {
+    let feature = &split.features[at];
+    let schema = &split.tables[feature.table].layout.schema;
+    // Ids that stand twice are counted once: they are taken for gathered as they are counted.
+    let mut left = vec![0u64; forms.len()];
+    let mut taken = Vec::new();
+    for id in &feature.members {
+        let (place, mark) = (route.place_of(split, feature.table, *id), &mut marks[*id as usize]);
+        if forms.get(place as usize) == Some(&WireForm::Pool) && mark.to_gather != place + 1 {
+            mark.to_gather = place + 1;
+            left[place as usize] += 1;
+            taken.push(*id);
+        }
+    }
+    for ((form, load), left) in forms.iter_mut().zip(loads).zip(left) {
+        let pooled = header(schema) + load.pool(schema, feature.weights().is_some());
+        if *form == WireForm::Pool && left < load.ids && gather(left, schema) < pooled {
+            *form = WireForm::Gather;
+        }
+    }
+    // What stays pooled is not gathered after all.
+    for id in taken {
+        let place = route.place_of(split, feature.table, id);
+        if forms.get(place as usize) == Some(&WireForm::Pool) {
+            marks[id as usize].to_gather = 0;
+        }
+    }
 }
 
 /// Whether `members` stand for `ids` one by one, in order: positions are given at first use, so the counts
@@ -255,3 +374,6 @@ impl PoolAsk {
         self.weights.extend(weight);
     }
 }
+
+#[cfg(test)]
+mod tests;

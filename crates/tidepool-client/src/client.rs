@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
+    cache::RowCache,
     channels::Dial,
     config::ClientConfig,
     error::ClientError,
@@ -48,6 +49,8 @@ struct Inner {
     tap: Arc<TapSlot>,
     /// Spreads ids in the deduplication table; a secret of this process.
     seed: u64,
+    /// Rows that are asked for often; None: no cache is wanted.
+    cache: Option<Arc<RowCache>>,
     /// End with the last clone of the client.
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
@@ -114,13 +117,15 @@ impl Client {
             tasks.push(AbortOnDropHandle::new(runtime.spawn(Arc::clone(&follow).connect_ahead())));
         }
         let random = RandomState::new();
+        let seed = random.hash_one(0u64);
         let inner = Inner {
+            cache: RowCache::new(config.cache_bytes, seed, config.registry.as_ref()).map(Arc::new),
             pacing: Pacing::new(&config, random.hash_one(1u64)),
             config,
             follow,
             metrics,
             tap: Arc::default(),
-            seed: random.hash_one(0u64),
+            seed,
             _tasks: tasks,
         };
         Self { inner: Arc::new(inner) }
@@ -176,10 +181,14 @@ impl Client {
     ) -> Result<LookupOutcome, ClientError> {
         let start = Instant::now();
         self.inner.tap.note(start, request, options.tenant.as_ref());
+        let cache = self.inner.cache.as_deref();
         let result = self
-            .gather(request, options, |attempt| {
+            .gather(request, options, cache, |attempt| {
                 let Attempt { topology, split, gathered, mut stages } = attempt;
                 let begun = Instant::now();
+                if let Some(cache) = cache {
+                    cache.fill(split, &gathered.answers);
+                }
                 let features = merge(split, &gathered.answers, &gathered.unavailable);
                 stages.merge = begun.elapsed();
                 for ((asked, split_feature), vectors) in
@@ -198,6 +207,7 @@ impl Client {
                     hedges: gathered.hedges,
                     hedges_won: gathered.hedges_won,
                     rows_requested: gathered.rows_requested,
+                    cache_hits: split.tables.iter().map(|table| table.known.hits()).sum(),
                     wire_bytes: gathered.wire_bytes,
                     stages,
                 }
@@ -239,14 +249,30 @@ impl Client {
         let request = LookupRequest { request_id: "stored-rows".into(), features: vec![feature] };
         let on_unavailable = OnUnavailable::Fail;
         let options = LookupOptions { timeout, on_unavailable, ..self.default_options() };
-        self.gather(&request, &options, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
+        self.gather(&request, &options, None, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
     }
 
-    /// Has every needed partition answered, or given up, and lets `finish` make something of it.
+    /// The cache of rows, if there is one.
+    pub(crate) fn cache(&self) -> Option<&RowCache> {
+        self.inner.cache.as_deref()
+    }
+
+    /// Has the cache let go what `map` no longer has.
+    fn follow_with_cache(&self, map: &ClusterMap) {
+        let Some(cache) = &self.inner.cache else { return };
+        if let Some(gone) = cache.follow(map) {
+            let cache = cache.clone();
+            tokio::task::spawn_blocking(move || cache.drop_rows(&gone));
+        }
+    }
+
+    /// Has every needed partition answered, or given up, and lets `finish` make something of it. What `cache`
+    /// knows is not asked for.
     async fn gather<T>(
         &self,
         request: &LookupRequest,
         options: &LookupOptions,
+        cache: Option<&RowCache>,
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<T, ClientError> {
         let mut options = options.clone();
@@ -260,7 +286,7 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut first = true;
         loop {
-            let attempt = self.attempt(request, &options, deadline, first, &finish);
+            let attempt = self.attempt(request, &options, deadline, first, cache, &finish);
             match attempt.await? {
                 Some(done) => return Ok(done),
                 None => first = false,
@@ -276,6 +302,7 @@ impl Client {
         options: &LookupOptions,
         deadline: Instant,
         first: bool,
+        cache: Option<&RowCache>,
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<Option<T>, ClientError> {
         let inner = &*self.inner;
@@ -285,7 +312,8 @@ impl Client {
         if epoch == Epoch(0) {
             return Err(ClientError::NoMap);
         }
-        let split = Split::new(request, &topology.map, inner.seed)?;
+        self.follow_with_cache(&topology.map);
+        let split = Split::with_cache(request, &topology.map, inner.seed, cache)?;
         let choice = Choice {
             preferred: inner.config.preferred_group.as_ref().map(|group| group.as_str()),
             spill_factor: inner.config.spill_factor,

@@ -47,6 +47,9 @@ pub struct ClientConfig {
     pub breaker: BreakerConfig,
     /// What [`Client::default_options`](crate::Client::default_options) does about ids that nobody answers for.
     pub on_unavailable: OnUnavailable,
+    /// What the cache of rows that are asked for often may take, in bytes, its overhead included; 0: there is
+    /// none.
+    pub cache_bytes: u64,
     /// Where the metrics are registered; None: they are counted and shown nowhere.
     pub registry: Option<Registry>,
 }
@@ -137,6 +140,7 @@ impl Default for ClientConfig {
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
             on_unavailable: OnUnavailable::default(),
+            cache_bytes: 0,
             registry: None,
         }
     }

@@ -14,6 +14,7 @@ use tidepool_types::{
 
 use crate::{
     answer, asks,
+    cache::RowCache,
     config::BreakerConfig,
     merge::merge,
     peer::Peer,
@@ -77,7 +78,14 @@ pub(crate) fn name(text: impl Into<String>) -> Name {
     Name::new(text).unwrap()
 }
 
-fn table(at: usize, dim: u32, format: RowFormat, keying: Keying, rows: u64, defaults: bool) -> Table {
+pub(crate) fn table(
+    at: usize,
+    dim: u32,
+    format: RowFormat,
+    keying: Keying,
+    rows: u64,
+    defaults: bool,
+) -> Table {
     let mut table = Table {
         version: TableVersion { table: name(format!("t{at}")), version: name("v1") },
         dim,
@@ -167,6 +175,21 @@ pub(crate) fn topology_of(map: ClusterMap) -> Topology {
 
 pub(crate) fn choice(turn: usize) -> Choice<'static> {
     Choice { preferred: None, spill_factor: 4.0, random: turn as u64, skip_sick: false }
+/// The schema of a table of INT4 rows.
+pub(crate) fn schema(of: &str, dim: u32) -> TableSchema {
+    let mut table = table(0, dim, RowFormat::Int4, Keying::Hashed, 0, false);
+    table.version.table = name(of);
+    map_of(&[table], &Shape { nodes: 1, groups: 1, partitions: 4 }).layouts.remove(0).schema
+}
+
+/// A map of tables that are nowhere.
+pub(crate) fn map_of_schemas(epoch: u64, schemas: &[&TableSchema]) -> ClusterMap {
+    let layout = |schema: &&TableSchema| TableLayout {
+        schema: TableSchema::clone(schema),
+        placement: Placement { groups: Default::default() },
+    };
+    let layouts = schemas.iter().map(layout).collect();
+    ClusterMap { epoch: Epoch(epoch), layouts, ..ClusterMap::default() }
 }
 
 /// One feature as a node answers it: from the message alone, one id at a time.
@@ -314,9 +337,22 @@ fn look_up(
     turn: usize,
     fails: Option<usize>,
 ) -> Vec<FeatureVectors> {
+    look_up_with(tables, request, shape, options, turn, fails, None).0
+}
+
+/// The same with a cache; and how many ids were asked for.
+pub(crate) fn look_up_with(
+    tables: &[Table],
+    request: &LookupRequest,
+    shape: &Shape,
+    options: &LookupOptions,
+    turn: usize,
+    fails: Option<usize>,
+    cache: Option<&RowCache>,
+) -> (Vec<FeatureVectors>, usize) {
     let topology = topology_of(map_of(tables, shape));
     let map = &*topology.map;
-    let split = Split::new(request, map, 0xfeed ^ turn as u64).unwrap();
+    let split = Split::with_cache(request, map, 0xfeed ^ turn as u64, cache).unwrap();
     let mut router = Router::new(&topology, &split, choice(turn), Instant::now());
     let (route, nobody) = router.first();
     assert!(nobody.is_empty());
@@ -341,7 +377,10 @@ fn look_up(
             v1::LookupResponse { features, epoch: 1, node: node.to_string(), ..Default::default() };
         answers.extend(answer::check(&split, question.asks, response).unwrap());
     }
-    merge(&split, &answers, &[])
+    if let Some(cache) = cache {
+        cache.fill(&split, &answers);
+    }
+    (merge(&split, &answers, &[]), answers.iter().map(|answer| answer.ask.ids().len()).sum())
 }
 
 pub(crate) fn feature(
@@ -390,7 +429,7 @@ pub(crate) fn any_feature() -> impl Strategy<Value = FeatureSeed> {
     (any::<bool>(), pooling, bags, any::<bool>(), prop::bool::weighted(0.8))
 }
 
-fn bits(features: &[FeatureVectors]) -> Vec<Vec<u32>> {
+pub(crate) fn bits(features: &[FeatureVectors]) -> Vec<Vec<u32>> {
     features.iter().map(|f| f.values.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
@@ -477,14 +516,14 @@ fn weights_that_cancel_and_sums_beyond_f32_become_the_default_row() {
 
 #[test]
 fn a_user_feature_travels_once_and_the_cheaper_form_is_taken() {
-    let tables = [table(0, 32, RowFormat::Int4, Keying::Hashed, 40, false)];
+    let tables = [0, 1].map(|at| table(at, 32, RowFormat::Int4, Keying::Hashed, 40, false));
     let bags = |count: u64, length: u64| -> Vec<Vec<(u64, u8)>> {
         (0..count).map(|b| (0..length).map(|n| ((b * 7 + n) % 40, 0)).collect()).collect()
     };
     let features = vec![
         feature(&tables[0], Pooling::Sum, &bags(100, 1), false, true),
         feature(&tables[0], Pooling::None, &bags(100, 1), false, false),
-        feature(&tables[0], Pooling::Sum, &bags(1, 40), false, true),
+        feature(&tables[1], Pooling::Sum, &bags(1, 40), false, true),
     ];
     let request = LookupRequest { request_id: String::new(), features };
     let map = map_of(&tables, &Shape { nodes: 1, groups: 1, partitions: 4 });

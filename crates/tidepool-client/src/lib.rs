@@ -10,8 +10,11 @@
 
 mod answer;
 mod asks;
+#[doc(hidden)]
+pub mod bench_cache;
 mod breaker;
 mod budget;
+mod cache;
 mod channels;
 mod client;
 mod compose;
@@ -42,6 +45,7 @@ mod partial_tests;
 pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
 
 pub use answer::BadAnswer;
+pub use cache::{BadHotIds, HotIds, Warmed};
 pub use client::Client;
 pub use config::{BreakerConfig, ClientConfig, HedgeConfig, RetryConfig};
 pub use error::{ClientError, NodeError, NodeFailure};

@@ -23,6 +23,13 @@ struct Rows<'a> {
     sequence: Option<u64>,
 }
 
+impl<'a> Rows<'a> {
+    /// What needed no asking.
+    fn of_cache(table: &'a TableSplit<'_>) -> Self {
+        Self { rows: (0..table.ids.len()).map(|id| table.known.row(id)).collect(), sequence: None }
+    }
+}
+
 /// The partial sums of one feature at one node.
 struct Partial<'a> {
     ask: &'a PoolAsk,
@@ -32,8 +39,7 @@ struct Partial<'a> {
 /// Puts the answers together. Each needed partition must be answered exactly once, or stand in
 /// `unavailable`; `answers` in the order of the questions, whatever the order in which they came.
 pub(crate) fn merge(split: &Split<'_>, answers: &[Answered], unavailable: &[Piece]) -> Vec<FeatureVectors> {
-    let mut tables: Vec<Rows<'_>> =
-        split.tables.iter().map(|t| Rows { rows: vec![None; t.ids.len()], sequence: None }).collect();
+    let mut tables: Vec<Rows<'_>> = split.tables.iter().map(Rows::of_cache).collect();
     let mut partials: Vec<Vec<Partial<'_>>> = split.features.iter().map(|_| Vec::new()).collect();
     for answer in answers {
         let table = answer.ask.table(split);
@@ -242,7 +248,8 @@ fn sums(
         found: vec![0; bags],
         weight_sums: vec![0.0; if weights.is_some() { bags } else { 0 }],
     };
-    // Ids that other features gather may lie on partitions that this feature has pooled at the node.
+    // Ids that other features gather may lie on partitions that this feature has pooled at the node. What is
+    // known from a cache never does: its slot is none.
     let pooled_at_node = slots_pooled(table, partials);
     let (mut found_rows, mut found_weights) = (Vec::new(), Vec::new());
     for (bag, range) in feature.bag_ranges().enumerate() {
@@ -250,7 +257,8 @@ fn sums(
         found_weights.clear();
         for member in range {
             let id = feature.members[member] as usize;
-            let elsewhere = pooled_at_node.as_ref().is_some_and(|p| p[table.slot_of[id] as usize]);
+            let elsewhere =
+                pooled_at_node.as_ref().is_some_and(|p| p.get(table.slot_of[id] as usize) == Some(&true));
             let Some(row) = rows[id].filter(|_| !elsewhere) else { continue };
             found_rows.push(row);
             if let Some(weights) = weights {

@@ -124,6 +124,8 @@ pub struct LookupOutcome {
     pub hedges_won: u32,
     /// Ids sent and answered, after deduplication.
     pub rows_requested: u64,
+    /// Ids that needed no asking, after deduplication: the cache knew them.
+    pub cache_hits: u64,
     /// Bytes that the answered questions and their answers took.
     pub wire_bytes: WireBytes,
     /// Where the time went.

@@ -35,6 +35,12 @@ pub(crate) struct Route<'m> {
 impl Route<'_> {
     /// A piece that this route does not ask for.
     pub(crate) const NOT_ASKED: u32 = u32::MAX;
+
+    /// Which of `nodes` is asked for a unique id of a table, if one is.
+    pub(crate) fn place_of(&self, split: &Split<'_>, table: usize, id: u32) -> u32 {
+        let slot = split.tables[table].slot_of[id as usize];
+        self.node_of[table].get(slot as usize).copied().unwrap_or(Self::NOT_ASKED)
+    }
 }
 
 /// Nodes that were asked without success, per table and slot; empty until there is one.

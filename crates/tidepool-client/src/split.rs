@@ -6,6 +6,7 @@ use tidepool_cluster::{ClusterMap, TableLayout};
 use tidepool_types::{Composite, PartitionIndex, Pooling, mix64};
 
 use crate::{
+    cache::{Known, RowCache},
     compose::{self, Bags, Composed},
     error::ClientError,
     request::{FeatureLookup, LookupRequest},
@@ -18,6 +19,8 @@ pub(crate) struct Split<'a> {
     pub(crate) tables: Vec<TableSplit<'a>>,
     /// One per feature of the request, in its order.
     pub(crate) features: Vec<FeatureSplit<'a>>,
+    /// Whether stored rows are asked for though sums may take fewer bytes: only rows can be kept in a cache.
+    pub(crate) learns: bool,
 }
 
 /// The ids of all features that use one table.
@@ -29,7 +32,9 @@ pub(crate) struct TableSplit<'a> {
     pub(crate) at: usize,
     /// Each id once, in the order of first use. Of a composite table: the numbers of its rows.
     pub(crate) ids: Vec<u64>,
-    /// Per unique id: which of `partitions` it lives in.
+    /// What a cache knew of them; the rest is asked for.
+    pub(crate) known: Known,
+    /// Per unique id: which of `partitions` it lives in, or [`NOT_ASKED`](Self::NOT_ASKED).
     pub(crate) slot_of: Vec<u32>,
     /// The partitions that are needed, in the order of first use. Their positions here are called slots:
     /// work is kept per slot, since a layout may have far more partitions than a request touches.
@@ -74,15 +79,27 @@ impl FeatureSplit<'_> {
 }
 
 impl<'a> Split<'a> {
-    /// Splits `request` by the layouts of `map`. `seed` spreads the ids in the deduplication table, so that
-    /// nobody who chooses ids can make them collide; the result does not depend on it.
-    ///
-    /// # Errors
-    /// [`ClientError::UnknownTable`], or [`ClientError::Invalid`] naming the feature.
+    /// Every id has to be asked for.
+    #[cfg(test)]
     pub(crate) fn new(
         request: &'a LookupRequest,
         map: &'a ClusterMap,
         seed: u64,
+    ) -> Result<Self, ClientError> {
+        Self::with_cache(request, map, seed, None)
+    }
+
+    /// Splits `request` by the layouts of `map`, and takes from `cache` what it knows. `seed` spreads the ids
+    /// in the deduplication table, so that nobody who chooses ids can make them collide; the result does not
+    /// depend on it.
+    ///
+    /// # Errors
+    /// [`ClientError::UnknownTable`], or [`ClientError::Invalid`] naming the feature.
+    pub(crate) fn with_cache(
+        request: &'a LookupRequest,
+        map: &'a ClusterMap,
+        seed: u64,
+        cache: Option<&RowCache>,
     ) -> Result<Self, ClientError> {
         let mut tables: Vec<TableSplit<'a>> = Vec::new();
         let mut table_of = Vec::with_capacity(request.features.len());
@@ -103,6 +120,7 @@ impl<'a> Split<'a> {
                         layout: &map.layouts[at],
                         at,
                         ids: Vec::new(),
+                        known: Known::default(),
                         slot_of: Vec::new(),
                         partitions: Vec::new(),
                     });
@@ -135,18 +153,30 @@ impl<'a> Split<'a> {
             }
         });
         let features = features.collect();
-        tables.iter_mut().for_each(TableSplit::locate);
-        Ok(Self { tables, features })
+        for table in &mut tables {
+            if let Some(cache) = cache {
+                table.known = cache.read(&table.layout.schema, &table.ids);
+            }
+            table.locate();
+        }
+        Ok(Self { tables, features, learns: cache.is_some_and(RowCache::learns) })
     }
 }
 
 impl TableSplit<'_> {
-    /// Finds the partition of each unique id.
+    /// The slot of an id that is known already.
+    pub(crate) const NOT_ASKED: u32 = u32::MAX;
+
+    /// Finds the partition of each unique id that has to be asked for.
     fn locate(&mut self) {
         let (keying, count) = (self.layout.schema.keying, self.layout.schema.partitions);
         let mut slots = vec![u32::MAX; count.get() as usize];
         self.slot_of.reserve_exact(self.ids.len());
-        for id in &self.ids {
+        for (at, id) in self.ids.iter().enumerate() {
+            if !self.known.is_unknown(at) {
+                self.slot_of.push(Self::NOT_ASKED);
+                continue;
+            }
             let partition = keying.locate(*id, count).partition;
             let slot = &mut slots[partition.0 as usize];
             if *slot == u32::MAX {

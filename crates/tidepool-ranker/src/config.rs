@@ -43,6 +43,12 @@ pub struct RawConfig {
     pub on_unavailable: String,
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
+    /// What the cache of rows that are asked for often may take, in bytes; 0: there is none.
+    pub cache_bytes: u64,
+    /// Ids of each table that a release which comes is warmed with; 0: none.
+    pub warm_ids: u32,
+    /// How long the warming of a release may take.
+    pub warm_timeout_ms: u64,
     /// Threads of the CPU pool; 0: one per core.
     pub pool_threads: u32,
     /// Dense runs that may wait for a thread.
@@ -88,6 +94,9 @@ impl Default for RawConfig {
             spill_factor: 4.0,
             on_unavailable: "fail".into(),
             exact: false,
+            cache_bytes: 0,
+            warm_ids: 100_000,
+            warm_timeout_ms: 10_000,
             pool_threads: 0,
             pool_queue_len: 256,
             max_candidates: 10_000,
@@ -131,6 +140,12 @@ pub struct Config {
     pub asking: Asking,
     /// Whether lookups are answered to the bit on any layout.
     pub exact: bool,
+    /// What the cache of rows that are asked for often may take, in bytes; 0: there is none.
+    pub cache_bytes: u64,
+    /// Ids of each table that a release which comes is warmed with; 0: none.
+    pub warm_ids: usize,
+    /// How long the warming of a release may take.
+    pub warm_timeout: Duration,
     /// Threads of the CPU pool.
     pub pool_threads: usize,
     /// Dense runs that may wait for a thread.
@@ -198,6 +213,7 @@ impl TryFrom<RawConfig> for Config {
         let default_deadline = duration("default_deadline_ms", raw.default_deadline_ms);
         let max_deadline = duration("max_deadline_ms", raw.max_deadline_ms);
         let connect_timeout = duration("connect_timeout_ms", raw.connect_timeout_ms);
+        let warm_timeout = duration("warm_timeout_ms", raw.warm_timeout_ms);
         let load_retry = duration("load_retry_ms", raw.load_retry_ms);
         let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
         if let Err(error) = logs::check(&raw.log) {
@@ -221,6 +237,9 @@ impl TryFrom<RawConfig> for Config {
                 preferred_group,
                 asking: asking?,
                 exact: raw.exact,
+                cache_bytes: raw.cache_bytes,
+                warm_ids: raw.warm_ids as usize,
+                warm_timeout,
                 pool_threads,
                 pool_queue_len: raw.pool_queue_len as usize,
                 limits: Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids },

@@ -10,6 +10,7 @@
 mod asking;
 mod config;
 mod error;
+mod hot_ids;
 mod http;
 mod json;
 mod loaded;

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{RankError, error::LoadError, loaded::LoadedRelease, metrics::Metrics};
+use crate::{RankError, error::LoadError, hot_ids::Warming, loaded::LoadedRelease, metrics::Metrics};
 
 /// Releases that are loaded at the same time: loading must not take every core from those that serve.
 const CONCURRENT_LOADS: usize = 2;
@@ -160,6 +160,7 @@ pub(crate) struct Loader {
     pub(crate) health: Health,
     pub(crate) metrics: Metrics,
     pub(crate) retry: Duration,
+    pub(crate) warming: Warming,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -238,12 +239,18 @@ impl Loader {
             let number = loads.count;
             slot.loading = Some(number);
             let (store, map, entry) = (self.store.clone(), now.map.clone(), slot.entry.clone());
-            let permits = loads.permits.clone();
+            let (permits, warming) = (loads.permits.clone(), self.warming.clone());
             loads.tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
                 let load = move || LoadedRelease::load(&store, &map, &entry);
                 let result = tokio::task::spawn_blocking(load).await;
-                Done { number, result: result.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string()))) }
+                let result = result.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string())));
+                if let Ok(loaded) = &result
+                    && warming.ids > 0
+                {
+                    warming.warm(&loaded.table_versions).await;
+                }
+                Done { number, result }
             });
         }
     }

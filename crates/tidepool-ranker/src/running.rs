@@ -22,7 +22,9 @@ use tonic::transport::server::{Server, TcpIncoming};
 use tracing::{info, warn};
 
 use crate::{
-    Config, StartError, http,
+    Config, StartError,
+    hot_ids::{self, Warming},
+    http,
     metrics::Metrics,
     rank::Ranker,
     releases::{Loader, Releases},
@@ -108,9 +110,10 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let client = service.ranker.client.clone();
     let routes = http::routes(service.clone(), config.max_request_bytes).merge(trace::routes(
         config.ranker.to_string(),
-        client,
+        client.clone(),
         shutdown.clone(),
     ));
+    let routes = routes.merge(hot_ids::routes(client.clone(), config.cache_bytes > 0));
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
@@ -125,6 +128,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         health: health.clone(),
         metrics,
         retry: config.load_retry,
+        warming: Warming { client, ids: config.warm_ids, within: config.warm_timeout },
         shutdown: shutdown.clone(),
     };
     shutdown.spawn(loader.run());
@@ -164,6 +168,7 @@ fn client_config(config: &Config, registry: &Registry) -> ClientConfig {
         retry: config.asking.retry,
         breaker: config.asking.breaker,
         tenant: config.ranker.to_string(),
+        cache_bytes: config.cache_bytes,
         registry: Some(registry.clone()),
         ..ClientConfig::default()
     }

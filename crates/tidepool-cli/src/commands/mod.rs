@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod hot_ids;
 pub(crate) mod lookup;
 pub(crate) mod quota;
 pub(crate) mod rank;

@@ -190,7 +190,10 @@ fn answer(feature: &v1::FeatureRequest) -> v1::FeatureResponse {
         out.rows = pack(&rows.collect::<Vec<f32>>());
         return out;
     }
-    let members: Vec<u32> = unpack(&feature.members).unwrap().collect();
+    let mut members: Vec<u32> = unpack(&feature.members).unwrap().collect();
+    if members.is_empty() {
+        members = (0..ids.len() as u32).collect();
+    }
     let weights: Vec<f32> = unpack(&feature.weights).unwrap().collect();
     let (mut at, mut sums, mut counts, mut weight_sums) = (0, Vec::new(), Vec::new(), Vec::new());
     for length in unpack::<u32>(&feature.bag_lengths).unwrap() {
