@@ -27,7 +27,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const TAIL_LINES: usize = 12;
 
 /// A program of ours that runs until this end of its stdin closes, however we end. When it is stopped then
-/// (SIGSTOP), the kernel continues and hangs it up, because its process group has lost its last parent.
+/// (SIGSTOP), it is continued: it has asked the kernel for that.
 #[derive(Debug)]
 pub(crate) struct Piped {
     label: String,

@@ -26,7 +26,7 @@ use crate::{
     pacing::Pacing,
     request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages, StoredRow},
     route::{Choice, Router},
-    split::Split,
+    split::{Ids, Split},
     topology::Topology,
     trace::{Tap, TapError, TapOptions, TapSlot},
 };
@@ -56,10 +56,10 @@ struct Inner {
 }
 
 /// What an attempt brought, and where its time went so far.
-struct Attempt<'s, 'm> {
+pub(crate) struct Attempt<'s, 'm> {
     topology: &'m Topology,
-    split: &'s Split<'m>,
-    gathered: Gathered<'s>,
+    pub(crate) split: &'s Split<'m>,
+    pub(crate) gathered: Gathered<'s>,
     stages: Stages,
 }
 
@@ -275,6 +275,18 @@ impl Client {
         cache: Option<&RowCache>,
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<T, ClientError> {
+        self.gather_ids(request, options, cache, Ids::Asked, finish).await
+    }
+
+    /// As [`gather`](Self::gather), with `ids` as they are said to be.
+    pub(crate) async fn gather_ids<T>(
+        &self,
+        request: &LookupRequest,
+        options: &LookupOptions,
+        cache: Option<&RowCache>,
+        ids: Ids,
+        finish: impl Fn(Attempt<'_, '_>) -> T,
+    ) -> Result<T, ClientError> {
         let mut options = options.clone();
         options.exact |= self.inner.config.exact;
         // A time that no clock can hold is a year.
@@ -286,7 +298,7 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut first = true;
         loop {
-            let attempt = self.attempt(request, &options, deadline, first, cache, &finish);
+            let attempt = self.attempt(request, &options, deadline, first, (cache, ids), &finish);
             match attempt.await? {
                 Some(done) => return Ok(done),
                 None => first = false,
@@ -302,7 +314,7 @@ impl Client {
         options: &LookupOptions,
         deadline: Instant,
         first: bool,
-        cache: Option<&RowCache>,
+        (cache, ids): (Option<&RowCache>, Ids),
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<Option<T>, ClientError> {
         let inner = &*self.inner;
@@ -313,7 +325,7 @@ impl Client {
             return Err(ClientError::NoMap);
         }
         self.follow_with_cache(&topology.map);
-        let split = Split::with_cache(request, &topology.map, inner.seed, cache)?;
+        let split = Split::with_cache(request, &topology.map, inner.seed, cache, ids)?;
         let choice = Choice {
             preferred: inner.config.preferred_group.as_ref().map(|group| group.as_str()),
             spill_factor: inner.config.spill_factor,

@@ -20,7 +20,7 @@ use crate::{
     peer::Peer,
     request::{FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
     route::{Choice, Router, Tried},
-    split::Split,
+    split::{Ids, Split},
     topology::Topology,
 };
 
@@ -175,6 +175,8 @@ pub(crate) fn topology_of(map: ClusterMap) -> Topology {
 
 pub(crate) fn choice(turn: usize) -> Choice<'static> {
     Choice { preferred: None, spill_factor: 4.0, random: turn as u64, skip_sick: false }
+}
+
 /// The schema of a table of INT4 rows.
 pub(crate) fn schema(of: &str, dim: u32) -> TableSchema {
     let mut table = table(0, dim, RowFormat::Int4, Keying::Hashed, 0, false);
@@ -352,7 +354,7 @@ pub(crate) fn look_up_with(
 ) -> (Vec<FeatureVectors>, usize) {
     let topology = topology_of(map_of(tables, shape));
     let map = &*topology.map;
-    let split = Split::with_cache(request, map, 0xfeed ^ turn as u64, cache).unwrap();
+    let split = Split::with_cache(request, map, 0xfeed ^ turn as u64, cache, Ids::Asked).unwrap();
     let mut router = Router::new(&topology, &split, choice(turn), Instant::now());
     let (route, nobody) = router.first();
     assert!(nobody.is_empty());

@@ -23,6 +23,15 @@ pub(crate) struct Split<'a> {
     pub(crate) learns: bool,
 }
 
+/// What the ids of a request are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    /// Those that people ask for: of a composite table each has several rows.
+    Asked,
+    /// Of rows: of a composite table their numbers.
+    Rows,
+}
+
 /// The ids of all features that use one table.
 #[derive(Debug)]
 pub(crate) struct TableSplit<'a> {
@@ -86,7 +95,7 @@ impl<'a> Split<'a> {
         map: &'a ClusterMap,
         seed: u64,
     ) -> Result<Self, ClientError> {
-        Self::with_cache(request, map, seed, None)
+        Self::with_cache(request, map, seed, None, Ids::Asked)
     }
 
     /// Splits `request` by the layouts of `map`, and takes from `cache` what it knows. `seed` spreads the ids
@@ -100,6 +109,7 @@ impl<'a> Split<'a> {
         map: &'a ClusterMap,
         seed: u64,
         cache: Option<&RowCache>,
+        ids: Ids,
     ) -> Result<Self, ClientError> {
         let mut tables: Vec<TableSplit<'a>> = Vec::new();
         let mut table_of = Vec::with_capacity(request.features.len());
@@ -140,7 +150,8 @@ impl<'a> Split<'a> {
         }
         let mut uniques: Vec<Unique> = ids_of_table.iter().map(|ids| Unique::new(*ids, seed)).collect();
         let features = request.features.iter().zip(table_of).map(|(feature, table)| {
-            let composed = Composed::new(feature, &tables[table].layout.schema);
+            let schema = &tables[table].layout.schema;
+            let composed = if ids == Ids::Asked { Composed::new(feature, schema) } else { None };
             let bags = composed.map_or_else(|| Bags::as_asked(feature), |composed| composed.expand());
             let ids = &mut tables[table].ids;
             FeatureSplit {

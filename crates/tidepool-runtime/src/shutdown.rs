@@ -61,6 +61,15 @@ impl fmt::Display for Drained {
     }
 }
 
+/// Asks the kernel to continue this process, should it be stopped (SIGSTOP) when the thread ends that started
+/// it. To one that runs nothing happens.
+///
+/// # Errors
+/// What the kernel says.
+pub fn continue_when_the_parent_ends() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT)).map_err(Into::into)
+}
+
 impl Shutdown {
     /// Nobody has asked yet.
     #[must_use]

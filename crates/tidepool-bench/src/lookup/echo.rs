@@ -82,8 +82,12 @@ fn answer_all(mut stream: TcpStream) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct EchoServers {
     servers: Vec<Piped>,
-    addresses: Vec<SocketAddr>,
+    idle: Arc<Idle>,
 }
+
+/// Addresses of the servers, and connections to them that nobody uses at the moment. They outlive a load: a
+/// server has a thread for each, and the time of threads that have ended is not counted.
+type Idle = Vec<(SocketAddr, Mutex<Vec<Connection>>)>;
 
 impl EchoServers {
     /// Starts `count` of them, each `PROGRAM bench bytes-server`.
@@ -93,12 +97,13 @@ impl EchoServers {
             let log = dir.join(format!("bytes-{n}.log"));
             Piped::start(program, args.clone(), format!("bytes-server {n}"), log)
         });
-        let (mut servers, mut addresses) = (Vec::new(), Vec::new());
+        let (mut servers, mut idle) = (Vec::new(), Vec::new());
         for (server, line) in try_join_all(started).await? {
-            addresses.push(line.parse().map_err(|_| server.failed(format!("announced {line:?}")))?);
+            let address = line.parse().map_err(|_| server.failed(format!("announced {line:?}")))?;
+            idle.push((address, Mutex::default()));
             servers.push(server);
         }
-        Ok(Self { servers, addresses })
+        Ok(Self { servers, idle: Arc::new(idle) })
     }
 
     /// How long their threads have run.
@@ -108,16 +113,14 @@ impl EchoServers {
 
     /// A target that asks all of them at once: `sent` and `received` bytes for each id of a request.
     pub(super) fn target(&self, sent: f64, received: f64) -> EchoTarget {
-        let nodes = self.addresses.iter().map(|address| (*address, Mutex::default())).collect();
-        EchoTarget { nodes, sent, received }
+        EchoTarget { nodes: Arc::clone(&self.idle), sent, received }
     }
 }
 
 /// Sends the bytes of a request to every server, an equal share to each, and reads as many as lookups gave.
 #[derive(Debug)]
 pub(super) struct EchoTarget {
-    /// Address, and connections that nobody uses at the moment.
-    nodes: Vec<(SocketAddr, Mutex<Vec<Connection>>)>,
+    nodes: Arc<Idle>,
     sent: f64,
     received: f64,
 }
@@ -183,7 +186,7 @@ mod tests {
             thread::spawn(move || serve_bytes(|address| tell.send(address).unwrap()));
         }
         let nodes = told.iter().take(3).map(|address| (address, Mutex::default())).collect();
-        let target = EchoTarget { nodes, sent: 8.0, received: 36.0 };
+        let target = EchoTarget { nodes: Arc::new(nodes), sent: 8.0, received: 36.0 };
         let name = |text| Name::new(text).unwrap();
         let feature = FeatureLookup {
             table_version: TableVersion { table: name("t"), version: name("v") },
@@ -196,7 +199,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(target.ask(&request).await.unwrap().nodes_touched, 3);
         }
-        for (_, idle) in &target.nodes {
+        for (_, idle) in target.nodes.iter() {
             let idle = idle.lock().unwrap();
             let lengths: Vec<_> = idle.iter().map(|c| (c.message.len(), c.answer.len())).collect();
             assert_eq!(lengths, [(808, 3604)], "one connection, used again");

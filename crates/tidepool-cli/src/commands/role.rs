@@ -115,6 +115,10 @@ pub(crate) async fn parent_ended(watch: bool) {
     if !watch {
         return std::future::pending().await;
     }
+    // A process that is stopped could not notice that its stdin closes.
+    if let Err(error) = shutdown::continue_when_the_parent_ends() {
+        tracing::warn!(%error, "a stopped process would outlive its parent");
+    }
     let (sender, closed) = oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

@@ -7,26 +7,28 @@ use tidepool_types::{Keying, RowFormat, mix64};
 
 use super::*;
 use crate::{
-    layouts_tests::{Shape, Table, feature, map_of, node_answers, table},
+    layouts_tests::{Shape, Table, choice, feature, map_of, node_answers, table, topology_of},
     request::LookupRequest,
-    route::{Penalties, Router},
+    route::Router,
+    topology::Topology,
 };
 
 /// Bytes of the features of questions and answers, per node.
 fn message_bytes(
     tables: &[Table],
-    map: &tidepool_cluster::ClusterMap,
+    topology: &Topology,
     split: &Split<'_>,
-    questions: &[NodeAsk<'_>],
-) -> BTreeMap<NodeId, usize> {
-    let size = |question: &NodeAsk<'_>| {
+    questions: &[NodeAsk],
+) -> BTreeMap<u32, usize> {
+    let size = |question: &NodeAsk| {
         let asks = question.asks.iter().map(|ask| ask.encode(split));
-        let both =
-            asks.map(|ask| [ask.encoded_len(), node_answers(tables, map, question.node, &ask).encoded_len()]);
+        let answer =
+            |ask: &v1::FeatureRequest| node_answers(tables, &topology.map, topology.id(question.node), ask);
+        let both = asks.map(|ask| [ask.encoded_len(), answer(&ask).encoded_len()]);
         // Each is a field of its message.
         both.flatten().map(|len| 1 + prost::length_delimiter_len(len) + len).sum()
     };
-    questions.iter().map(|question| (question.node.clone(), size(question))).collect()
+    questions.iter().map(|question| (question.node.0, size(question))).collect()
 }
 
 /// A ranking request: the 50 last pins of a user, and 500 candidates with 3 ids each, from `user` and
@@ -53,14 +55,13 @@ fn the_forms_of_a_ranking_request_are_the_smallest_of_all() {
     for (words, user) in [("two tables", &tables[1]), ("one table", &tables[0])] {
         let request = ranking(user, &tables[0]);
         for nodes in [1, 2, 10] {
-            let map = map_of(&tables, &Shape { nodes, groups: 1, partitions: 32 });
-            let split = Split::new(&request, &map, 1).unwrap();
-            let router = Router::new(&map, &split, None, 0, &Penalties::default(), Instant::now());
-            let route = router.first().unwrap();
+            let topology = topology_of(map_of(&tables, &Shape { nodes, groups: 1, partitions: 32 }));
+            let split = Split::new(&request, &topology.map, 1).unwrap();
+            let (route, _) = Router::new(&topology, &split, choice(0), Instant::now()).first();
             let chosen = build(&split, &route, &LookupOptions::default());
-            let chosen = message_bytes(&tables, &map, &split, &chosen);
+            let chosen = message_bytes(&tables, &topology, &split, &chosen);
             // A node's bytes depend on the forms at that node alone, so all combinations are these four.
-            let mut smallest: BTreeMap<NodeId, usize> = BTreeMap::new();
+            let mut smallest: BTreeMap<u32, usize> = BTreeMap::new();
             for combination in 0..4 {
                 let form = |feature: usize| {
                     if combination >> feature & 1 == 1 { WireForm::Pool } else { WireForm::Gather }
@@ -69,7 +70,7 @@ fn the_forms_of_a_ranking_request_are_the_smallest_of_all() {
                 let mut marks: Vec<Vec<Mark>> =
                     split.tables.iter().map(|t| vec![Mark::default(); t.ids.len()]).collect();
                 let asked = in_forms(&split, &route, &forms, &mut marks);
-                for (node, bytes) in message_bytes(&tables, &map, &split, &asked) {
+                for (node, bytes) in message_bytes(&tables, &topology, &split, &asked) {
                     let least = smallest.entry(node).or_insert(bytes);
                     *least = bytes.min(*least);
                 }
@@ -79,10 +80,7 @@ fn the_forms_of_a_ranking_request_are_the_smallest_of_all() {
             let occurrences: usize = request.features.iter().map(|f| f.ids.len()).sum();
             let total: usize = chosen.values().sum();
             let factor = (occurrences * (8 + 128)) as f64 / total as f64;
-            println!(
-                "{words}, {nodes} nodes: {total} bytes, {factor:.2} times fewer than {occurrences} f32 rows"
-            );
-            assert!(factor > 4.0, "{factor}");
+            assert!(factor > 10.0, "{words}, {nodes} nodes: {total} bytes, {factor} times fewer");
         }
     }
 }
@@ -96,10 +94,9 @@ fn what_is_gathered_anyway_is_not_pooled() {
     let forms_of = |first: &[Vec<(u64, u8)>], second: &[Vec<(u64, u8)>]| {
         let of = |bags| feature(&tables[0], Pooling::Sum, bags, false, true);
         let request = LookupRequest { request_id: String::new(), features: vec![of(first), of(second)] };
-        let map = map_of(&tables, &Shape { nodes: 1, groups: 1, partitions: 4 });
-        let split = Split::new(&request, &map, 1).unwrap();
-        let router = Router::new(&map, &split, None, 0, &Penalties::default(), Instant::now());
-        let route = router.first().unwrap();
+        let topology = topology_of(map_of(&tables, &Shape { nodes: 1, groups: 1, partitions: 4 }));
+        let split = Split::new(&request, &topology.map, 1).unwrap();
+        let (route, _) = Router::new(&topology, &split, choice(0), Instant::now()).first();
         let mut marks = vec![vec![Mark::default(); split.tables[0].ids.len()]];
         forms(&split, &route, &LookupOptions::default(), &mut marks).concat()
     };

@@ -3,13 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use tidepool_cluster::ClusterMap;
 use tidepool_types::{Pooling, TableVersion};
 
 use super::HotIds;
 use crate::{
     Client, ClientError,
-    request::{FeatureLookup, LookupOptions, LookupRequest},
+    client::Attempt,
+    request::{FeatureLookup, LookupOptions, LookupRequest, OnUnavailable},
+    split::Ids,
 };
 
 /// Ids that are asked for at a time: few enough that the lookups of others do not wait for them.
@@ -84,13 +85,6 @@ impl Client {
         ids: &[u64],
         left: Duration,
     ) -> Result<(u64, u64), ClientError> {
-        let map = self.map();
-        let layout = map.layout(table_version);
-        let unknown = || ClientError::UnknownTable { table: table_version.clone(), epoch: map.epoch };
-        // Rows are asked for by their numbers, so nothing may be composed of them.
-        let mut layout = layout.ok_or_else(unknown)?.clone();
-        layout.schema.composite = None;
-        let map = ClusterMap { layouts: vec![layout], releases: Vec::new(), ..ClusterMap::clone(&map) };
         let feature = FeatureLookup {
             table_version: table_version.clone(),
             pooling: Pooling::None,
@@ -99,11 +93,10 @@ impl Client {
             weights: None,
         };
         let request = LookupRequest { request_id: "warm".into(), features: vec![feature] };
-        let options = LookupOptions { timeout: left, ..self.default_options() };
+        let on_unavailable = OnUnavailable::Fail;
+        let options = LookupOptions { timeout: left, on_unavailable, ..self.default_options() };
         let cache = self.cache();
-        // A budget that no clock can hold is a year.
-        let deadline = Instant::now() + left.min(Duration::from_secs(365 * 86_400));
-        self.attempt(&request, &options, deadline, &map, cache, |_, split, gathered| {
+        self.gather_ids(&request, &options, cache, Ids::Rows, |Attempt { split, gathered, .. }| {
             if let Some(cache) = cache {
                 cache.fill(split, &gathered.answers);
             }
