@@ -61,6 +61,12 @@ pub struct RawConfig {
     pub max_request_bytes: usize,
     /// Bytes of an answer.
     pub max_response_bytes: u64,
+    /// Bytes of messages that have not come whole and of answers that have not been taken, of all callers.
+    pub max_held_bytes: u64,
+    /// For the rest of a message once the node waits for it.
+    pub receive_timeout_ms: u64,
+    /// Lookups at one time on one connection.
+    pub max_streams_per_connection: u32,
     /// Partitions that are verified at the same time.
     pub load_parallelism: usize,
     /// `auto`, `mapped`, `locked` or `copied`: where rows lie.
@@ -112,6 +118,9 @@ impl Default for RawConfig {
             max_ids_per_request: 1_000_000,
             max_request_bytes: 64 << 20,
             max_response_bytes: 64 << 20,
+            max_held_bytes: 512 << 20,
+            receive_timeout_ms: 10_000,
+            max_streams_per_connection: 1024,
             load_parallelism: 2,
             residency: "auto".into(),
             warm_up_bytes_per_second: 0,
@@ -175,6 +184,12 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// Bytes of an answer.
     pub max_response_bytes: u64,
+    /// Bytes held for all callers.
+    pub max_held_bytes: u64,
+    /// For the rest of a message.
+    pub receive_timeout: Duration,
+    /// Lookups at one time on one connection.
+    pub max_streams_per_connection: u32,
     /// Partitions verified at the same time.
     pub load_parallelism: usize,
     /// Where rows lie.
@@ -242,7 +257,14 @@ impl TryFrom<RawConfig> for Config {
         );
         p.check(raw.max_request_bytes > 0, "max_request_bytes: at least 1");
         p.check(raw.max_response_bytes > 0, "max_response_bytes: at least 1");
+        let longest = raw.max_response_bytes.max(raw.max_request_bytes as u64);
+        p.check(
+            raw.max_held_bytes >= longest,
+            "max_held_bytes: at least max_request_bytes and max_response_bytes, or the longest could never pass",
+        );
+        p.check(raw.max_streams_per_connection > 0, "max_streams_per_connection: at least 1");
         let durations = [
+            ("receive_timeout_ms", raw.receive_timeout_ms),
             ("load_retry_ms", raw.load_retry_ms),
             ("report_interval_ms", raw.report_interval_ms),
             ("connect_timeout_ms", raw.connect_timeout_ms),
@@ -285,6 +307,9 @@ impl TryFrom<RawConfig> for Config {
                 max_ids_per_request: raw.max_ids_per_request,
                 max_request_bytes: raw.max_request_bytes,
                 max_response_bytes: raw.max_response_bytes,
+                max_held_bytes: raw.max_held_bytes,
+                receive_timeout: Duration::from_millis(raw.receive_timeout_ms),
+                max_streams_per_connection: raw.max_streams_per_connection,
                 load_parallelism: raw.load_parallelism,
                 residency: residency?,
                 warm_up_bytes_per_second: (raw.warm_up_bytes_per_second > 0)

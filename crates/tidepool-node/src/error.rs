@@ -1,6 +1,6 @@
 //! What can go wrong: with one lookup, and with starting a node.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 use tidepool_kernels::Isa;
@@ -41,6 +41,12 @@ pub(crate) enum LookupError {
     Quota { tenant: String, limit: u64, unit: &'static str, wait_ms: u64 },
     #[error("the lookup queue is full ({queued} waiting)")]
     QueueFull { queued: usize },
+    #[error(
+        "{held} bytes of messages and answers are held for callers, {more} more are beyond max_held_bytes = {limit}"
+    )]
+    TooMuchHeld { held: i64, more: i64, limit: i64 },
+    #[error("the request did not come whole within {timeout:?} (receive_timeout_ms)")]
+    SentTooSlowly { timeout: Duration },
     #[error("the node is shutting down")]
     ShuttingDown,
     #[error("the lookup failed inside the node: {0}")]
@@ -113,10 +119,11 @@ impl LookupError {
             | Self::TooMuchWork { .. } => ErrorCode::InvalidRequest,
             Self::NotServed { .. } => ErrorCode::NotServed,
             Self::Quota { .. } => ErrorCode::QuotaExceeded,
-            Self::DeadlineExceeded => ErrorCode::DeadlineExceeded,
-            Self::RowsInFlight { .. } | Self::RowsPerSecond { .. } | Self::QueueFull { .. } => {
-                ErrorCode::Overloaded
-            }
+            Self::DeadlineExceeded | Self::SentTooSlowly { .. } => ErrorCode::DeadlineExceeded,
+            Self::RowsInFlight { .. }
+            | Self::RowsPerSecond { .. }
+            | Self::QueueFull { .. }
+            | Self::TooMuchHeld { .. } => ErrorCode::Overloaded,
             Self::ShuttingDown => ErrorCode::Unavailable,
             Self::Internal(_) => ErrorCode::Internal,
         }

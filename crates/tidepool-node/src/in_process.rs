@@ -1,7 +1,10 @@
 //! The service without a network, for the bench of this crate, which decides from where on lookups are handed to the
 //! pool and how large the pieces of large ones are.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use prometheus::Registry;
@@ -43,6 +46,7 @@ impl InProcess {
             admission: Admission::new(u64::MAX, None),
             inline_max_rows,
             piece_rows,
+            guard: metrics.guard(u64::MAX, Duration::MAX),
             metrics,
             draining: CancellationToken::new(),
         }))

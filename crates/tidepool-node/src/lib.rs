@@ -12,6 +12,7 @@ mod cut;
 mod decode;
 mod disk;
 mod error;
+mod guard;
 #[doc(hidden)]
 pub mod in_process;
 mod loader;

@@ -10,7 +10,7 @@ use prometheus::{
 use tidepool_table::MemoryUse;
 use tidepool_types::Name;
 
-use crate::{error::LookupError, lookup::Answer, state::NodeState};
+use crate::{error::LookupError, guard::Guard, lookup::Answer, state::NodeState};
 
 /// What there may be too much of.
 const SHED_REASONS: [&str; 5] = ["rows", "rate", "queue", "quota", "deadline"];
@@ -66,6 +66,8 @@ pub(crate) struct Metrics {
     missing_ids: IntCounter,
     /// Bytes of stored rows, and of sums, counts and weight sums.
     response_bytes: IntCounterVec,
+    /// Bytes of messages that have not come whole, and of answers that have not been taken.
+    held_bytes: IntGauge,
     /// Partitions of the assignment by state.
     partitions: IntGaugeVec,
     /// Bytes of the partition files that are mapped.
@@ -145,6 +147,10 @@ impl Metrics {
                 name("missing_ids_total"),
                 "Ids looked up that are not in their table",
             )?,
+            held_bytes: IntGauge::new(
+                name("held_bytes"),
+                "Bytes of messages that have not come whole, and of answers that have not been taken",
+            )?,
             partitions: IntGaugeVec::new(
                 Opts::new(name("partitions"), "Partitions of the assignment, by state"),
                 &["state"],
@@ -170,7 +176,7 @@ impl Metrics {
             )?,
             epoch: IntGauge::new(name("epoch"), "Epoch of the assignment; 0 while there is none")?,
         };
-        let all: [Box<dyn Collector>; 16] = [
+        let all: [Box<dyn Collector>; 17] = [
             Box::new(metrics.lookups.clone()),
             Box::new(metrics.shed.clone()),
             Box::new(metrics.lookup_seconds.clone()),
@@ -181,6 +187,7 @@ impl Metrics {
             Box::new(metrics.rows.clone()),
             Box::new(metrics.missing_ids.clone()),
             Box::new(metrics.response_bytes.clone()),
+            Box::new(metrics.held_bytes.clone()),
             Box::new(metrics.partitions.clone()),
             Box::new(metrics.mapped_bytes.clone()),
             Box::new(metrics.resident_bytes.clone()),
@@ -194,6 +201,11 @@ impl Metrics {
             metrics.shed.with_label_values(&[reason]);
         }
         Ok(metrics)
+    }
+
+    /// Stands before the service, and counts what it refuses with the lookups.
+    pub(crate) fn guard(&self, max_held_bytes: u64, receive_timeout: Duration) -> Guard {
+        Guard::new(max_held_bytes, receive_timeout, self.held_bytes.clone(), self.lookups.clone())
     }
 
     /// Where the lookups of a table are counted from now on.

@@ -48,6 +48,9 @@ const MAX_FRAME_BYTES: u32 = 1 << 20;
 /// connection's. It bounds what a connection can make us hold.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Streams that a connection may break by errors of its own before it is closed: hyper's default, which tonic's
+/// would switch off.
+const MAX_RESETS: usize = 1024;
 
 /// Starts a node: it serves its last assignment at once, and follows the controllers' from then on.
 ///
@@ -153,6 +156,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         quotas,
         inline_max_rows: config.inline_max_rows,
         piece_rows: config.piece_rows,
+        guard: metrics.guard(config.max_held_bytes, config.receive_timeout),
         metrics,
         draining: lifecycle.token(),
     };
@@ -172,15 +176,18 @@ fn serve_grpc<F: Future<Output = ()>>(
     listener: TcpListener,
     draining: F,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
+    let guard = service.guard.clone();
+    let service =
+        EmbeddingServer::new(Grpc(Arc::new(service))).max_decoding_message_size(config.max_request_bytes);
     Server::builder()
+        .max_concurrent_streams(config.max_streams_per_connection)
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .max_frame_size(MAX_FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(
-            EmbeddingServer::new(Grpc(Arc::new(service))).max_decoding_message_size(config.max_request_bytes),
-        )
+        .add_service(guard.before(service))
         .serve_with_incoming_shutdown(without_delay(listener), draining)
 }
 

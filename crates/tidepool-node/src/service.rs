@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, Admitted},
     cut::Piece,
     decode::rows_asked,
     error::LookupError,
+    guard::Guard,
     lookup::{Answer, Deadline, Limits, Prepared, prepare},
     metrics::{Metrics, Stages},
     part::Done,
@@ -41,6 +42,7 @@ pub(crate) struct EmbeddingService<P> {
     /// Rows of the pieces that larger ones are cut into.
     pub(crate) piece_rows: u64,
     pub(crate) metrics: Metrics,
+    pub(crate) guard: Guard,
     /// Cancelled when no new lookup should be taken: streams end then.
     pub(crate) draining: CancellationToken,
 }
@@ -78,8 +80,7 @@ impl<P: PartitionRows> EmbeddingService<P> {
                 return Err(error);
             }
         };
-        let answered = self.answer_admitted(request, rows, received).await;
-        drop(admitted);
+        let answered = self.answer_admitted(request, rows, received, admitted).await;
         if let Ok((answer, _)) = &answered {
             self.quotas.answered(&charged, answer.gather_bytes + answer.pool_bytes);
         }
@@ -91,15 +92,16 @@ impl<P: PartitionRows> EmbeddingService<P> {
         request: v1::LookupRequest,
         rows: u64,
         received: Instant,
+        admitted: Admitted,
     ) -> Result<(Answer, Stages), LookupError> {
         let deadline = Deadline::new(received, request.deadline_us);
         if rows > self.inline_max_rows {
-            return self.answer_on_pool(request, rows, deadline).await;
+            return self.answer_on_pool(request, rows, deadline, admitted).await;
         }
         let begun = Instant::now();
         let prepared = prepare(request, &self.snapshot.load(), self.limits, deadline)?;
         let decoded = Instant::now();
-        let answer = prepared.answer(&self.node)?;
+        let answer = self.guard.hold_answer(prepared.answer(&self.node)?)?;
         let stages = Stages { queue: None, decode: decoded - begun, lookup: decoded.elapsed() };
         Ok((answer, stages))
     }
@@ -110,10 +112,15 @@ impl<P: PartitionRows> EmbeddingService<P> {
         request: v1::LookupRequest,
         rows: u64,
         deadline: Deadline,
+        admitted: Admitted,
     ) -> Result<(Answer, Stages), LookupError> {
         let (snapshot, limits, pool) = (self.snapshot.load_full(), self.limits, self.pool.clone());
         let (node, piece_rows, queued) = (self.node.clone(), self.piece_rows, Instant::now());
+        // Its rows are in flight as long as a request waits, also when its caller has left.
+        let (guard, waiting) = (self.guard.clone(), Arc::new(admitted));
+        let _admitted = Arc::clone(&waiting);
         let begun = self.pool.run_at_cost(rows, move || {
+            let _waiting = waiting;
             let begun = Instant::now();
             let prepared = prepare(request, &snapshot, limits, deadline)?;
             let decoded = Instant::now();
@@ -122,7 +129,7 @@ impl<P: PartitionRows> EmbeddingService<P> {
             let mut pieces = prepared.pieces(piece_rows);
             if pieces.len() <= 1 {
                 let parts = pieces.pop().map(|piece| prepared.piece(piece, deadline)).transpose()?;
-                let answer = prepared.put_together(parts.into_iter().flatten(), &node);
+                let answer = guard.hold_answer(prepared.put_together(parts.into_iter().flatten(), &node))?;
                 return Ok(Begun::Done(answer, Stages { lookup: decoded.elapsed(), ..stages }));
             }
             let prepared = Arc::new(prepared);
@@ -138,6 +145,7 @@ impl<P: PartitionRows> EmbeddingService<P> {
             Begun::Split { prepared, rest, stages, decoded } => {
                 let done = rest.await.map_err(of_pool)??;
                 let answer = prepared.put_together(done.into_iter().flatten(), &self.node);
+                let answer = self.guard.hold_answer(answer)?;
                 Ok((answer, Stages { lookup: decoded.elapsed(), ..stages }))
             }
         }
@@ -186,7 +194,7 @@ impl<P: PartitionRows> Embedding for Grpc<P> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{sync::mpsc, time::Duration};
 
     use prometheus::Registry;
     use tidepool_table::PartitionFile;
@@ -195,6 +203,7 @@ mod tests {
     use super::*;
 
     fn service(queue_len: usize) -> EmbeddingService<PartitionFile> {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
         EmbeddingService::<PartitionFile> {
             node: Arc::new(NodeId(Name::new("n").unwrap())),
             snapshot: Arc::default(),
@@ -204,7 +213,8 @@ mod tests {
             admission: Admission::new(100, None),
             inline_max_rows: 3,
             piece_rows: 10,
-            metrics: Metrics::new(&Registry::new()).unwrap(),
+            guard: metrics.guard(1 << 20, Duration::from_secs(1)),
+            metrics,
             draining: CancellationToken::new(),
         }
     }

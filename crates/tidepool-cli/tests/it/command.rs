@@ -5,9 +5,13 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
+
+/// How long anything may take before a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The command, without what the environment of the tests may say to it.
 pub(crate) fn tidepool() -> Command {
@@ -66,6 +70,11 @@ impl Role {
             .unwrap_or_else(|_| panic!("{role} said {line:?}: {}", std::fs::read_to_string(&log).unwrap()));
         let address = |key: &str| said[key].as_str().unwrap().to_owned();
         Self { child, grpc_address: address("grpc_address"), http_address: address("http_address"), log }
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends SIGTERM and gives the exit code.
