@@ -7,5 +7,7 @@ mod conventions;
 mod fixture;
 mod lifecycle;
 mod metrics;
+mod mutations;
 mod same_answers;
+mod soak;
 mod traces;

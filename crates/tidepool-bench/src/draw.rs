@@ -27,7 +27,7 @@ impl Random {
     }
 
     /// A number below `limit`, each as likely as the others but for 2^-64 of `limit`.
-    const fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) const fn below(&mut self, limit: u64) -> u64 {
         ((self.next() as u128 * limit as u128) >> 64) as u64
     }
 

@@ -9,6 +9,7 @@
 
 pub mod cluster;
 mod draw;
+pub mod drill;
 mod error;
 pub mod kernel;
 pub mod load;
