@@ -13,7 +13,7 @@ use tidepool_proto::{
     code_of,
     v1::{self, control_client::ControlClient},
 };
-use tidepool_types::TableVersion;
+use tidepool_types::{Name, TableVersion};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -239,6 +239,17 @@ impl LocalCluster {
             Client::start(ClientConfig { controllers: vec![self.controller_address()], ..config }).await?;
         client.wait_for_map(|map| map.layout(table_version).is_some(), JOIN_TIMEOUT).await?;
         Ok(client)
+    }
+
+    /// Gives a tenant a quota of rows per second on each node.
+    ///
+    /// # Errors
+    /// [`BenchError::Control`]: a refusal.
+    pub async fn set_quota(&self, tenant: &Name, rows_per_second: u64) -> Result<(), BenchError> {
+        let quota = v1::Quota { rows_per_second, bytes_per_second: 0 };
+        let rule = v1::QuotaRule { tenant: tenant.to_string(), quota: Some(quota) };
+        self.control().await?.set_quota(rule).await.map_err(refusal)?;
+        Ok(())
     }
 
     async fn control(&self) -> Result<ControlClient<Channel>, BenchError> {

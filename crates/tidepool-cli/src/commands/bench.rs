@@ -1,5 +1,6 @@
 //! `tidepool bench`: how fast the parts are, beside what the machine would allow.
 
+mod drill;
 mod lookup;
 mod quantize;
 mod table;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     BytesServer,
     /// Quantize the rows of a file in memory: rows per second, and what it costs in precision.
     Quantize(quantize::Quantize),
+    /// Real faults on a cluster of real processes: kill, stop, outage, overload, quota, partition, soak, or all.
+    Drill(drill::Drill),
 }
 
 #[derive(Args)]
@@ -115,6 +118,7 @@ pub(crate) async fn run(command: Command, controller: Option<String>, output: Ou
             return tokio::task::spawn_blocking(move || table::run(&args, output)).await?;
         }
         Command::BytesServer => return bytes_server().await,
+        Command::Drill(args) => return drill::run(args, output).await,
         Command::Quantize(args) => {
             return tokio::task::spawn_blocking(move || quantize::run(&args, output).map(|()| Outcome::Done))
                 .await?;
