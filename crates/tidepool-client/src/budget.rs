@@ -28,14 +28,16 @@ impl Budget {
         self.tokens = (self.tokens + earned).min(self.most);
     }
 
-    /// Pays for one extra call; false: it must not be made.
-    pub(crate) fn spend(&mut self, now: Instant) -> bool {
+    /// Pays for `calls` extra calls, of which a full bucket pays any number; false: they must not be made.
+    pub(crate) fn spend(&mut self, now: Instant, calls: usize) -> bool {
         let passed = now.saturating_duration_since(*self.at.get_or_insert(now));
         self.at = Some(now);
         self.tokens = (self.tokens + self.per_second * passed.as_secs_f64()).min(self.most);
-        let enough = self.tokens >= 1.0;
+        #[expect(clippy::cast_precision_loss, reason = "calls of one lookup are few")]
+        let cost = (calls as f64).min(self.most).max(1.0);
+        let enough = self.tokens >= cost;
         if enough {
-            self.tokens -= 1.0;
+            self.tokens -= cost;
         }
         enough
     }
@@ -48,7 +50,7 @@ mod tests {
     use super::*;
 
     fn spent(budget: &mut Budget, now: Instant) -> usize {
-        (0..1000).take_while(|_| budget.spend(now)).count()
+        (0..1000).take_while(|_| budget.spend(now, 1)).count()
     }
 
     #[test]
@@ -64,6 +66,19 @@ mod tests {
     }
 
     #[test]
+    fn many_calls_cost_as_many_and_never_more_than_there_can_be() {
+        let (mut budget, now) = (Budget::new(1.0, 0.0, 4.0), Instant::now());
+        assert!(budget.spend(now, 3));
+        assert!(!budget.spend(now, 2));
+        assert!(budget.spend(now, 1));
+        budget.earn(3);
+        assert!(!budget.spend(now, 100), "a full bucket pays for them");
+        budget.earn(1);
+        assert!(budget.spend(now, 100));
+        assert!(!budget.spend(now, 1));
+    }
+
+    #[test]
     fn a_few_per_second_whatever_is_called() {
         let (mut budget, now) = (Budget::new(0.0, 2.0, 10.0), Instant::now());
         assert_eq!(spent(&mut budget, now), 10);
@@ -75,6 +90,6 @@ mod tests {
     fn an_empty_bucket_stays_empty() {
         let (mut budget, now) = (Budget::new(0.0, 0.0, 0.0), Instant::now());
         budget.earn(100);
-        assert!(!budget.spend(now + Duration::from_secs(9)));
+        assert!(!budget.spend(now + Duration::from_secs(9), 1));
     }
 }

@@ -348,14 +348,14 @@ impl Client {
         match fanout.run(&mut router).await {
             Ok(gathered) => {
                 let partial = !gathered.unavailable.is_empty();
-                if first && partial && self.newer_map(gathered.told, epoch, deadline).await {
+                if first && partial && self.newer_map(gathered.told, epoch, begun, deadline).await {
                     return Ok(None);
                 }
                 let stages = Stages { split: asking - begun, wait: asking.elapsed(), merge: Duration::ZERO };
                 Ok(Some(finish(Attempt { topology: &topology, split: &split, gathered, stages })))
             }
             Err(error @ ClientError::Unavailable { .. })
-                if first && self.newer_map(error.not_served_epoch(), epoch, deadline).await =>
+                if first && self.newer_map(error.not_served_epoch(), epoch, begun, deadline).await =>
             {
                 Ok(None)
             }
@@ -363,13 +363,19 @@ impl Client {
         }
     }
 
-    /// Whether the map `used` is old, and a newer one is there or, when a node has `told` of it, comes in time.
-    async fn newer_map(&self, told: Option<Epoch>, used: Epoch, deadline: Instant) -> bool {
+    /// Whether the map `used` is old, and a newer one is there or, when a node has `told` of it, comes in time
+    /// for another attempt as long as the one that has `begun` then.
+    async fn newer_map(&self, told: Option<Epoch>, used: Epoch, begun: Instant, deadline: Instant) -> bool {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now).saturating_sub(now - begun);
+        if left.is_zero() {
+            return false;
+        }
         if self.map().epoch > used {
             return true;
         }
         let Some(told) = told.filter(|told| *told > used) else { return false };
-        let wait = deadline.saturating_duration_since(Instant::now()).min(NEWER_MAP_WAIT);
+        let wait = (left / 2).min(NEWER_MAP_WAIT);
         self.wait_for_map(|map| map.epoch >= told, wait).await.is_ok()
     }
 }

@@ -86,7 +86,8 @@ impl Default for HedgeConfig {
 pub struct RetryConfig {
     /// Retries per call, from 0 to 1.
     pub budget: f64,
-    /// Retries per second that are allowed however few calls there are. Ten seconds of them can be saved.
+    /// Retries per second that are allowed however few calls there are. Ten seconds of them can be saved; with a
+    /// budget, a thousand at least.
     pub min_per_second: u32,
 }
 

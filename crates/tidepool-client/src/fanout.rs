@@ -392,7 +392,20 @@ impl Fanout<'_> {
                 if self.options.on_unavailable == OnUnavailable::Fail {
                     return Err(self.too_late(node));
                 }
-                state.out.unavailable.extend(std::mem::take(&mut state.calls[first].pieces));
+                let mut lost = std::mem::take(&mut state.calls[first].pieces);
+                // What a hedge has answered so far is used.
+                if let Some(hedge) = state.races[race].hedge.take() {
+                    lost.clear();
+                    for number in hedge.calls {
+                        if !hedge.answers.iter().any(|(answered, _)| *answered == number) {
+                            lost.append(&mut state.calls[number].pieces);
+                        }
+                    }
+                    for (number, answered) in hedge.answers {
+                        state.answers.push((number, state.calls[number].node, answered));
+                    }
+                }
+                state.out.unavailable.extend(lost);
                 state.finish_race(race);
             } else if state.races[race].late_at.is_some_and(|late| late <= now) {
                 self.hedge(race, now, router, state);
@@ -411,7 +424,8 @@ impl Fanout<'_> {
         let Some(route) = router.hedge(&first.pieces, &state.tried) else { return };
         // Of a node that has been found to be sick meanwhile nothing is to be expected: that is a retry.
         let sick = self.topology.peer(node).look(now).status != Status::Closed;
-        if !(self.pacing.spend_hedge(now) || sick && self.pacing.spend_retry(now)) {
+        let calls = route.nodes.len();
+        if !(self.pacing.spend_hedge(now, calls) || sick && self.pacing.spend_retry(now, calls)) {
             if !std::mem::replace(&mut state.races[race].suppressed, true)
                 && let Some(metrics) = self.metrics
             {
@@ -467,7 +481,7 @@ impl Fanout<'_> {
         router.refresh(now);
         let (route, nobody) = router.elsewhere(&pieces, &state.tried);
         // A map that is out of date is not the node's failure, and costs nothing.
-        if !route.nodes.is_empty() && !moved && !self.pacing.spend_retry(now) {
+        if !route.nodes.is_empty() && !moved && !self.pacing.spend_retry(now, route.nodes.len()) {
             if let Some(metrics) = self.metrics {
                 metrics.retry_suppressed();
             }

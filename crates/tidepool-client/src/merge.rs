@@ -99,7 +99,8 @@ fn lost_ids(
 ) -> Vec<u32> {
     let is_lost = |at: usize| {
         let id = feature.members[at] as usize;
-        rows[id].is_none() && gone[table.slot_of[id] as usize]
+        // An id that the cache knows to be missing lies on no slot.
+        rows[id].is_none() && gone.get(table.slot_of[id] as usize) == Some(&true)
     };
     match &feature.composed {
         Some(composed) => composed.lost(is_lost),

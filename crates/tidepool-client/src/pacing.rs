@@ -20,6 +20,8 @@ use crate::{
 const SIZES: [usize; 3] = [256, 2_048, 16_384];
 /// How many calls are measured between two looks at the quantile.
 const LOOK_EVERY: u32 = 16;
+/// How many retries may come at once: the lookups in flight on a node that dies, at some thousand a second.
+const RETRY_BURST: f64 = 1000.0;
 /// A node that is silent for so many hedge delays is no straggler.
 const PATIENCE_DELAYS: u32 = 4;
 /// A process that is not run for so long is nothing unusual.
@@ -59,10 +61,12 @@ impl Pacing {
             |_| Size { latencies: Mutex::default(), delay: AtomicU64::new(nanos(config.hedge.max_delay)) };
         // Without a budget there is no burst either: hedging is off.
         let burst = if config.hedge.budget > 0.0 { f64::from(config.hedge.burst) } else { 0.0 };
+        // What a node that dies leaves unanswered is asked again at once: that is as much as is in flight.
+        let retry_burst = if config.retry.budget > 0.0 { RETRY_BURST } else { 0.0 }.max(per_second * 10.0);
         Self {
             hedge: config.hedge,
             hedges: Mutex::new(Budget::new(config.hedge.budget, 0.0, burst)),
-            retries: Mutex::new(Budget::new(config.retry.budget, per_second, per_second * 10.0)),
+            retries: Mutex::new(Budget::new(config.retry.budget, per_second, retry_burst)),
             sizes: [0, 1, 2, 3].map(size),
             random: AtomicU64::new(seed),
         }
@@ -74,14 +78,14 @@ impl Pacing {
         lock(&self.retries).earn(calls);
     }
 
-    /// Pays for a hedge; false: it must not be made.
-    pub(crate) fn spend_hedge(&self, now: Instant) -> bool {
-        lock(&self.hedges).spend(now)
+    /// Pays for a hedge of so many calls; false: it must not be made.
+    pub(crate) fn spend_hedge(&self, now: Instant, calls: usize) -> bool {
+        lock(&self.hedges).spend(now, calls)
     }
 
-    /// Pays for a retry; false: it must not be made.
-    pub(crate) fn spend_retry(&self, now: Instant) -> bool {
-        lock(&self.retries).spend(now)
+    /// Pays for a retry of so many calls; false: it must not be made.
+    pub(crate) fn spend_retry(&self, now: Instant, calls: usize) -> bool {
+        lock(&self.retries).spend(now, calls)
     }
 
     fn size(&self, ids: usize) -> &Size {
@@ -106,7 +110,7 @@ impl Pacing {
         if latencies.record(latency).is_multiple_of(LOOK_EVERY)
             && let Some(late) = latencies.quantile(self.hedge.quantile)
         {
-            let late = late.clamp(self.hedge.min_delay, self.hedge.max_delay);
+            let late = late.min(self.hedge.max_delay).max(self.hedge.min_delay);
             size.delay.store(nanos(late), Ordering::Relaxed);
         }
     }
@@ -149,8 +153,8 @@ mod tests {
         let hedge = HedgeConfig { budget: 0.0, ..Default::default() };
         let pacing = Pacing::new(&ClientConfig { hedge, ..Default::default() }, 1);
         pacing.earn(1000);
-        assert!(!pacing.spend_hedge(Instant::now()));
-        assert!(pacing.spend_retry(Instant::now()));
+        assert!(!pacing.spend_hedge(Instant::now(), 1));
+        assert!(pacing.spend_retry(Instant::now(), 1));
         assert!((0..100).map(|_| pacing.jitter()).all(|jitter| (0.0..=1.0).contains(&jitter)));
     }
 }

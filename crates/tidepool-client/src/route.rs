@@ -87,6 +87,8 @@ enum Health {
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     health: Health,
+    /// A breaker keeps it from being asked, whatever the map says of it.
+    shut: bool,
     latency_nanos: f64,
     in_flight: f64,
 }
@@ -309,7 +311,7 @@ impl<'m> Router<'m> {
                 Some(ticket) => route.tickets.push(ticket),
                 None => {
                     let slot = &mut self.slots[node.index()];
-                    slot.seen = slot.seen.map(|seen| Seen { health: Health::Sick, ..seen });
+                    slot.seen = slot.seen.map(|seen| Seen { health: Health::Sick, shut: true, ..seen });
                     return None;
                 }
             }
@@ -339,8 +341,8 @@ impl<'m> Router<'m> {
             let Some(node) = self.node(self.order[at], piece).filter(|node| !tried.contains(node)) else {
                 continue;
             };
-            let health = self.see(node).health;
-            let skipped = self.skip_sick && health == Health::Sick;
+            let Seen { health, shut, .. } = self.see(node);
+            let skipped = self.skip_sick && shut;
             if !skipped && best.is_none_or(|(best, _)| health < best) {
                 best = Some((health, node));
             }
@@ -367,7 +369,9 @@ impl<'m> Router<'m> {
             Status::ProbeDue => Health::ProbeDue,
             Status::Probing | Status::Open => Health::Sick,
         };
-        let seen = Seen { health, latency_nanos: look.latency_nanos, in_flight: f64::from(look.in_flight) };
+        let shut = matches!(look.status, Status::Probing | Status::Open);
+        let (latency_nanos, in_flight) = (look.latency_nanos, f64::from(look.in_flight));
+        let seen = Seen { health, shut, latency_nanos, in_flight };
         self.slots[node.index()].seen = Some(seen);
         seen
     }

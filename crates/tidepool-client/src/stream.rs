@@ -9,7 +9,7 @@ use std::{
 };
 
 use tidepool_proto::{
-    code_of_failure,
+    code_of, code_of_failure,
     v1::{self, embedding_client::EmbeddingClient},
 };
 use tidepool_types::ErrorCode;
@@ -137,7 +137,7 @@ async fn read(
     let mut client = EmbeddingClient::new(channel)
         .max_decoding_message_size(max_message_bytes)
         .max_encoding_message_size(max_message_bytes);
-    let status = match client.lookup_stream(ReceiverStream::new(outgoing)).await {
+    let refused = match client.lookup_stream(ReceiverStream::new(outgoing)).await {
         Err(status) => Some(status),
         Ok(answers) => {
             let mut answers = answers.into_inner();
@@ -145,14 +145,15 @@ async fn read(
                 match answers.message().await {
                     Ok(Some(response)) => calls.answer(response),
                     Ok(None) => break None,
-                    Err(status) => break Some(status),
+                    // A node that is full says so to all. Otherwise how a stream ends says nothing of any one lookup.
+                    Err(status) => break Some(status).filter(|s| code_of(s) == ErrorCode::Overloaded),
                 }
             }
         }
     };
     let waiting = calls.lock().take();
     for waiting in waiting.into_iter().flat_map(HashMap::into_values) {
-        let why = status.as_ref().map_or_else(ended, failure);
+        let why = refused.as_ref().map_or_else(ended, failure);
         let _ = waiting.send(Err(why));
     }
 }

@@ -129,6 +129,13 @@ impl Held {
         Ok(())
     }
 
+    /// Counts bytes that are there already: to refuse them would free nothing.
+    fn add(&mut self, bytes: u64) {
+        let more = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.guard.0.held_bytes.add(more);
+        self.bytes = self.bytes.saturating_add(more);
+    }
+
     /// These bytes, held as long as anybody has them.
     fn keep(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Kept { bytes, _held: Arc::clone(self) })
@@ -311,11 +318,9 @@ impl http_body::Body for Outgoing {
         let frame = match frame.into_data() {
             // HTTP/2 keeps them until its flow control lets them go, which may be long after the body has ended.
             Ok(bytes) => {
+                // Answers have been let in as such; a stream that ended here would fail all others on it.
                 let mut held = self.guard.nothing();
-                if let Err(refused) = held.set(bytes.len() as u64) {
-                    self.guard.count(refused.code());
-                    return Poll::Ready(Some(Err(refused.status())));
-                }
+                held.add(bytes.len() as u64);
                 Frame::data(Arc::new(held).keep(bytes))
             }
             Err(mut trailers) => {

@@ -4,8 +4,8 @@ use tidepool_client::ClientConfig;
 
 use super::{
     Drill, Params, Report,
-    load::{nothing_failed, p99_ms, steady},
-    site::{Site, answered_lookups, traffic_returns},
+    load::{nothing_failed, p99_ms, steady, steady_until_asked},
+    site::{Site, answered_lookups},
 };
 use crate::BenchError;
 
@@ -35,10 +35,10 @@ pub(super) async fn run(
     victim.start_again().await?;
     let answered = answered_lookups(victim).await?;
     let victim = &site.cluster.nodes()[0];
-    let load = steady(&client, table, params, params.phase, 4);
-    let (back, returned) = tokio::join!(load, traffic_returns(victim, answered));
+    let asked = (victim, answered);
+    let (back, returned) = steady_until_asked(&client, table, params, params.phase, 4, asked).await?;
 
-    for (what, load) in [("before", &before), ("during", &during), ("after", &after), ("back", &back?)] {
+    for (what, load) in [("before", &before), ("during", &during), ("after", &after), ("back", &back)] {
         nothing_failed(&mut report, what, load);
     }
     for (name, load) in [("p99_before_ms", &before), ("p99_during_ms", &during), ("p99_after_ms", &after)] {
@@ -46,7 +46,6 @@ pub(super) async fn run(
     }
     report.figure("max_during_ms", during.latency.max_us() / 1e3);
     report.figure("fallbacks", during.fallbacks as f64);
-    let returned = returned?;
     report.promise(returned.is_some(), "the node that was started again is asked again");
     report.figure("return_ms", returned.unwrap_or_default().as_secs_f64() * 1e3);
     site.stop().await?;

@@ -1,14 +1,15 @@
 //! The load of drills, and the promises that every load makes.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use tidepool_client::{Client, LookupOptions};
 use tidepool_types::Pooling;
 
-use super::{Params, report::Report};
+use super::{Params, report::Report, site::traffic_returns};
 use crate::{
     BenchError, BenchTable, Skew,
     load::{Asked, BatchShape, Keep, LoadReport, LoadSpec, Rate, run},
+    process::Process,
 };
 
 /// How long a request may take in a drill that breaks something.
@@ -41,6 +42,34 @@ pub(super) async fn steady(
     spec.options = LookupOptions { timeout: TIMEOUT, ..client.default_options() };
     spec.keep = Keep { beside: false, ..Keep::default() };
     run(client, &spec).await
+}
+
+/// As [`steady`], for `time` and as often again until `node`, which has answered `before` lookups so far, is asked
+/// again; how long that took, if it was in time.
+pub(super) async fn steady_until_asked(
+    client: &Client,
+    table: BenchTable,
+    params: &Params,
+    time: Duration,
+    phase: u64,
+    (node, before): (&Process, f64),
+) -> Result<(LoadReport, Option<Duration>), BenchError> {
+    let mut returns = pin!(traffic_returns(node, before));
+    let (mut returned, mut all) = (None, LoadReport::new()?);
+    for again in 0.. {
+        let mut load = pin!(steady(client, table, params, time, phase + 100 * again));
+        let load = loop {
+            tokio::select! {
+                load = &mut load => break load?,
+                found = &mut returns, if returned.is_none() => returned = Some(found?),
+            }
+        };
+        all.merge(&load);
+        if returned.is_some() {
+            break;
+        }
+    }
+    Ok((all, returned.flatten()))
 }
 
 /// A load in which no request may fail and no answer may be wrong.

@@ -5,8 +5,8 @@ use tidepool_client::ClientConfig;
 
 use super::{
     Drill, Params, Report,
-    load::{nothing_failed, p99_ms, steady},
-    site::{Site, answered_lookups, traffic_returns},
+    load::{nothing_failed, p99_ms, steady, steady_until_asked},
+    site::{Site, answered_lookups},
 };
 use crate::BenchError;
 
@@ -33,9 +33,8 @@ pub(super) async fn run(
     let answered = answered_lookups(node).await?;
     progress("the link heals");
     proxy.heal();
-    let load = steady(&client, table, params, 2 * params.phase, 3);
-    let (after, returned) = tokio::join!(load, traffic_returns(node, answered));
-    let (during, after, returned) = (during?, after?, returned?);
+    let (during, asked) = (during?, (node, answered));
+    let (after, returned) = steady_until_asked(&client, table, params, 2 * params.phase, 3, asked).await?;
 
     for (what, load) in [("before", &before), ("during", &during), ("after", &after)] {
         nothing_failed(&mut report, what, load);

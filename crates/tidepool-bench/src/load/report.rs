@@ -73,6 +73,8 @@ pub struct LoadReport {
     pub ids: u64,
     /// Ids that were sent to nodes for them and answered.
     pub rows_requested: u64,
+    /// Ids whose rows the client's cache knew.
+    pub cache_hits: u64,
     /// Nodes that were asked for them.
     pub nodes_touched: u64,
     /// Partitions that were asked elsewhere after a failure.
@@ -114,6 +116,7 @@ impl LoadReport {
             start_delay: Times::new()?,
             ids: 0,
             rows_requested: 0,
+            cache_hits: 0,
             nodes_touched: 0,
             fallbacks: 0,
             missing_ids: 0,
@@ -145,6 +148,7 @@ impl LoadReport {
                 self.latency.record(latency);
                 self.ids += request.features.iter().map(|f| f.ids.len() as u64).sum::<u64>();
                 self.rows_requested += outcome.rows_requested;
+                self.cache_hits += outcome.cache_hits;
                 self.nodes_touched += u64::from(outcome.nodes_touched);
                 self.fallbacks += u64::from(outcome.fallbacks);
                 self.missing_ids += outcome.features.iter().map(|f| u64::from(f.missing_ids)).sum::<u64>();
@@ -178,6 +182,7 @@ impl LoadReport {
         }
         self.ids += other.ids;
         self.rows_requested += other.rows_requested;
+        self.cache_hits += other.cache_hits;
         self.nodes_touched += other.nodes_touched;
         self.fallbacks += other.fallbacks;
         self.missing_ids += other.missing_ids;

@@ -123,7 +123,7 @@ impl Figures {
             wire_bytes_per_request: report.per_request(report.gather_bytes + report.pool_bytes),
             gather_bytes_per_request: report.per_request(report.gather_bytes),
             pool_bytes_per_request: report.per_request(report.pool_bytes),
-            cache_hit_rate: 0.0,
+            cache_hit_rate: per(report.cache_hits as f64, report.cache_hits + report.rows_requested),
             failed_requests: report.failed_requests(),
             failed_requests_by_code: report.failed.clone(),
             first_failure: report.first_failure.clone(),

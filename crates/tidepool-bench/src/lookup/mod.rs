@@ -250,4 +250,13 @@ impl Report {
         }
         self.steps.iter().map(|figures| figures.wrong_answers).sum()
     }
+
+    /// Answers that were looked at, of all rounds or steps.
+    #[must_use]
+    pub fn checked_answers(&self) -> u64 {
+        if self.steps.is_empty() {
+            return self.figures.checked_answers;
+        }
+        self.steps.iter().map(|figures| figures.checked_answers).sum()
+    }
 }

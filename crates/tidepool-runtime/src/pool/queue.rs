@@ -32,8 +32,11 @@ pub(super) struct Queue {
 struct State {
     /// By when they are due, and in the order in which they came. None is empty.
     turns: BTreeMap<(u64, u64), VecDeque<Piece>>,
-    /// When the piece that was taken last was due.
+    /// What the clock says.
     now: u64,
+    /// By how much the clock moves when the next piece is taken: the share of the last one's cost that each
+    /// waiting turn would have had. Without it, work that keeps coming in would go before what waits for ever.
+    moved: u64,
     /// Turns that have come so far.
     arrivals: u64,
     /// Of all pieces that wait.
@@ -125,8 +128,9 @@ impl State {
     fn take(&mut self) -> Option<Piece> {
         let ((due, arrival), mut pieces) = self.turns.pop_first()?;
         let piece = pieces.pop_front()?;
-        self.now = due;
+        self.now = self.now.saturating_add(self.moved).max(due);
         self.cost -= piece.cost;
+        self.moved = piece.cost / (self.turns.len() as u64 + 1);
         if !pieces.is_empty() {
             self.turns.insert((due.saturating_add(piece.cost), arrival), pieces);
         }
