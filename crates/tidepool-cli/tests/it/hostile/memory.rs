@@ -32,8 +32,9 @@ async fn long_messages_that_do_not_end_share_one_budget() {
         assert!(code == ErrorCode::Overloaded && text.contains("max_held_bytes"), "{code}: {text}");
         refused += 1;
     }
+    // Buffers that grow have up to twice the bytes that have come into them, and old ones stay for a while.
     let grown = victim.peak().saturating_sub(before);
-    assert!(grown < 200 << 20, "the node grew by {} MiB", grown >> 20);
+    assert!(grown < 300 << 20, "the node grew by {} MiB", grown >> 20);
     // What they held is given back with them.
     open.shutdown().await;
     drop(wires);
