@@ -47,7 +47,7 @@ impl Report {
         self.promises.push(Promise { text: text.into(), kept, judged: true });
     }
 
-    /// Notes a promise about time.
+    /// Notes a promise about time, or one that takes its time to be kept.
     pub(super) fn promise_of_time(&mut self, kept: bool, text: impl Into<String>) {
         self.promises.push(Promise { text: text.into(), kept, judged: self.judge_timing });
     }
