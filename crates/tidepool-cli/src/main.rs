@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::output::{Outcome, Output};
 
 /// Lookups make and drop buffers of some hundred KiB at a high rate, for which the system's allocator asks the
-/// kernel each time: that cost a node half of its time per large lookup (docs/benchmarks.md).
+/// kernel each time: a page fault for every 4 KiB of every answer.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,7 +1,7 @@
 //! One call to one node over gRPC: a message goes out, an answer or a [`NodeFailure`] comes back.
 //!
 //! Nothing above this file knows how messages travel, and nothing in it knows what they mean. Small lookups
-//! share one long-lived stream, which costs half the CPU of a call each or less (docs/benchmarks.md); large
+//! share one long-lived stream, which costs less CPU than a call each (the bench `wire` of tidepool-bench); large
 //! ones are calls of their own, so that nothing small waits behind their bytes.
 
 use std::{
