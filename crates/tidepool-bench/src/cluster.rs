@@ -30,6 +30,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a wait asks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Nodes are at rest when they have run less than this of such a time; and how long that may take.
+const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
+const REST_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What a local cluster is made of.
 #[derive(Clone, Debug)]
 pub struct ClusterSpec {
@@ -137,9 +141,17 @@ impl LocalCluster {
         let names = spec.groups.iter().flat_map(|group| {
             (1..=spec.nodes_per_group).map(move |number| (group.clone(), format!("{group}-{number}")))
         });
+        // Nodes that stand for machines of their own share the cores of one.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / (spec.groups.len() * spec.nodes_per_group)).max(1) as i64;
         let nodes = try_join_all(names.map(|(group, name)| {
-            let keys =
-                vec![("controllers", controllers()), ("node", name.as_str().into()), ("group", group.into())];
+            let keys = vec![
+                ("controllers", controllers()),
+                ("node", name.as_str().into()),
+                ("group", group.into()),
+                ("io_threads", threads.into()),
+                ("pool_threads", threads.into()),
+            ];
             process("node", &name, keys, &spec.node_config)
         }))
         .await?;
@@ -203,6 +215,21 @@ impl LocalCluster {
     #[must_use]
     pub fn nodes_cpu_time(&self) -> Duration {
         self.nodes.iter().filter_map(Process::cpu_time).sum()
+    }
+
+    /// Waits until no node warms up or copies any more. That they go on working is no reason to give up.
+    pub(crate) async fn rest(&self) {
+        let (ran, of) = REST;
+        let deadline = Instant::now() + REST_TIMEOUT;
+        let mut before = self.nodes_cpu_time();
+        while Instant::now() < deadline {
+            tokio::time::sleep(of).await;
+            let now = self.nodes_cpu_time();
+            if now.saturating_sub(before) < ran * self.nodes.len() as u32 {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// Has a table version of the store served, waits until every partition is ready, and gives the epoch.

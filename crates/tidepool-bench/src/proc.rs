@@ -33,6 +33,12 @@ pub fn anonymous_bytes(pid: u32) -> Option<u64> {
     status_bytes(pid, "RssAnon:")
 }
 
+/// Resident bytes of process `pid` that are of mapped files.
+#[must_use]
+pub fn file_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "RssFile:")
+}
+
 fn status_bytes(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
@@ -57,17 +63,20 @@ mod tests {
             }
             // The count of a running thread is brought up to date when it is scheduled away.
             thread::yield_now();
-            cpu_time(pid, "proc-test").unwrap() - before
+            // Here, for threads that have ended are in no count.
+            (cpu_time(pid, "proc-test").unwrap() - before, cpu_time(pid, "").unwrap())
         });
-        let worked = worked.unwrap().join().unwrap();
-        assert!(worked > Duration::ZERO && worked <= cpu_time(pid, "").unwrap(), "{worked:?}");
+        let (worked, all) = worked.unwrap().join().unwrap();
+        assert!(worked > Duration::ZERO && worked <= all, "{worked:?} {all:?}");
         assert_eq!(cpu_time(pid, "no such thread"), Some(Duration::ZERO));
     }
 
     #[test]
     fn this_process_has_memory_and_another_may_not_exist() {
         let pid = process::id();
-        assert!(rss_bytes(pid).unwrap() >= anonymous_bytes(pid).unwrap());
+        let (anonymous, file) = (anonymous_bytes(pid).unwrap(), file_bytes(pid).unwrap());
+        assert!(anonymous > 0 && file > 0, "{anonymous} {file}");
+        assert!(rss_bytes(pid).unwrap() >= anonymous.max(file));
         assert_eq!((cpu_time(u32::MAX, ""), rss_bytes(u32::MAX)), (None, None));
     }
 }

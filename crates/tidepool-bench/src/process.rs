@@ -221,6 +221,12 @@ impl Process {
         proc::anonymous_bytes(self.pid()?)
     }
 
+    /// Its resident bytes of mapped files.
+    #[must_use]
+    pub fn file_bytes(&self) -> Option<u64> {
+        proc::file_bytes(self.pid()?)
+    }
+
     /// Whether it has not ended. A stopped one has not.
     pub fn is_running(&mut self) -> bool {
         self.piped.is_running()

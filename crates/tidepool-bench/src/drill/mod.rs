@@ -7,6 +7,7 @@
 
 mod kill;
 mod load;
+mod memory;
 mod outage;
 mod overload;
 mod partition;

@@ -9,7 +9,8 @@ use tidepool_types::Pooling;
 use super::{
     Drill, Params, Report,
     load::{TIMEOUT, nothing_wrong},
-    site::{Site, anonymous_bytes, metric},
+    memory::Resident,
+    site::{Site, metric},
 };
 use crate::{
     BenchError, Skew,
@@ -45,7 +46,7 @@ pub(super) async fn run(
     offer(&site, &client, params, 0.5 * full, params.phase / 2, 0).await?;
 
     let nodes = site.cluster.nodes();
-    let before = anonymous_bytes(nodes);
+    let before = Resident::of(nodes).anonymous_bytes;
     let mut goodput = Vec::new();
     let mut untyped = 0;
     for (step, multiple) in STEPS.into_iter().enumerate() {
@@ -80,7 +81,7 @@ pub(super) async fn run(
             100.0 * LEAST_GOODPUT
         ),
     );
-    let grown = anonymous_bytes(nodes).saturating_sub(before);
+    let grown = Resident::of(nodes).anonymous_bytes.saturating_sub(before);
     report.promise(
         grown <= MAX_GROWTH_BYTES,
         format!("the node has grown by {} KiB; at most {}", grown >> 10, MAX_GROWTH_BYTES >> 10),

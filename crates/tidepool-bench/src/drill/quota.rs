@@ -12,7 +12,7 @@ use super::{
     site::{LOOK_AGAIN, RETURN_TIMEOUT, Site},
 };
 use crate::{
-    BenchError,
+    BenchError, Spread,
     load::{Asked, BatchShape, LoadReport, LoadSpec, Rate, run as load},
 };
 
@@ -79,7 +79,7 @@ pub(super) async fn run(
         refused > 0 && untyped == 0,
         format!("{OFFENDER}: {refused} of {asked_for} requests refused, {untyped} not typed quota_exceeded"),
     );
-    let (alone, beside) = (median(&mut alone), median(&mut beside));
+    let [alone, beside] = [alone, beside].map(|of| Spread::of(of).median);
     report.promise_of_time(
         beside <= MAX_FACTOR * alone,
         format!("p99 of {NEIGHBOUR} is {:.2} times what it is alone; at most {MAX_FACTOR}", beside / alone),
@@ -118,9 +118,4 @@ async fn wait_for_refusals(site: &Site, offender: &Client, params: &Params) -> R
         }
     }
     Err(BenchError::Control("the quota did not reach the node in time".to_owned()))
-}
-
-fn median(of: &mut [f64]) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(0.0)
 }

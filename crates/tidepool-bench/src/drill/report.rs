@@ -26,14 +26,17 @@ pub struct Report {
     pub promises: Vec<Promise>,
     /// By name, the unit last.
     pub figures: BTreeMap<&'static str, f64>,
+    /// What was looked at again and again while the drill went on, by name, in its order.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub series: BTreeMap<&'static str, Vec<f64>>,
     #[serde(skip)]
     judge_timing: bool,
 }
 
 impl Report {
     pub(super) fn new(drill: Drill, params: &Params) -> Self {
-        let (promises, figures) = (Vec::new(), BTreeMap::new());
-        Self { drill: drill.as_str(), promises, figures, judge_timing: params.judge_timing }
+        let (promises, figures, series) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { drill: drill.as_str(), promises, figures, series, judge_timing: params.judge_timing }
     }
 
     /// Whether every promise that counts was kept.
@@ -54,6 +57,10 @@ impl Report {
 
     pub(super) fn figure(&mut self, name: &'static str, value: f64) {
         self.figures.insert(name, value);
+    }
+
+    pub(super) fn series(&mut self, name: &'static str, values: impl IntoIterator<Item = f64>) {
+        self.series.insert(name, values.into_iter().collect());
     }
 }
 

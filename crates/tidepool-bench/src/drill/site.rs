@@ -104,11 +104,6 @@ impl Site {
     }
 }
 
-/// Anonymous bytes of the nodes that run, together.
-pub(super) fn anonymous_bytes(nodes: &[Process]) -> u64 {
-    nodes.iter().filter_map(Process::anonymous_bytes).sum()
-}
-
 /// A sample of a process's `/metrics`, by its name and labels as they stand there; 0 when it is not there yet.
 pub(super) async fn metric(process: &Process, sample: &str) -> Result<f64, BenchError> {
     let page = metrics_page(process.http_address())

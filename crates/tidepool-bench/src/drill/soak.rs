@@ -1,5 +1,5 @@
 //! A bounded number of lookups of random shapes over connections that break: no wrong answer, no error that a
-//! caller cannot act on, and nodes that are as large at the end as after half of them.
+//! caller cannot act on, and neither nodes nor the client go on growing.
 
 use std::{
     collections::BTreeMap,
@@ -17,20 +17,29 @@ use tokio::task::JoinSet;
 use super::{
     Drill, Params, Proxy, Report,
     load::TIMEOUT,
-    site::{Site, anonymous_bytes},
+    memory::{Growth, Resident},
+    site::Site,
 };
 use crate::{
     BenchError, BenchTable, Skew,
     draw::Random,
     load::{Asked, BatchShape, Check, CheckRows, Verdict},
+    proc,
+    process::Process,
 };
 
 /// Lookups of one shape, all under way at once.
 const AT_ONCE: u64 = 16;
 /// Between two breaks, at most.
 const LONGEST_PEACE: Duration = Duration::from_millis(60);
-/// What the nodes may grow by, together, over the second half of the lookups. Allocators keep what they had.
-const MAX_GROWTH_BYTES: u64 = 64 << 20;
+/// Rounds between two looks at whether the nodes' mapped files are in memory; they are when less than so many bytes
+/// have come; and what share of the lookups that takes at most.
+const WARM_UP_ROUNDS: u64 = 8;
+const MAPPED_BYTES: u64 = 1 << 20;
+const WARM_UP_SHARE: u64 = 4;
+/// What the nodes together, and the process of the client, may grow by over the second half of the lookups, by a
+/// line through the samples.
+const MAX_GROWTH_BYTES: u64 = 16 << 20;
 
 /// What is asked in a round, and how.
 fn draw(table: BenchTable, random: &mut Random) -> (Asked, LookupOptions) {
@@ -54,9 +63,12 @@ fn draw(table: BenchTable, random: &mut Random) -> (Asked, LookupOptions) {
     (asked, options)
 }
 
-/// How a part of the lookups ended.
-#[derive(Default)]
-struct Seen {
+/// The lookups, one round of them after the other, and how they ended.
+struct Soak {
+    client: Client,
+    table: BenchTable,
+    random: Random,
+    asked: u64,
     answered: u64,
     verdict: Verdict,
     failed: BTreeMap<&'static str, u64>,
@@ -68,83 +80,124 @@ pub(super) async fn run(
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(Drill::Soak, params);
     let site = Site::start(params, (2, 2), toml::Table::new(), progress).await?;
+    let nodes = site.cluster.nodes();
+    site.cluster.rest().await;
     let (client, proxies) = site.proxied_client(ClientConfig::default()).await?;
-    progress(&format!("{} lookups over connections that break, seed {}", params.lookups, params.seed));
-    let mut random = Random::new(params.seed);
+    let random = Random::new(params.seed);
+    let mut soak = Soak::new(client, site.table, random);
     let over = Arc::new(AtomicBool::new(false));
     let breaking = tokio::spawn(break_now_and_then(proxies, params.seed, Arc::clone(&over)));
 
-    let mut seen = Seen::default();
-    let mut after_half = None;
-    let mut asked = 0;
-    while asked < params.lookups {
-        let (shape, options) = draw(site.table, &mut random);
-        round(&client, shape, &options, &mut seen).await?;
-        asked += AT_ONCE;
-        if after_half.is_none() && asked >= params.lookups / 2 {
-            after_half = Some(anonymous_bytes(site.cluster.nodes()));
+    let warm_up = soak.until_mapped(nodes, params.lookups / WARM_UP_SHARE).await?;
+    progress(&format!(
+        "{} lookups over connections that break, after {warm_up} to warm up; seed {}",
+        params.lookups, params.seed
+    ));
+    let (mut of_nodes, mut of_client) = (Growth::over(params.lookups), Growth::over(params.lookups));
+    let mut file_bytes = Vec::new();
+    while soak.asked - warm_up < params.lookups {
+        soak.round().await?;
+        let done = soak.asked - warm_up;
+        if of_nodes.is_due(done) {
+            let resident = Resident::of(nodes);
+            of_nodes.sample(done, resident.anonymous_bytes);
+            file_bytes.push(resident.file_bytes as f64);
+            of_client.sample(done, proc::anonymous_bytes(std::process::id()).unwrap_or_default());
         }
     }
     over.store(true, Ordering::Relaxed);
     let breaks = breaking.await.map_err(|error| BenchError::io("breaking connections")(error.into()))?;
-    let nodes = site.cluster.nodes();
-    let grown = anonymous_bytes(nodes).saturating_sub(after_half.unwrap_or(0));
 
-    let Verdict { checked, wrong } = seen.verdict;
-    report.promise(wrong == 0 && checked > 0, format!("{wrong} of {checked} vectors wrong"));
-    let known = [ErrorCode::Unavailable, ErrorCode::DeadlineExceeded].map(ErrorCode::as_str);
-    let untyped: u64 =
-        seen.failed.iter().filter(|(code, _)| !known.contains(code)).map(|(_, count)| count).sum();
-    let failed: u64 = seen.failed.values().sum();
-    report.promise(
-        untyped == 0,
-        format!("{failed} of {asked} lookups failed, {untyped} with other codes than {known:?}"),
-    );
-    // A short soak sees buffers and caches fill.
-    report.promise_of_time(
-        grown <= MAX_GROWTH_BYTES,
-        format!(
-            "the nodes have grown by {} KiB over the second half; at most {}",
-            grown >> 10,
-            MAX_GROWTH_BYTES >> 10
-        ),
-    );
+    soak.judge(&mut report);
     report.promise(breaks > 0, format!("connections were broken {breaks} times"));
-    report.figure("lookups", asked as f64);
-    report.figure("failed_lookups", failed as f64);
-    report.figure("checked_vectors", checked as f64);
+    // A short soak sees buffers and caches fill.
+    for (who, growth) in [("the nodes", &of_nodes), ("the client's process", &of_client)] {
+        let over_half = growth.over_half() / 1024.0;
+        report.promise_of_time(
+            growth.over_half() <= MAX_GROWTH_BYTES as f64,
+            format!(
+                "{who} go on growing by {over_half:.0} KiB of anonymous memory over the second half of the \
+                 lookups, {:.0} bytes a lookup; at most {} KiB",
+                growth.bytes_per_work(),
+                MAX_GROWTH_BYTES >> 10
+            ),
+        );
+    }
+    report.figure("lookups", params.lookups as f64);
+    report.figure("warm_up_lookups", warm_up as f64);
     report.figure("breaks", breaks as f64);
-    report.figure("grown_bytes", grown as f64);
-    report.figure("nodes_anonymous_bytes", anonymous_bytes(nodes) as f64);
+    report.figure("nodes_growth_bytes_per_lookup", of_nodes.bytes_per_work());
+    report.figure("nodes_growth_bytes_over_second_half", of_nodes.over_half());
+    report.figure("client_growth_bytes_per_lookup", of_client.bytes_per_work());
+    report.figure("client_growth_bytes_over_second_half", of_client.over_half());
+    report.series("nodes_anonymous_bytes", of_nodes.bytes().map(|bytes| bytes as f64));
+    report.series("nodes_file_bytes", file_bytes);
+    report.series("client_anonymous_bytes", of_client.bytes().map(|bytes| bytes as f64));
     site.stop().await?;
     Ok(report)
 }
 
-async fn round(
-    client: &Client,
-    asked: Asked,
-    options: &LookupOptions,
-    seen: &mut Seen,
-) -> Result<(), BenchError> {
-    let mut calls = JoinSet::new();
-    for request in asked.requests()?.take(AT_ONCE as usize) {
-        let (client, options) = (client.clone(), options.clone());
-        calls.spawn(async move {
-            let answer = client.lookup(&request, &options).await;
-            answer.map(|outcome| CheckRows(asked.table).check(&request, &outcome)).map_err(|e| e.code())
-        });
+impl Soak {
+    fn new(client: Client, table: BenchTable, random: Random) -> Self {
+        let (verdict, failed) = (Verdict::default(), BTreeMap::new());
+        Self { client, table, random, asked: 0, answered: 0, verdict, failed }
     }
-    while let Some(ended) = calls.join_next().await {
-        match ended.map_err(|error| BenchError::io("looking up")(error.into()))? {
-            Ok(verdict) => {
-                seen.answered += 1;
-                seen.verdict.checked += verdict.checked;
-                seen.verdict.wrong += verdict.wrong;
+
+    /// Rounds until the nodes' mapped files are resident, or `most` lookups; says how many there were.
+    async fn until_mapped(&mut self, nodes: &[Process], most: u64) -> Result<u64, BenchError> {
+        let mut before = Resident::of(nodes).file_bytes;
+        loop {
+            for _ in 0..WARM_UP_ROUNDS {
+                self.round().await?;
             }
-            Err(code) => *seen.failed.entry(code.as_str()).or_default() += 1,
+            let now = Resident::of(nodes).file_bytes;
+            if now.saturating_sub(before) <= MAPPED_BYTES || self.asked >= most {
+                return Ok(self.asked);
+            }
+            before = now;
         }
     }
-    Ok(())
+
+    /// Lookups of one shape, all at once.
+    async fn round(&mut self) -> Result<(), BenchError> {
+        let (asked, options) = draw(self.table, &mut self.random);
+        let mut calls = JoinSet::new();
+        for request in asked.requests()?.take(AT_ONCE as usize) {
+            let (client, options) = (self.client.clone(), options.clone());
+            calls.spawn(async move {
+                let answer = client.lookup(&request, &options).await;
+                answer.map(|outcome| CheckRows(asked.table).check(&request, &outcome)).map_err(|e| e.code())
+            });
+        }
+        self.asked += AT_ONCE;
+        while let Some(ended) = calls.join_next().await {
+            match ended.map_err(|error| BenchError::io("looking up")(error.into()))? {
+                Ok(verdict) => {
+                    self.answered += 1;
+                    self.verdict.checked += verdict.checked;
+                    self.verdict.wrong += verdict.wrong;
+                }
+                Err(code) => *self.failed.entry(code.as_str()).or_default() += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// What is promised of every lookup.
+    fn judge(&self, report: &mut Report) {
+        let Verdict { checked, wrong } = self.verdict;
+        report.promise(wrong == 0 && checked > 0, format!("{wrong} of {checked} vectors wrong"));
+        let known = [ErrorCode::Unavailable, ErrorCode::DeadlineExceeded].map(ErrorCode::as_str);
+        let others = self.failed.iter().filter(|(code, _)| !known.contains(code));
+        let untyped: u64 = others.map(|(_, count)| count).sum();
+        let failed = self.asked - self.answered;
+        report.promise(
+            untyped == 0,
+            format!("{failed} of {} lookups failed, {untyped} with other codes than {known:?}", self.asked),
+        );
+        report.figure("failed_lookups", failed as f64);
+        report.figure("checked_vectors", checked as f64);
+    }
 }
 
 /// Breaks the connections of one node after the other, at random moments, and says how often.

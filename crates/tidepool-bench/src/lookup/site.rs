@@ -1,9 +1,6 @@
 //! Where lookups are sent: a cluster that is started here, or one that runs.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 use tidepool_client::{Client, ClientConfig, ClusterMap};
 use tidepool_store::ArtifactStore;
@@ -20,9 +17,6 @@ use crate::{
 const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a running cluster's map may take to come.
 const MAP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Nodes are at rest when they have run less than this of such a time; and how long that may take.
-const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
-const REST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster that serves a bench table, and a client of it.
 #[derive(Debug)]
@@ -69,7 +63,7 @@ impl Site {
                 let table_version = table.table_version()?;
                 cluster.serve_table(&table_version, LOAD_TIMEOUT).await?;
                 let client = cluster.client(params.client.clone(), &table_version).await?;
-                rest(&cluster).await;
+                cluster.rest().await;
                 let local = Some(Local { cluster, program, store });
                 Ok(Self { client, table, table_version, nodes: *nodes, groups: *groups, built, local })
             }
@@ -118,21 +112,6 @@ impl Site {
 /// How long the client's threads have run.
 pub(super) fn client_cpu() -> Duration {
     proc::cpu_time(std::process::id(), CLIENT_THREADS).unwrap_or_default()
-}
-
-/// Waits until no node warms up or copies any more. That they go on working is no reason to give up.
-async fn rest(cluster: &LocalCluster) {
-    let (ran, of) = REST;
-    let deadline = Instant::now() + REST_TIMEOUT;
-    let mut before = cluster.nodes_cpu_time();
-    while Instant::now() < deadline {
-        tokio::time::sleep(of).await;
-        let now = cluster.nodes_cpu_time();
-        if now.saturating_sub(before) < ran * cluster.nodes().len() as u32 {
-            return;
-        }
-        before = now;
-    }
 }
 
 /// The served table version that is wanted, or the one bench table there is.
