@@ -1,6 +1,6 @@
 //! The rows of bench tables: a function of (id, version), so that whoever checks an answer needs no table.
 
-use tidepool_types::{Keying, RowFormat, mix64};
+use tidepool_types::{Keying, RowFormat, mix64, unmix64};
 
 use crate::draw::Random;
 
@@ -13,6 +13,15 @@ pub const fn id_of(keying: Keying, n: u64) -> u64 {
     match keying {
         Keying::Dense => n,
         Keying::Hashed => mix64(n ^ ID_SALT),
+    }
+}
+
+/// The number `n` of which [`id_of`] is `id`; a table of more rows than `n` has that id, others have not.
+#[must_use]
+pub(crate) const fn number_of(keying: Keying, id: u64) -> u64 {
+    match keying {
+        Keying::Dense => id,
+        Keying::Hashed => unmix64(id) ^ ID_SALT,
     }
 }
 
@@ -91,5 +100,8 @@ mod tests {
         let ids: std::collections::BTreeSet<u64> = (0..10_000).map(|n| id_of(Keying::Hashed, n)).collect();
         assert_eq!(ids.len(), 10_000);
         assert_eq!(id_of(Keying::Dense, 5), 5);
+        for keying in [Keying::Dense, Keying::Hashed] {
+            assert!((0..10_000).all(|n| number_of(keying, id_of(keying, n)) == n), "{keying}");
+        }
     }
 }

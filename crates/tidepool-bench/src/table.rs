@@ -19,7 +19,7 @@ use tidepool_types::{Keying, Name, PartitionCount, RowFormat, TableSchema, Table
 
 use crate::{
     BenchError,
-    rows::{id_of, stored_row},
+    rows::{id_of, number_of, stored_row},
 };
 
 /// The version whose rows a bench table has.
@@ -68,12 +68,20 @@ impl BenchTable {
         })
     }
 
-    /// The bench table that a served table is; `None` when its name is not that of one.
+    /// The bench table that a served table is; `None` when its name is not that of one, or when it has what
+    /// bench tables have not: a default row other than zeros, several rows for an id.
     #[must_use]
     pub fn of_schema(schema: &TableSchema) -> Option<Self> {
         let TableSchema { rows, dim, format, keying, partitions, .. } = *schema;
         let table = Self { rows, dim, format, keying, partitions };
-        (table.table_version().ok()? == schema.table_version).then_some(table)
+        let is_plain = schema.default_row.is_empty() && schema.composite.is_none();
+        (is_plain && table.table_version().ok()? == schema.table_version).then_some(table)
+    }
+
+    /// Whether the table has a row of `id`.
+    #[must_use]
+    pub const fn has(&self, id: u64) -> bool {
+        number_of(self.keying, id) < self.rows
     }
 
     /// Builds the table in `store`, unless it is there, and says whether it had to. `progress` is told what is

@@ -26,18 +26,21 @@ fn asked(pooling: Pooling) -> Asked {
     }
 }
 
-/// The right answer, in f64.
-fn answer(request: &LookupRequest) -> LookupOutcome {
+/// The right answer, in f64: of ids that the table has.
+fn answer(table: BenchTable, request: &LookupRequest) -> LookupOutcome {
     let feature = &request.features[0];
     let lengths = match (&feature.lengths, feature.pooling) {
         (Some(lengths), Pooling::Sum | Pooling::Mean) => lengths.clone(),
         _ => vec![1; feature.ids.len()],
     };
-    let mut values = Vec::new();
+    let (mut values, mut found) = (Vec::new(), Vec::new());
     let mut first = 0;
     for &length in &lengths {
         let (mut sums, mut weights) = (vec![0.0; DIM as usize], 0.0);
-        for place in first..first + length as usize {
+        let present: Vec<usize> =
+            (first..first + length as usize).filter(|place| table.has(feature.ids[*place])).collect();
+        found.push(present.len() as u32);
+        for place in present {
             let mut row = vec![0; RowFormat::Int4.row_bytes(DIM)];
             let mut decoded = vec![0.0; DIM as usize];
             stored_row(RowFormat::Int4, feature.ids[place], ROWS_VERSION, &mut row);
@@ -47,7 +50,7 @@ fn answer(request: &LookupRequest) -> LookupOutcome {
             sums.iter_mut().zip(decoded).for_each(|(sum, value)| *sum += weight * value);
         }
         first += length as usize;
-        let divisor = if feature.pooling == Pooling::Mean { weights } else { 1.0 };
+        let divisor = if feature.pooling == Pooling::Mean && weights > 0.0 { weights } else { 1.0 };
         values.extend(sums.into_iter().map(|sum: f64| (sum / divisor) as f32));
     }
     let vectors = FeatureVectors {
@@ -55,8 +58,8 @@ fn answer(request: &LookupRequest) -> LookupOutcome {
         sequence: 0,
         dim: DIM,
         values,
-        found: lengths,
-        missing_ids: 0,
+        missing_ids: feature.ids.len() as u32 - found.iter().sum::<u32>(),
+        found,
         unavailable_ids: 0,
         unavailable: Vec::new(),
         defaulted_bags: 0,
@@ -70,7 +73,7 @@ fn right_answers_pass_and_every_swap_is_noticed() {
         let asked = asked(pooling);
         let check = CheckRows(asked.table);
         let request = asked.requests().unwrap().next().unwrap();
-        let right = answer(&request);
+        let right = answer(asked.table, &request);
         assert_eq!(check.check(&request, &right), Verdict { checked: bags, wrong: 0 }, "{pooling:?}");
         let wrong = |spoil: &dyn Fn(&mut LookupRequest, &mut LookupOutcome)| {
             let (mut request, mut outcome) = (request.clone(), right.clone());
@@ -96,12 +99,42 @@ fn right_answers_pass_and_every_swap_is_noticed() {
 }
 
 #[test]
+fn ids_that_the_table_has_not_are_missing_and_add_nothing() {
+    for keying in [Keying::Dense, Keying::Hashed] {
+        for pooling in [Pooling::Sum, Pooling::Mean, Pooling::None] {
+            let mut asked = asked(pooling);
+            asked.table.keying = keying;
+            let check = CheckRows(asked.table);
+            let mut request = asked.requests().unwrap().next().unwrap();
+            // The first bag has one such id, the second nothing else.
+            let ids = &mut request.features[0].ids;
+            (ids[1], ids[4], ids[5], ids[6], ids[7]) = (u64::MAX, 1000, 1001, 1002, 1003);
+            assert_eq!(ids.iter().filter(|id| !asked.table.has(**id)).count(), 5, "{keying}");
+            let right = answer(asked.table, &request);
+            assert_eq!(check.check(&request, &right).wrong, 0, "{keying} {pooling:?}");
+            assert_eq!(right.features[0].missing_ids, 5);
+
+            let mut uncounted = right.clone();
+            uncounted.features[0].missing_ids = 0;
+            assert!(check.check(&request, &uncounted).wrong > 0, "{keying} {pooling:?}");
+            let mut found = right.clone();
+            found.features[0].found[1] += 1;
+            assert_eq!(check.check(&request, &found).wrong, 1, "{keying} {pooling:?}");
+            let mut no_default = right.clone();
+            let of_nothing = if pooling == Pooling::None { 4 } else { 1 };
+            no_default.features[0].values[of_nothing * DIM as usize] = 0.25;
+            assert_eq!(check.check(&request, &no_default).wrong, 1, "{keying} {pooling:?}");
+        }
+    }
+}
+
+#[test]
 fn all_that_is_kept_is_checked_and_the_rest_counted() {
     for beside in [false, true] {
         let asked = asked(Pooling::Sum);
         let (request, outcome) = {
             let request = asked.requests().unwrap().next().unwrap();
-            let outcome = answer(&request);
+            let outcome = answer(asked.table, &request);
             (request, outcome)
         };
         let check = || Arc::new(CheckRows(asked.table));
