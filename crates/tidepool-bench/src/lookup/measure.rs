@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    ACHIEVED, BareTcp, Kernel, Params, Progress, ROUND, Report, STEP_FACTOR, Steps,
+    BareTcp, Break, Kernel, Params, Progress, ROUND, Report, STEP_FACTOR, Steps,
     echo::EchoServers,
     figures::{Cpu, Figures},
     kernel::InProcess,
@@ -164,33 +164,37 @@ impl Bench<'_> {
         })
     }
 
-    /// Grows the rate until the SLO breaks, requests fail, or no more is answered.
+    /// Grows the rate until a step breaks.
     pub(super) async fn steps(
         &self,
         first: f64,
         steps: Steps,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Report, BenchError> {
-        let mut found = Vec::new();
-        let mut best: Option<Figures> = None;
+        let (mut found, mut broken_by) = (Vec::new(), None);
         for step in 0..steps.most.max(1) {
             let rate = first * STEP_FACTOR.powi(step as i32);
             let seed = self.asked.seed.wrapping_add((step as u64) << 32);
             let loaded = self.lookups(Rate::PerSecond(rate), self.params.time, seed).await?;
             let figures = Figures::new(&loaded.report, Some(rate), loaded.cpu);
             progress(Progress::Measuring(step as u64 + 1, steps.most as u64));
-            let in_slo = steps.slo_p99_us.is_none_or(|most| figures.p99_us <= most);
-            let grows = figures.requests_per_second >= ACHIEVED * rate && figures.failed_requests == 0;
-            found.push(figures.clone());
-            if in_slo && grows {
-                best = Some(figures);
-            } else {
+            broken_by = Break::of(&figures, self.params.time, steps.slo_p99_us);
+            found.push(figures);
+            if broken_by.is_some() {
                 break;
             }
         }
-        let best = best.or_else(|| found.first().cloned());
-        let best = best.ok_or(BenchError::Parameters("there is at least one step"))?;
-        Ok(Report { steps: found, slo_p99_us: steps.slo_p99_us, ..self.report(best) })
+        let held = found.len() - usize::from(broken_by.is_some());
+        // A step that broke is at the head only where there is no other; `steps_held` says so then.
+        let head = found.get(held.saturating_sub(1)).cloned();
+        let head = head.ok_or(BenchError::Parameters("there is at least one step"))?;
+        Ok(Report {
+            steps_held: Some(held),
+            steps_ended_by: broken_by,
+            steps: found,
+            slo_p99_us: steps.slo_p99_us,
+            ..self.report(head)
+        })
     }
 
     /// What was asked for, and `figures`.
@@ -226,6 +230,8 @@ impl Bench<'_> {
             rounds: 0,
             bare_tcp: None,
             kernel: None,
+            steps_held: None,
+            steps_ended_by: None,
             steps: Vec::new(),
             slo_p99_us: None,
             machine: Machine::here(),

@@ -35,7 +35,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const WARM_UP_IN_FLIGHT: usize = 4;
 /// What the offered rate is multiplied by from step to step.
 const STEP_FACTOR: f64 = 1.4;
-/// Less of the offered rate than this is no growth any more.
+/// A step in which less than this share of what is offered is answered does not hold.
 const ACHIEVED: f64 = 0.9;
 
 /// What is measured.
@@ -97,6 +97,46 @@ pub struct Steps {
     pub slo_p99_us: Option<f64>,
 }
 
+/// What a step broke by, and all steps ended by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Break {
+    /// Answers were wrong.
+    WrongAnswers,
+    /// Requests failed.
+    FailedRequests,
+    /// The p99 was longer than it may be.
+    Slo,
+    /// Less than 90 % of what was offered was answered.
+    Saturation,
+}
+
+impl Break {
+    /// What a load of `time` broke by, the worst if by several; `None`: it held.
+    fn of(figures: &Figures, time: Duration, slo_p99_us: Option<f64>) -> Option<Self> {
+        // Not the rate: chance may have sent more or less.
+        let sent_per_second = figures.requests as f64 / time.as_secs_f64();
+        let breaks = [
+            (figures.wrong_answers > 0, Self::WrongAnswers),
+            (figures.failed_requests > 0, Self::FailedRequests),
+            (slo_p99_us.is_some_and(|most| figures.p99_us > most), Self::Slo),
+            (figures.requests_per_second < ACHIEVED * sent_per_second, Self::Saturation),
+        ];
+        breaks.into_iter().find(|(broke, _)| *broke).map(|(_, by)| by)
+    }
+
+    /// In words, after "the step ... because".
+    #[must_use]
+    pub const fn because(self) -> &'static str {
+        match self {
+            Self::WrongAnswers => "answers were wrong",
+            Self::FailedRequests => "requests failed",
+            Self::Slo => "p99 was longer than the SLO allows",
+            Self::Saturation => "less than 90 % of what was offered was answered",
+        }
+    }
+}
+
 /// How far a bench is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -153,7 +193,7 @@ pub struct Report {
     pub client_threads: usize,
     /// Requests in flight, when they are as many as are answered and not so many a second.
     pub in_flight: Option<usize>,
-    /// All rounds together; in steps, the last that kept the SLO.
+    /// All rounds together; in steps, the last that held, or the first when none did (`steps_held` is 0 then).
     #[serde(flatten)]
     pub figures: Figures,
     /// Rounds.
@@ -165,7 +205,12 @@ pub struct Report {
     /// Every step, when the rate grew.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Figures>,
-    /// The p99 that ended the steps.
+    /// How many of them held, when the rate grew: all but the one that broke. At 0 nothing is known of what the
+    /// cluster can do but that it is less.
+    pub steps_held: Option<usize>,
+    /// What the last step broke by; none when there were no more steps to come.
+    pub steps_ended_by: Option<Break>,
+    /// The p99 that a step must keep to hold.
     pub slo_p99_us: Option<f64>,
     /// Where all this was.
     pub machine: Machine,
@@ -252,11 +297,39 @@ impl Report {
     }
 
     /// Answers that were looked at, of all rounds or steps.
+    /// Whether the rate grew, and not even the first step held.
+    #[must_use]
+    pub fn no_step_held(&self) -> bool {
+        self.steps_held == Some(0)
+    }
+
     #[must_use]
     pub fn checked_answers(&self) -> u64 {
         if self.steps.is_empty() {
             return self.figures.checked_answers;
         }
         self.steps.iter().map(|figures| figures.checked_answers).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{figures::Cpu, *};
+    use crate::load::LoadReport;
+
+    #[test]
+    fn a_step_breaks_by_the_worst_that_happened() {
+        let mut figures = Figures::new(&LoadReport::new().unwrap(), Some(100.0), Cpu::default());
+        (figures.requests, figures.requests_per_second, figures.p99_us) = (80, 39.0, 400.0);
+        let broken = |figures: &Figures, slo| Break::of(figures, Duration::from_secs(2), slo);
+        assert_eq!(broken(&figures, None), None);
+        assert_eq!(broken(&figures, Some(400.0)), None);
+        figures.requests_per_second = 35.0;
+        assert_eq!(broken(&figures, Some(400.0)), Some(Break::Saturation));
+        assert_eq!(broken(&figures, Some(399.0)), Some(Break::Slo));
+        figures.failed_requests = 1;
+        assert_eq!(broken(&figures, Some(399.0)), Some(Break::FailedRequests));
+        figures.wrong_answers = 1;
+        assert_eq!(broken(&figures, None), Some(Break::WrongAnswers));
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tidepool_bench::{
     Skew, Spread,
     load::{Asked, BatchShape, Rate},
-    lookup::{self, Figures, Params, Place, Progress, Report, Steps},
+    lookup::{self, Break, Figures, Params, Place, Progress, Report, Steps},
 };
 use tidepool_client::{ClientConfig, LookupOptions, WireForm};
 use tidepool_types::{PartitionCount, Pooling, TableVersion};
@@ -95,7 +95,8 @@ pub(crate) struct Lookup {
     #[arg(long)]
     kernel: bool,
     /// Begin at --rate, and send 1.4 times as many from step to step, until the SLO breaks, requests fail, or no
-    /// more are answered; in so many steps at most.
+    /// more are answered; in so many steps at most. The figures at the head are those of the last step that held;
+    /// when not even the first did, the command ends with 3.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "24")]
     steps: Option<NonZeroUsize>,
     /// The 99th percentile, in microseconds, that ends the steps.
@@ -164,7 +165,8 @@ pub(super) fn run(args: &Lookup, controller: Option<&str>, output: Output) -> Re
     if unchecked {
         output.line("no answer was looked at: that none was wrong means nothing");
     }
-    Ok(if wrong == 0 && !unchecked { Outcome::Done } else { Outcome::PromiseBroken })
+    let held = !reports.iter().any(Report::no_step_held);
+    Ok(if wrong == 0 && !unchecked && held { Outcome::Done } else { Outcome::PromiseBroken })
 }
 
 /// A cluster for each number of nodes, or the one that runs.
@@ -279,17 +281,31 @@ fn show(report: &Report, output: Output) {
         for step in &report.steps {
             line(&format!("{:.0}/s offered", step.offered_rate.unwrap_or_default()), step, output);
         }
-        if let Some(slo) = report.slo_p99_us {
-            let kept = report.figures.p99_us <= slo;
-            let rate = report.figures.requests_per_second;
-            output.line(if kept {
-                format!("p99 stays within {slo:.0} us up to {rate:.0} requests/s")
-            } else {
-                format!("p99 is above {slo:.0} us at {rate:.0} requests/s already")
-            });
+        for line in held(report) {
+            output.line(line);
         }
         of_a_request(&report.figures, output);
     }
+}
+
+/// Up to where steps held, and why not beyond.
+fn held(report: &Report) -> Vec<String> {
+    let slo = report.slo_p99_us.map(|slo| format!(" with p99 within {slo:.0} us")).unwrap_or_default();
+    let rate = report.figures.requests_per_second;
+    let offered = |figures: Option<&Figures>| figures.and_then(|f| f.offered_rate).unwrap_or_default();
+    if report.no_step_held() {
+        let because = report.steps_ended_by.map_or("", Break::because);
+        return vec![format!(
+            "NO STEP HELD: {because} at {:.0}/s offered already; begin lower (--rate). What follows is of that step",
+            offered(report.steps.first())
+        )];
+    }
+    let up_to = format!("held up to {rate:.0} requests/s{slo}");
+    let beyond = match report.steps_ended_by {
+        Some(by) => format!("at {:.0}/s offered {}", offered(report.steps.last()), by.because()),
+        None => "that was the last step; --steps N allows more".to_owned(),
+    };
+    vec![up_to, beyond]
 }
 
 fn head(output: Output) {
