@@ -83,9 +83,14 @@ pub struct Figures {
     pub node_cpu_us_per_request: Option<f64>,
     /// CPU time of the client for a request, without what the generator spent waiting.
     pub client_cpu_us_per_request: f64,
-    /// CPU time of all nodes for an id, in nanoseconds.
+    /// Rows that nodes looked up for a request: its ids without repetitions, and without those that the
+    /// client's cache knew.
+    pub looked_up_rows_per_request: f64,
+    /// CPU time of all nodes for each of those rows, in nanoseconds; none when none was looked up, as by servers
+    /// of bare bytes.
     pub node_cpu_ns_per_row: Option<f64>,
-    /// The client's.
+    /// CPU time of the client for an id of a request, repetitions counted, in nanoseconds: it makes vectors of
+    /// all of them.
     pub client_cpu_ns_per_row: f64,
     /// How late requests were sent, by the generator's own fault: the median.
     pub start_delay_p50_us: f64,
@@ -106,7 +111,7 @@ impl Figures {
         let times = &report.latency;
         let client = cpu.client.saturating_sub(report.spun);
         let per_request = |time: Duration| per(time.as_secs_f64() * 1e6, report.answered);
-        let per_row = |time: Duration| per(time.as_secs_f64() * 1e9, report.ids);
+        let ns = |time: Duration| time.as_secs_f64() * 1e9;
         Self {
             offered_rate,
             seconds: report.elapsed.as_secs_f64(),
@@ -132,8 +137,9 @@ impl Figures {
             unchecked_requests: report.unchecked,
             node_cpu_us_per_request: cpu.nodes.map(per_request),
             client_cpu_us_per_request: per_request(client),
-            node_cpu_ns_per_row: cpu.nodes.map(per_row),
-            client_cpu_ns_per_row: per_row(client),
+            looked_up_rows_per_request: report.per_request(report.rows_requested),
+            node_cpu_ns_per_row: node_cpu_ns_per_row(report, cpu),
+            client_cpu_ns_per_row: per(ns(client), report.ids),
             start_delay_p50_us: report.start_delay.quantile_us(0.5),
             start_delay_p99_us: report.start_delay.quantile_us(0.99),
             held_back_requests: report.held_back,
@@ -144,7 +150,33 @@ impl Figures {
     }
 }
 
+/// CPU time of the nodes for a row that they looked up, in nanoseconds: what can be held against the time of a
+/// kernel, which looks up each id that it is given.
+pub(super) fn node_cpu_ns_per_row(report: &LoadReport, cpu: Cpu) -> Option<f64> {
+    let rows = report.rows_requested;
+    (rows > 0).then_some(cpu.nodes?.as_secs_f64() * 1e9 / rows as f64)
+}
+
 /// `total` for each of `count`; 0 when there is none.
 fn per(total: f64, count: u64) -> f64 {
     if count > 0 { total / count as f64 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_measured_by_the_rows_that_they_looked_up() {
+        let report = LoadReport { answered: 2, ids: 1000, rows_requested: 200, ..LoadReport::new().unwrap() };
+        let cpu = Cpu { nodes: Some(Duration::from_micros(20)), client: Duration::from_micros(50) };
+        let figures = Figures::new(&report, None, cpu);
+        assert_eq!(figures.looked_up_rows_per_request, 100.0);
+        let near = |found: f64, expected: f64| (found - expected).abs() < 1e-9 * expected;
+        assert!(near(figures.node_cpu_ns_per_row.unwrap(), 100.0), "of 200 rows: {figures:?}");
+        assert!(near(figures.client_cpu_ns_per_row, 50.0), "of 1000 ids: {figures:?}");
+
+        let bare = LoadReport { rows_requested: 0, ..report };
+        assert_eq!(Figures::new(&bare, None, cpu).node_cpu_ns_per_row, None);
+    }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     BareTcp, Break, Kernel, Params, Progress, ROUND, Report, STEP_FACTOR, Steps,
     echo::EchoServers,
-    figures::{Cpu, Figures},
+    figures::{Cpu, Figures, node_cpu_ns_per_row},
     kernel::InProcess,
     site::{Site, client_cpu},
 };
@@ -39,8 +39,7 @@ impl Loaded {
     }
 
     fn node_ns_per_row(&self) -> Option<f64> {
-        let nodes = self.cpu.nodes?;
-        (self.report.ids > 0).then(|| nodes.as_nanos() as f64 / self.report.ids as f64)
+        node_cpu_ns_per_row(&self.report, self.cpu)
     }
 }
 
@@ -230,9 +229,9 @@ impl Bench<'_> {
             rounds: 0,
             bare_tcp: None,
             kernel: None,
+            steps: Vec::new(),
             steps_held: None,
             steps_ended_by: None,
-            steps: Vec::new(),
             slo_p99_us: None,
             machine: Machine::here(),
         }

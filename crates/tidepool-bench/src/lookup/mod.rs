@@ -237,9 +237,10 @@ pub struct BareTcp {
 /// What the kernel took.
 #[derive(Clone, Debug, Serialize)]
 pub struct Kernel {
-    /// Nanoseconds of one thread for a row, ids to pooled vectors.
+    /// Nanoseconds of one thread for a row, ids to pooled vectors; an id that a request has twice is two rows, for
+    /// it looks it up twice.
     pub ns_per_row: Spread,
-    /// CPU time of the nodes for a row over it, round by round.
+    /// CPU time of the nodes for a row that they looked up over it, round by round.
     pub node_cpu_ratio: Spread,
 }
 
@@ -296,13 +297,13 @@ impl Report {
         self.steps.iter().map(|figures| figures.wrong_answers).sum()
     }
 
-    /// Answers that were looked at, of all rounds or steps.
     /// Whether the rate grew, and not even the first step held.
     #[must_use]
     pub fn no_step_held(&self) -> bool {
         self.steps_held == Some(0)
     }
 
+    /// Answers that were looked at, of all rounds or steps.
     #[must_use]
     pub fn checked_answers(&self) -> u64 {
         if self.steps.is_empty() {

@@ -344,8 +344,8 @@ fn line(what: &str, figures: &Figures, output: Output) {
 
 fn of_a_request(figures: &Figures, output: Output) {
     output.line(format!(
-        "a request: {:.1} nodes, {:.0} bytes ({:.0} of rows, {:.0} of sums); a row: {} ns of nodes, {:.0} ns of the \
-         client; sent {:.0} us late (p99 {:.0})",
+        "a request: {:.1} nodes, {:.0} bytes ({:.0} of rows, {:.0} of sums); a row looked up: {} ns of nodes; an \
+         id: {:.0} ns of the client; sent {:.0} us late (p99 {:.0})",
         figures.nodes_touched_per_request,
         figures.wire_bytes_per_request,
         figures.gather_bytes_per_request,
