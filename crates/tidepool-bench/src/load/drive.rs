@@ -1,11 +1,14 @@
 //! Sends a plan: on its moments, or as fast as it goes with so many requests at once.
 
 use std::{
+    any::Any,
     future::Future,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use tidepool_client::{Client, LookupOptions, LookupOutcome, LookupRequest};
 use tidepool_types::ErrorCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -245,7 +248,9 @@ async fn one<T: Target>(
     permit: Option<OwnedSemaphorePermit>,
 ) {
     let start_delay = moment.elapsed();
-    let result = shared.target.ask(&request).await;
+    // Nothing of a lookup that has panicked is used again, and the report has to say that there was one.
+    let asked = AssertUnwindSafe(shared.target.ask(&request)).catch_unwind().await;
+    let result = asked.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
     let latency = moment.elapsed();
     {
         let mut report = shared.report.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,4 +262,44 @@ async fn one<T: Target>(
     // Before the permit, whose return says that nothing of this request is left.
     drop(shared);
     drop(permit);
+}
+
+/// What a panic is to whoever counts failures.
+fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Failure { code: ErrorCode::Internal, text: format!("the lookup panicked: {}", said.unwrap_or("?")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers, but panics for every third request.
+    struct Fragile;
+
+    impl Target for Fragile {
+        async fn ask(&self, request: &LookupRequest) -> Result<LookupOutcome, Failure> {
+            tokio::task::yield_now().await;
+            let number: u32 = request.request_id.parse().unwrap();
+            assert!(!number.is_multiple_of(3), "request {number} is one too many");
+            Ok(LookupOutcome::default())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_panics_has_failed() {
+        let requests =
+            (0..30).map(|n: u32| LookupRequest { request_id: n.to_string(), features: Vec::new() });
+        for pace in
+            [Pace::Planned { max_in_flight: 4 }, Pace::Max { in_flight: 4, time: Duration::from_secs(3600) }]
+        {
+            let plan = Plan::endless(requests.clone(), 1);
+            let report = drive(Arc::new(Fragile), plan, pace, None).await.unwrap();
+            assert_eq!((report.requests, report.answered), (30, 20), "{pace:?}");
+            assert_eq!(report.failed, [("internal", 10)].into(), "{pace:?}");
+            let first = report.first_failure.unwrap();
+            assert!(first.contains("panicked: request") && first.contains("is one too many"), "{first}");
+        }
+    }
 }
