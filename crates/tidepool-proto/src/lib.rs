@@ -15,7 +15,7 @@ mod stream;
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
 pub use convert::{WireError, quota_rules, quota_tenant, quotas};
 pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, code_of_failure, epoch_of, failure_of, status_of};
-pub use stream::answer_stream;
+pub use stream::{StandIn, answer_stream};
 
 /// Package `tidepool.v1`, generated.
 #[expect(

@@ -14,11 +14,11 @@ use std::{
 use tidepool_client::{FeatureLookup, LookupOutcome, LookupRequest};
 use tidepool_cluster::{ClusterMap, NodeEntry, Placement, TableLayout};
 use tidepool_proto::{
-    answer_stream, pack,
+    StandIn, pack,
     v1::{
         self,
         control_server::{Control, ControlServer},
-        embedding_server::{Embedding, EmbeddingServer},
+        embedding_server::EmbeddingServer,
     },
 };
 use tidepool_types::{
@@ -125,30 +125,6 @@ impl NodeService {
     }
 }
 
-#[tonic::async_trait]
-impl Embedding for NodeService {
-    type LookupStreamStream = Pin<Box<dyn Stream<Item = Result<v1::LookupResponse, Status>> + Send>>;
-
-    async fn lookup_stream(
-        &self,
-        request: Request<Streaming<v1::LookupRequest>>,
-    ) -> Result<Response<Self::LookupStreamStream>, Status> {
-        let node = self.clone();
-        let answer = move |request| {
-            let node = node.clone();
-            async move { node.answer(request).await }
-        };
-        Ok(Response::new(Box::pin(answer_stream(request.into_inner(), answer))))
-    }
-
-    async fn lookup(
-        &self,
-        request: Request<v1::LookupRequest>,
-    ) -> Result<Response<v1::LookupResponse>, Status> {
-        self.answer(request.into_inner()).await.map(Response::new)
-    }
-}
-
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
@@ -176,6 +152,11 @@ impl FakeNode {
     }
 
     pub(crate) fn start_at(address: &str) -> Self {
+        Self::start_with(address, usize::MAX)
+    }
+
+    /// A node that takes no message of more than so many bytes.
+    pub(crate) fn start_with(address: &str, max_request_bytes: usize) -> Self {
         let runtime = runtime();
         let (address, incoming) = listen(&runtime, address);
         let connections = Arc::new(AtomicUsize::new(0));
@@ -190,7 +171,12 @@ impl FakeNode {
         let cancelled = Arc::new(AtomicUsize::new(0));
         let service =
             NodeService { behaviour: behaviour.clone(), calls: calls.clone(), cancelled: cancelled.clone() };
-        let server = tonic::transport::Server::builder().add_service(EmbeddingServer::new(service));
+        let answer = move |request| {
+            let node = service.clone();
+            async move { node.answer(request).await }
+        };
+        let service = EmbeddingServer::new(StandIn(answer)).max_decoding_message_size(max_request_bytes);
+        let server = tonic::transport::Server::builder().add_service(service);
         runtime.spawn(server.serve_with_incoming(incoming));
         Self { address, behaviour, calls, cancelled, connections, runtime: Some(runtime) }
     }

@@ -12,12 +12,12 @@ use std::{
 
 use tempfile::TempDir;
 use tidepool_proto::{
-    answer_stream,
+    StandIn,
     pack::{pack, unpack},
     v1::{
         self,
         control_server::{Control, ControlServer},
-        embedding_server::{Embedding, EmbeddingServer},
+        embedding_server::EmbeddingServer,
         ranker_client::RankerClient,
     },
 };
@@ -149,30 +149,6 @@ impl FakeNode {
     }
 }
 
-#[tonic::async_trait]
-impl Embedding for FakeNode {
-    type LookupStreamStream = Pin<Box<dyn Stream<Item = Result<v1::LookupResponse, Status>> + Send>>;
-
-    async fn lookup_stream(
-        &self,
-        request: Request<Streaming<v1::LookupRequest>>,
-    ) -> Result<Response<Self::LookupStreamStream>, Status> {
-        let node = self.clone();
-        let answer = move |request| {
-            let node = node.clone();
-            async move { Ok(node.answer(request).await) }
-        };
-        Ok(Response::new(Box::pin(answer_stream(request.into_inner(), answer))))
-    }
-
-    async fn lookup(
-        &self,
-        request: Request<v1::LookupRequest>,
-    ) -> Result<Response<v1::LookupResponse>, Status> {
-        Ok(Response::new(self.answer(request.into_inner()).await))
-    }
-}
-
 fn answer(feature: &v1::FeatureRequest) -> v1::FeatureResponse {
     let version = &feature.table_version.as_ref().unwrap().version;
     let ids: Vec<u64> = unpack(&feature.ids).unwrap().collect();
@@ -226,7 +202,12 @@ impl FakeNode {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let node = Self { address, calls: Arc::default(), answers };
-        let server = Server::builder().add_service(EmbeddingServer::new(node.clone()));
+        let answering = node.clone();
+        let answer = move |request| {
+            let node = answering.clone();
+            async move { Ok(node.answer(request).await) }
+        };
+        let server = Server::builder().add_service(EmbeddingServer::new(StandIn(answer)));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(server.serve_with_incoming(incoming));
         node
