@@ -229,7 +229,7 @@ async fn meddled_with(
     }
     // The map never changes: its sender may go.
     let (_, maps) = watch::channel(Arc::new(map));
-    Ok((Client::with_map(ClientConfig::default(), maps), applied, servers))
+    Ok((Client::with_map(ClientConfig::default(), maps)?, applied, servers))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,7 +53,7 @@ async fn through_proxies(direct: &Client) -> Result<(Client, Vec<Proxy>)> {
         proxies.push(proxy);
     }
     let (_, maps) = watch::channel(Arc::new(map));
-    Ok((Client::with_map(ClientConfig::default(), maps), proxies))
+    Ok((Client::with_map(ClientConfig::default(), maps)?, proxies))
 }
 
 #[tokio::test(flavor = "multi_thread")]

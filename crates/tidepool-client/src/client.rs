@@ -95,9 +95,15 @@ impl Client {
 
     /// A client that follows a map which somebody else watches. Within a tokio runtime it connects to the
     /// nodes of each new map before they are needed.
-    #[must_use]
-    pub fn with_map(config: ClientConfig, maps: watch::Receiver<Arc<ClusterMap>>) -> Self {
-        Self::assemble(config, maps, Vec::new())
+    ///
+    /// # Errors
+    /// [`ClientError::Config`] lists what cannot work; `config.controllers` is not looked at.
+    pub fn with_map(
+        config: ClientConfig,
+        maps: watch::Receiver<Arc<ClusterMap>>,
+    ) -> Result<Self, ClientError> {
+        config.check_asking(Vec::new())?;
+        Ok(Self::assemble(config, maps, Vec::new()))
     }
 
     fn assemble(

@@ -159,6 +159,11 @@ impl ClientConfig {
                 problems.push(format!("controller {controller:?} is no host:port: {problem}"));
             }
         }
+        self.check_asking(problems)
+    }
+
+    /// Checks what a client needs that watches no map itself, beside the `problems` there are.
+    pub(crate) fn check_asking(&self, mut problems: Vec<String>) -> Result<(), ClientError> {
         if self.max_message_bytes == 0 {
             problems.push("max_message_bytes is 0".to_owned());
         }

@@ -181,6 +181,9 @@ pub enum StartError {
     /// The system gives no more threads.
     #[error("starting the CPU pool")]
     Pool(#[from] SpawnError),
+    /// The cluster cannot be asked as the configuration wants it.
+    #[error("starting the lookup client")]
+    Client(#[from] ClientError),
     /// A metric could not be registered.
     #[error("registering metrics")]
     Metrics(#[from] prometheus::Error),

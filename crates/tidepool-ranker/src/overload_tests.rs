@@ -51,7 +51,7 @@ fn ranker() -> Ranker {
     let (_, maps) = watch::channel(map.clone());
     Ranker {
         releases: Releases::of(map, loaded),
-        client: Client::with_map(ClientConfig::default(), maps),
+        client: Client::with_map(ClientConfig::default(), maps).unwrap(),
         pool: CpuPool::new(1, 1).unwrap(),
         limits: Limits { max_candidates: 10, max_ids: 10 },
         exact: false,

@@ -83,7 +83,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),
-            client: Client::with_map(client_config(&config, &registry), maps.subscribe()),
+            client: Client::with_map(client_config(&config, &registry), maps.subscribe())?,
             pool: pool.clone(),
             limits: config.limits,
             exact: config.exact,

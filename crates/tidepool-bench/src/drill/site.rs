@@ -95,7 +95,7 @@ impl Site {
         }
         // A drill changes no placement: this map is good as long as it lasts.
         let (_, maps) = watch::channel(Arc::new(map));
-        Ok((Client::with_map(config, maps), proxies))
+        Ok((Client::with_map(config, maps)?, proxies))
     }
 
     /// Ends the cluster. What was paused or killed may be so still.

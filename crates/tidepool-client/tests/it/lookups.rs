@@ -29,7 +29,7 @@ fn client(map: ClusterMap) -> (Client, watch::Sender<Arc<ClusterMap>>) {
         hedge: HedgeConfig { budget: 0.0, ..Default::default() },
         ..Default::default()
     };
-    (Client::with_map(config, maps), sender)
+    (Client::with_map(config, maps).unwrap(), sender)
 }
 
 async fn look_up(client: &Client, timeout: Duration) -> Result<LookupOutcome, ClientError> {
@@ -50,7 +50,7 @@ async fn one_call_per_node_of_one_group() {
     let registry = Registry::new();
     let config =
         ClientConfig { tenant: "ads".into(), registry: Some(registry.clone()), ..Default::default() };
-    let client = Client::with_map(config, maps);
+    let client = Client::with_map(config, maps).unwrap();
     for (wire_form, exact) in [(None, false), (Some(WireForm::Pool), false), (None, true)] {
         let options = LookupOptions { timeout: PLENTY, exact, wire_form, ..Default::default() };
         let outcome = client.lookup(&request().0, &options).await.unwrap();

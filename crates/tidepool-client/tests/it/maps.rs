@@ -124,4 +124,10 @@ async fn a_configuration_that_cannot_work_lists_every_problem() {
     let Err(ClientError::Config(problems)) = Client::start(bad).await else { panic!("accepted") };
     assert_eq!(problems.len(), 3, "{problems:?}");
     assert!(matches!(Client::start(ClientConfig::default()).await, Err(ClientError::Config(_))));
+    // Who brings the map needs no controller, and cannot ask in impossible ways either.
+    let (_, maps) = tokio::sync::watch::channel(Default::default());
+    assert!(Client::with_map(ClientConfig::default(), maps.clone()).is_ok());
+    let bad = ClientConfig { max_message_bytes: 0, spill_factor: f64::NAN, ..Default::default() };
+    let Err(ClientError::Config(problems)) = Client::with_map(bad, maps) else { panic!("accepted") };
+    assert_eq!(problems.len(), 2, "{problems:?}");
 }

@@ -31,7 +31,7 @@ fn config() -> ClientConfig {
 
 fn client(config: ClientConfig, map: ClusterMap) -> (Client, watch::Sender<Arc<ClusterMap>>) {
     let (sender, maps) = watch::channel(Arc::new(map));
-    (Client::with_map(config, maps), sender)
+    (Client::with_map(config, maps).unwrap(), sender)
 }
 
 async fn look_up(

@@ -12,7 +12,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A client of one node.
 fn client(node: &FakeNode, stream_max_bytes: usize) -> Client {
     let (_, maps) = watch::channel(Arc::new(map(1, &[("a", &[node.address])])));
-    Client::with_map(ClientConfig { stream_max_bytes, ..Default::default() }, maps)
+    Client::with_map(ClientConfig { stream_max_bytes, ..Default::default() }, maps).unwrap()
 }
 
 async fn look_up(client: &Client) -> LookupOutcome {
