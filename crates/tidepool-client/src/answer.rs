@@ -97,6 +97,11 @@ impl Answered {
     pub(crate) fn is_missing(&self, at: usize) -> bool {
         bit(&self.missing, at)
     }
+
+    /// How many bytes of packed numbers and rows came.
+    pub(crate) fn received_bytes(&self) -> usize {
+        self.missing.len() + self.body.len() + self.counts.len() + self.weight_sums.len()
+    }
 }
 
 fn bit(bitmap: &[u8], at: usize) -> bool {

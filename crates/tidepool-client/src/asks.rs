@@ -77,6 +77,18 @@ impl Ask {
         }
     }
 
+    /// How many bytes of packed numbers are sent.
+    pub(crate) fn sent_bytes(&self) -> usize {
+        let ids = self.ids().len() * size_of::<u64>();
+        match self {
+            Self::Gather { .. } => ids,
+            Self::Pool(pool) => {
+                let members = if pool.each_once() { 0 } else { pool.members.len() };
+                ids + (members + pool.lengths.len() + pool.weights.len()) * size_of::<u32>()
+            }
+        }
+    }
+
     /// The message.
     pub(crate) fn encode(&self, split: &Split<'_>) -> v1::FeatureRequest {
         let table = &split.tables[self.table(split)];

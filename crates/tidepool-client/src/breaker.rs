@@ -32,7 +32,7 @@ pub(crate) struct Breaker {
     state: State,
     /// Failures since the last answer.
     failures: u32,
-    /// Calls given up for another node's answer, since the last answer, and when the first of them began.
+    /// Calls given up before they said anything, since the last answer, and when the first of them began.
     lost: u32,
     silent_since: Option<Instant>,
     /// Times it has opened since it was closed.
@@ -133,8 +133,9 @@ impl Breaker {
         }
     }
 
-    /// A call that began at `started` was given up because another node had answered. That happens to every
-    /// node now and then; it is a failure of one that has answered nobody for `patience`.
+    /// A call that began at `started` was given up, because another node had answered or because its lookup had
+    /// no more time. That happens to every node now and then; it is a failure of one that has answered nobody
+    /// for `patience`.
     pub(crate) fn lost(&mut self, started: Instant, now: Instant, patience: Duration, jitter: f64) {
         self.lost = self.lost.saturating_add(1);
         let since = *self.silent_since.get_or_insert(started);

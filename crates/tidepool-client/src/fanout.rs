@@ -6,8 +6,9 @@
 //! time, so that a node which hangs does not spend it all. Otherwise it gets all of it. Every partition is
 //! asked of each node at most once, which bounds the calls. Dropping the future cancels every call.
 
+mod races;
+
 use std::{
-    future::Future,
     pin::Pin,
     time::{Duration, Instant},
 };
@@ -15,13 +16,13 @@ use std::{
 use futures::{
     StreamExt,
     future::{AbortHandle, Abortable, Aborted},
-    stream::FuturesUnordered,
 };
 use tidepool_proto::v1;
 use tidepool_types::{Epoch, ErrorCode, NodeId};
 use tokio::time::{Sleep, sleep_until};
 use tracing::debug;
 
+use self::races::{Call, Done, Hedge, Race, Running, State};
 use crate::{
     answer::{self, Answered},
     asks::{self, Ask, NodeAsk},
@@ -32,7 +33,7 @@ use crate::{
     pacing::Pacing,
     peer::{Ending, Ticket},
     request::{LookupOptions, OnUnavailable, WireBytes},
-    route::{Piece, Route, Router, Tried},
+    route::{Piece, Route, Router},
     split::{Split, as_u32},
     topology::{NodeAt, Topology},
     transport::Wire,
@@ -77,97 +78,15 @@ pub(crate) struct Gathered<'m> {
     pub(crate) wire_bytes: WireBytes,
 }
 
-struct Reply {
-    response: v1::LookupResponse,
-    /// Bytes sent per feature.
-    sent: Vec<usize>,
-}
-
-/// A call that has ended.
-struct Done {
-    /// Its number, in the order of asking.
-    number: usize,
-    asks: Vec<Ask>,
-    result: Result<Reply, NodeFailure>,
-}
-
-/// What is remembered of a call while it is under way.
-struct Call<'c> {
-    /// Which of [`State::races`] it runs in.
-    race: usize,
-    node: NodeAt,
-    pieces: Vec<Piece>,
-    ids: usize,
-    /// None: it has ended.
-    ticket: Option<Ticket<'c>>,
-    cancel: AbortHandle,
-}
-
-/// Pieces on their way: a call, and perhaps those that were made because it was late.
-struct Race {
-    /// The number of the first call.
-    first: usize,
-    hedge: Option<Hedge>,
-    /// When the first call is late; None: it has been hedged, or there is nobody else.
-    late_at: Option<Instant>,
-    /// A hedge was due and could not be paid for.
-    suppressed: bool,
-    over: bool,
-}
-
-/// The calls of another group for the pieces of a race.
-struct Hedge {
-    calls: Vec<usize>,
-    answers: Vec<(usize, Vec<Answered>)>,
-}
-
-/// What has been asked so far.
-struct State<'c> {
-    running: FuturesUnordered<Abortable<Running<'c>>>,
-    calls: Vec<Call<'c>>,
-    races: Vec<Race>,
-    /// Races that are not over.
-    open: usize,
-    tried: Tried,
-    /// Every node asked, once.
-    nodes: Vec<NodeAt>,
-    /// Number, node and answers of each call that counts.
-    answers: Vec<(usize, NodeAt, Vec<Answered>)>,
-    out: Gathered<'c>,
-}
-
-type Running<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
-
-impl<'c> State<'c> {
-    fn new() -> Self {
-        Self {
-            running: FuturesUnordered::new(),
-            calls: Vec::new(),
-            races: Vec::new(),
-            open: 0,
-            tried: Tried::default(),
-            nodes: Vec::new(),
-            answers: Vec::new(),
-            out: Gathered::default(),
-        }
-    }
-
-    /// Cancels a call that nobody waits for any more. What it had in flight is no longer counted.
-    fn cancel(&mut self, number: usize) -> Option<Ticket<'c>> {
-        let call = &mut self.calls[number];
-        call.cancel.abort();
-        call.ticket.take()
-    }
-
-    fn finish_race(&mut self, race: usize) {
-        self.races[race].over = true;
-        self.open -= 1;
-    }
-
-    /// When something is due that is not a call's end.
-    fn next_due(&self, deadline: Instant) -> Instant {
-        let open = self.races.iter().filter(|race| !race.over);
-        open.filter_map(|race| race.late_at).fold(deadline, Instant::min)
+impl Gathered<'_> {
+    /// Counts an answer that is used.
+    fn count(&mut self, answer: &Answered) {
+        self.rows_requested += answer.ask.ids().len() as u64;
+        let bytes = match answer.ask {
+            Ask::Gather { .. } => &mut self.wire_bytes.gather,
+            Ask::Pool(_) => &mut self.wire_bytes.pool,
+        };
+        *bytes += (answer.ask.sent_bytes() + answer.received_bytes()) as u64;
     }
 }
 
@@ -178,12 +97,34 @@ impl Fanout<'_> {
     /// [`ClientError`]: a refusal, the deadline, nobody left to ask, or no retries left.
     pub(crate) async fn run<'c>(&'c self, router: &mut Router<'c>) -> Result<Gathered<'c>, ClientError> {
         let mut state = State::new();
+        let ended = self.ask_all(router, &mut state).await;
+        self.part(&mut state);
+        ended?;
+        let mut answers = std::mem::take(&mut state.answers);
+        answers.sort_unstable_by_key(|(number, ..)| *number);
+        let mut out = state.out;
+        for (_, node, of_call) in answers {
+            let node = self.topology.id(node);
+            out.answered_by.resize(out.answered_by.len() + of_call.len(), node);
+            of_call.iter().for_each(|answer| out.count(answer));
+            out.answers.extend(of_call);
+        }
+        out.nodes_touched = as_u32(state.nodes.len());
+        Ok(out)
+    }
+
+    /// The same; the answers are left in `state`.
+    async fn ask_all<'c>(
+        &'c self,
+        router: &mut Router<'c>,
+        state: &mut State<'c>,
+    ) -> Result<(), ClientError> {
         let (route, nobody) = router.first();
-        self.give_up(nobody, None, &mut state)?;
+        self.give_up(nobody, None, state)?;
         if self.first {
             self.pacing.earn(route.nodes.len());
         }
-        self.ask(router, route, None, &mut state);
+        self.ask(router, route, None, state);
         let mut due = state.next_due(self.deadline);
         let timer = sleep_until(due.into());
         tokio::pin!(timer);
@@ -191,25 +132,31 @@ impl Fanout<'_> {
             tokio::select! {
                 biased;
                 done = state.running.next() => match done {
-                    Some(Ok(done)) => self.done(done, router, &mut state)?,
+                    Some(Ok(done)) => self.done(done, router, state)?,
                     Some(Err(Aborted)) => continue,
                     // Every open race has a call under way.
                     None => break,
                 },
-                () = &mut timer => self.overdue(router, &mut state)?,
+                () = &mut timer => self.overdue(router, state)?,
             }
             reset(timer.as_mut(), &mut due, state.next_due(self.deadline));
         }
-        let mut answers = std::mem::take(&mut state.answers);
-        answers.sort_unstable_by_key(|(number, ..)| *number);
-        let mut out = state.out;
-        for (_, node, of_call) in answers {
-            let node = self.topology.id(node);
-            out.answered_by.resize(out.answered_by.len() + of_call.len(), node);
-            out.answers.extend(of_call);
+        Ok(())
+    }
+
+    /// The lookup ends, and with it the calls that nobody waits for any more. Those that it has waited for
+    /// until its deadline are timed out, whichever of the timers was first: a node that never answers must not
+    /// be taken for one that nobody has asked.
+    fn part(&self, state: &mut State<'_>) {
+        if Instant::now() < self.deadline {
+            return;
         }
-        out.nodes_touched = as_u32(state.nodes.len());
-        Ok(out)
+        for call in &mut state.calls {
+            if let Some(ticket) = call.ticket.take() {
+                let waited = self.deadline.saturating_duration_since(ticket.started);
+                self.note(ticket, call.ids, Some(&NodeFailure::TimedOut(waited)));
+            }
+        }
     }
 
     /// Begins the calls of a route: races of their own, or the hedge of one.
@@ -262,7 +209,6 @@ impl Fanout<'_> {
             features: asks.iter().map(|a| a.encode(self.split)).collect(),
             ..v1::LookupRequest::default()
         };
-        let sent = message.features.iter().map(sent_bytes).collect();
         let result = match &self.topology.peer(node).connection {
             Err(problem) => Err(NodeFailure::Address(problem.clone())),
             Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
@@ -272,8 +218,7 @@ impl Fanout<'_> {
                     stream_max_bytes: self.config.stream_max_bytes,
                 };
                 let answer_bytes = asks.iter().map(|a| a.answer_bytes(self.split)).sum();
-                let answer = connection.call(message, answer_bytes, share, wire).await;
-                answer.map(|response| Reply { response, sent })
+                connection.call(message, answer_bytes, share, wire).await
             }
         };
         Done { number, asks, result }
@@ -291,13 +236,14 @@ impl Fanout<'_> {
         // It ended while it was cancelled.
         let Some(ticket) = state.calls[number].ticket.take() else { return Ok(()) };
         let ids = state.calls[number].ids;
-        let checked = done.result.and_then(|reply| self.accept(done.asks, reply, &mut state.out));
+        let checked =
+            done.result.and_then(|reply| answer::check(self.split, done.asks, reply).map_err(Into::into));
         self.note(ticket, ids, checked.as_ref().err());
         let first = state.races[race].first == number;
         match checked {
             Ok(checked) if first => {
                 state.answers.push((number, node, checked));
-                self.drop_hedge(race, state);
+                state.drop_hedge(race);
                 state.finish_race(race);
             }
             Ok(checked) => self.hedge_answered(race, number, checked, state),
@@ -305,7 +251,7 @@ impl Fanout<'_> {
                 debug!(node = %self.topology.id(node), %failure, "a call failed");
                 let pieces = std::mem::take(&mut state.calls[number].pieces);
                 state.tried.add(self.split, &pieces, node);
-                if self.hedge_takes_over(race, state) {
+                if state.hedge_takes_over(race) {
                     return Ok(());
                 }
                 state.finish_race(race);
@@ -314,7 +260,7 @@ impl Fanout<'_> {
             // The first call goes on alone.
             Err(failure) => {
                 debug!(node = %self.topology.id(node), %failure, "a hedge failed");
-                self.drop_hedge(race, state);
+                state.drop_hedge(race);
                 state.races[race].late_at = Some(Instant::now() + self.pacing.hedge_delay(ids).max(AGAIN));
             }
         }
@@ -347,36 +293,6 @@ impl Fanout<'_> {
         }
         state.out.hedges_won += 1;
         state.finish_race(race);
-    }
-
-    /// The first call of a race has failed: its hedge, if it is under way, goes on in its place.
-    fn hedge_takes_over(&self, race: usize, state: &mut State<'_>) -> bool {
-        let Some(hedge) = state.races[race].hedge.take() else { return false };
-        state.out.hedges_won += 1;
-        for number in hedge.calls {
-            let over = false;
-            state.races.push(Race { first: number, hedge: None, late_at: None, suppressed: false, over });
-            state.open += 1;
-            state.calls[number].race = state.races.len() - 1;
-        }
-        for (number, answer) in hedge.answers {
-            state.answers.push((number, state.calls[number].node, answer));
-            state.finish_race(state.calls[number].race);
-        }
-        state.finish_race(race);
-        true
-    }
-
-    /// Cancels the hedge of a race, whose nodes may be asked again if they have not failed.
-    fn drop_hedge(&self, race: usize, state: &mut State<'_>) {
-        let Some(hedge) = state.races[race].hedge.take() else { return };
-        for number in hedge.calls {
-            let answered = hedge.answers.iter().any(|(n, _)| *n == number);
-            if state.cancel(number).is_some() || answered {
-                let call = &state.calls[number];
-                state.tried.remove(&call.pieces, call.node);
-            }
-        }
     }
 
     /// Calls that are late are hedged, and at the deadline everything ends.
@@ -519,26 +435,6 @@ impl Fanout<'_> {
         })
     }
 
-    /// Checks a reply and counts it.
-    fn accept(
-        &self,
-        asked: Vec<Ask>,
-        reply: Reply,
-        out: &mut Gathered<'_>,
-    ) -> Result<Vec<Answered>, NodeFailure> {
-        let answered: Vec<usize> = reply.response.features.iter().map(answer_bytes).collect();
-        let checked = answer::check(self.split, asked, reply.response)?;
-        for ((answer, sent), received) in checked.iter().zip(reply.sent).zip(answered) {
-            out.rows_requested += answer.ask.ids().len() as u64;
-            let bytes = match answer.ask {
-                Ask::Gather { .. } => &mut out.wire_bytes.gather,
-                Ask::Pool(_) => &mut out.wire_bytes.pool,
-            };
-            *bytes += (sent + received) as u64;
-        }
-        Ok(checked)
-    }
-
     /// Remembers how a call for `ids` ids ended. Only what concerns the whole node counts against it: not a
     /// partition that it does not serve, nor a queue that was full, nor a wait that was too short to tell.
     fn note(&self, ticket: Ticket<'_>, ids: usize, failure: Option<&NodeFailure>) {
@@ -552,7 +448,13 @@ impl Fanout<'_> {
                 self.pacing.measured(ids, latency);
                 Ending::Answered
             }
-            Some(NodeFailure::TimedOut(waited)) if *waited < self.pacing.patience(ids) => Ending::Untold,
+            // By itself it says nothing; that nobody is answered does.
+            Some(NodeFailure::TimedOut(waited)) if *waited < self.pacing.patience(ids) => {
+                if self.pacing.may_be_late(*waited) {
+                    return ticket.lose(now, self.pacing.patience(ids), self.pacing.jitter());
+                }
+                Ending::Untold
+            }
             Some(failure) => match failure.code() {
                 ErrorCode::Unavailable | ErrorCode::Internal => Ending::Failed,
                 ErrorCode::Overloaded => Ending::Overloaded,
@@ -575,16 +477,4 @@ fn reset(timer: Pin<&mut Sleep>, due: &mut Instant, next: Instant) {
         *due = next;
         timer.reset(next.into());
     }
-}
-
-fn sent_bytes(feature: &v1::FeatureRequest) -> usize {
-    feature.ids.len() + feature.members.len() + feature.bag_lengths.len() + feature.weights.len()
-}
-
-fn answer_bytes(feature: &v1::FeatureResponse) -> usize {
-    feature.missing.len()
-        + feature.rows.len()
-        + feature.sums.len()
-        + feature.counts.len()
-        + feature.weight_sums.len()
 }

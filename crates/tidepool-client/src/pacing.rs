@@ -97,6 +97,12 @@ impl Pacing {
         Duration::from_nanos(self.size(ids).delay.load(Ordering::Relaxed))
     }
 
+    /// Whether a call that was given up after `waited` could have been late: one that had less time, or none,
+    /// says nothing of its node.
+    pub(crate) fn may_be_late(&self, waited: Duration) -> bool {
+        !waited.is_zero() && waited >= self.hedge.min_delay
+    }
+
     /// For how long a node that is asked for `ids` ids may be silent.
     pub(crate) fn patience(&self, ids: usize) -> Duration {
         (self.hedge_delay(ids) * PATIENCE_DELAYS).max(MIN_PATIENCE)

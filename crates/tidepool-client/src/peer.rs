@@ -142,7 +142,7 @@ impl Ticket<'_> {
         }
     }
 
-    /// The call is given up because another node has answered: see [`Breaker::lost`].
+    /// The call is given up, for another node's answer or for want of time: see [`Breaker::lost`].
     pub(crate) fn lose(self, now: Instant, patience: Duration, jitter: f64) {
         let mut health = self.peer.health();
         health.breaker.lost(self.started, now, patience, jitter);

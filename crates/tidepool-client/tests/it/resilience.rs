@@ -1,6 +1,9 @@
 //! Lookups against clusters that are late, sick or half gone: hedges, breakers, budgets, defaults.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prometheus::Registry;
 use tidepool_client::{
@@ -112,6 +115,68 @@ async fn a_node_that_loses_too_often_is_left_alone_and_comes_back_when_it_answer
     };
     tokio::time::timeout(PLENTY, healed).await.unwrap();
     assert!(text(&registry).contains("tidepool_client_nodes{state=\"closed\"} 4"), "{}", text(&registry));
+}
+
+#[tokio::test]
+async fn nodes_that_never_answer_are_left_alone_though_each_lookup_ends_by_its_own_deadline() {
+    for on_unavailable in [OnUnavailable::Fail, OnUnavailable::Default] {
+        let nodes = [FakeNode::start(), FakeNode::start()];
+        let registry = Registry::new();
+        let breaker = BreakerConfig { failures: 3, failure_rate: 1.0, backoff: HOUR, max_backoff: HOUR };
+        let config = ClientConfig { breaker, registry: Some(registry.clone()), ..config() };
+        let addresses = [nodes[0].address, nodes[1].address];
+        let (client, _sender) = client(config, map(1, &[("a", &addresses)]));
+        nodes.iter().for_each(|node| node.behave(|_| None));
+        let are_open = || text(&registry).contains("tidepool_client_nodes{state=\"open\"} 2");
+        // A lookup that had no time to ask has learned nothing of the nodes, however often.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(300) {
+            let _ = look_up(&client, Duration::ZERO, on_unavailable).await;
+        }
+        assert!(text(&registry).contains("tidepool_client_nodes{state=\"closed\"} 2"), "{}", text(&registry));
+        // Late is what takes 50 ms, and nobody is silent for long before four times that.
+        let mut asked = 0;
+        while !are_open() {
+            let _ = look_up(&client, 20 * MS, on_unavailable).await;
+            asked += 1;
+            assert!(asked < 200, "{}", text(&registry));
+        }
+        assert!(asked > 3, "three lookups of 20 ms are no reason");
+    }
+}
+
+#[tokio::test]
+async fn what_a_hedge_answered_in_vain_is_not_counted() {
+    let (first, others) = (FakeNode::start(), [FakeNode::start(), FakeNode::start()]);
+    let registry = Registry::new();
+    let config = ClientConfig { registry: Some(registry.clone()), ..config() };
+    let addresses = [others[0].address, others[1].address];
+    let (client, _sender) = client(config, map(1, &[("a", &[first.address]), ("b", &addresses)]));
+    let plain = look_up(&client, PLENTY, OnUnavailable::Fail).await.unwrap();
+    assert_eq!(plain.hedges, 0, "{plain:?}");
+    // One half of the hedge answers, the other never does, and then the first node is back.
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let wait = std::sync::Mutex::new(wait);
+    first.behave(move |request| {
+        wait.lock().unwrap().recv().unwrap();
+        Some(Ok(crate::fake::honest(request)))
+    });
+    others[1].behave(|_| None);
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move { look_up(&client, PLENTY, OnUnavailable::Fail).await }
+    });
+    let two_answers = "tidepool_client_rpcs_total{code=\"ok\"} 2";
+    wait_until("half of the hedge has answered", || text(&registry).contains(two_answers)).await;
+    go_on.send(()).unwrap();
+    let outcome = asking.await.unwrap().unwrap();
+    assert_right(&outcome);
+    assert_eq!((outcome.hedges, outcome.hedges_won, outcome.nodes_touched), (1, 0, 3));
+    assert_eq!(
+        (outcome.rows_requested, outcome.wire_bytes),
+        (plain.rows_requested, plain.wire_bytes),
+        "the answer is made from one node's"
+    );
 }
 
 /// Node 1 of each group holds the partitions of odd ids.
