@@ -148,6 +148,16 @@ pub enum NodeFailure {
     /// The map's address for it is none.
     #[error("address: {0}")]
     Address(String),
+    /// It was not asked: the question is longer than this client may send.
+    #[error(
+        "a message of {bytes} bytes is longer than max_message_bytes of the client, {limit}: ask for fewer ids"
+    )]
+    TooLong {
+        /// The message.
+        bytes: usize,
+        /// What it may have.
+        limit: usize,
+    },
 }
 
 impl NodeError {
@@ -166,6 +176,7 @@ impl NodeFailure {
             Self::Status { code, .. } => *code,
             Self::TimedOut(_) | Self::Address(_) => ErrorCode::Unavailable,
             Self::BadAnswer(_) => ErrorCode::Internal,
+            Self::TooLong { .. } => ErrorCode::InvalidRequest,
         }
     }
 }

@@ -200,15 +200,6 @@ impl Fanout<'_> {
     async fn call(&self, number: usize, node: NodeAt, asks: Vec<Ask>, alternative: bool) -> Done {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let share = if alternative { left / 2 } else { left };
-        let message = v1::LookupRequest {
-            request_id: self.request_id.to_owned(),
-            tenant: self.options.tenant.as_ref().unwrap_or(&self.config.tenant).clone(),
-            // 0 means none, so the last microsecond stays one.
-            deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
-            traceparent: String::new(),
-            features: asks.iter().map(|a| a.encode(self.split)).collect(),
-            ..v1::LookupRequest::default()
-        };
         let result = match &self.topology.peer(node).connection {
             Err(problem) => Err(NodeFailure::Address(problem.clone())),
             Ok(_) if left.is_zero() => Err(NodeFailure::TimedOut(Duration::ZERO)),
@@ -218,10 +209,24 @@ impl Fanout<'_> {
                     stream_max_bytes: self.config.stream_max_bytes,
                 };
                 let answer_bytes = asks.iter().map(|a| a.answer_bytes(self.split)).sum();
-                connection.call(message, answer_bytes, share, wire).await
+                connection.call(|| self.message(&asks), answer_bytes, share, wire).await
             }
         };
         Done { number, asks, result }
+    }
+
+    /// The message of a call.
+    fn message(&self, asks: &[Ask]) -> v1::LookupRequest {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        v1::LookupRequest {
+            request_id: self.request_id.to_owned(),
+            tenant: self.options.tenant.as_ref().unwrap_or(&self.config.tenant).clone(),
+            // 0 means none, so the last microsecond stays one.
+            deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
+            traceparent: String::new(),
+            features: asks.iter().map(|a| a.encode(self.split)).collect(),
+            ..v1::LookupRequest::default()
+        }
     }
 
     /// A call has ended.
@@ -448,6 +453,7 @@ impl Fanout<'_> {
                 self.pacing.measured(ids, latency);
                 Ending::Answered
             }
+            Some(NodeFailure::TooLong { .. }) => Ending::Untold,
             // By itself it says nothing; that nobody is answered does.
             Some(NodeFailure::TimedOut(waited)) if *waited < self.pacing.patience(ids) => {
                 if self.pacing.may_be_late(*waited) {

@@ -16,7 +16,8 @@ use tidepool_types::ErrorCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
+use tracing::info;
 
 use crate::{error::NodeFailure, transport::failure};
 
@@ -37,11 +38,34 @@ pub(crate) struct LookupStream {
 
 /// Who waits for which answer; None once the stream has ended.
 #[derive(Debug)]
-struct Calls(Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>);
+struct Calls(Mutex<Option<HashMap<u64, Caller>>>);
 
-/// The stream had ended before the lookup was sent: it may be sent over another.
+/// Who waits for an answer.
 #[derive(Debug)]
-pub(crate) struct NotSent(pub(crate) Box<v1::LookupRequest>);
+struct Caller {
+    /// Length of the message.
+    bytes: usize,
+    tell: oneshot::Sender<Result<Answer, Refused>>,
+}
+
+/// The node has ended the stream because of one message. Which, it does not say: the longest that nobody had an
+/// answer to had so many bytes.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    longest: usize,
+}
+
+/// Why a stream brings no answer.
+#[derive(Debug)]
+pub(crate) enum NoAnswer {
+    /// It had ended before the lookup was sent: it may be sent over another.
+    NotSent(Box<v1::LookupRequest>),
+    /// The node has ended it because of one message, this one or another: each is to be sent by itself.
+    Refused {
+        /// Bytes of the longest message that was on the stream.
+        longest: usize,
+    },
+}
 
 impl LookupStream {
     /// Opens a stream over `channel`, in the background: lookups may be sent at once.
@@ -52,23 +76,32 @@ impl LookupStream {
         Self { send, calls, next: AtomicU64::new(1), _reader: AbortOnDropHandle::new(reader) }
     }
 
-    /// Sends `message` and waits for its answer. Dropping the future tells the node that nobody waits.
-    pub(crate) async fn call(&self, mut message: v1::LookupRequest) -> Result<Answer, NotSent> {
+    /// Sends `message`, which takes `bytes`, and waits for its answer. Dropping the future tells the node that
+    /// nobody waits.
+    pub(crate) async fn call(
+        &self,
+        mut message: v1::LookupRequest,
+        bytes: usize,
+    ) -> Result<Answer, NoAnswer> {
         let call = self.next.fetch_add(1, Ordering::Relaxed);
         message.call = call;
         let Ok(room) = self.send.reserve().await else {
-            return Err(NotSent(Box::new(message)));
+            return Err(NoAnswer::NotSent(Box::new(message)));
         };
-        let (sender, answer) = oneshot::channel();
+        let (tell, answer) = oneshot::channel();
         match self.calls.lock().as_mut() {
-            Some(waiting) => waiting.insert(call, sender),
-            None => return Err(NotSent(Box::new(message))),
+            Some(waiting) => waiting.insert(call, Caller { bytes, tell }),
+            None => return Err(NoAnswer::NotSent(Box::new(message))),
         };
         let mut waiting = Waiting { stream: self, call, answered: false };
         room.send(message);
         let answer = answer.await;
         waiting.answered = true;
-        Ok(answer.unwrap_or_else(|_| Err(ended())))
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(Refused { longest })) => Err(NoAnswer::Refused { longest }),
+            Err(_) => Ok(Err(ended())),
+        }
     }
 
     /// Whether another must be opened for the next lookup.
@@ -103,7 +136,7 @@ impl Drop for Waiting<'_> {
 
 impl Calls {
     /// Nothing panics while it is held.
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, Caller>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,8 +151,18 @@ impl Calls {
                 Err(NodeFailure::Status { code, message: failure.message, epoch })
             }
         };
-        let _ = waiting.send(answer);
+        let _ = waiting.tell.send(Ok(answer));
     }
+}
+
+/// How a stream has ended.
+enum End {
+    /// With a status that holds for every lookup on it.
+    Told(Status),
+    /// Because of one of its messages.
+    Refused,
+    /// In a way that says nothing of any one lookup.
+    Untold,
 }
 
 fn ended() -> NodeFailure {
@@ -137,23 +180,36 @@ async fn read(
     let mut client = EmbeddingClient::new(channel)
         .max_decoding_message_size(max_message_bytes)
         .max_encoding_message_size(max_message_bytes);
-    let refused = match client.lookup_stream(ReceiverStream::new(outgoing)).await {
-        Err(status) => Some(status),
+    let end = match client.lookup_stream(ReceiverStream::new(outgoing)).await {
+        Err(status) => End::Told(status),
         Ok(answers) => {
             let mut answers = answers.into_inner();
             loop {
                 match answers.message().await {
                     Ok(Some(response)) => calls.answer(response),
-                    Ok(None) => break None,
-                    // A node that is full says so to all. Otherwise how a stream ends says nothing of any one lookup.
-                    Err(status) => break Some(status).filter(|s| code_of(s) == ErrorCode::Overloaded),
+                    Ok(None) => break End::Untold,
+                    Err(status) => match code_of(&status) {
+                        // A node that is full says so to all.
+                        ErrorCode::Overloaded => break End::Told(status),
+                        // A message that is too long, or is none: that of one caller, and no fault of the others.
+                        ErrorCode::InvalidRequest => break End::Refused,
+                        _ => break End::Untold,
+                    },
                 }
             }
         }
     };
-    let waiting = calls.lock().take();
-    for waiting in waiting.into_iter().flat_map(HashMap::into_values) {
-        let why = refused.as_ref().map_or_else(ended, failure);
-        let _ = waiting.send(Err(why));
+    let waiting = calls.lock().take().unwrap_or_default();
+    let longest = waiting.values().map(|caller| caller.bytes).max().unwrap_or(0);
+    if matches!(end, End::Refused) {
+        info!(longest_bytes = longest, lookups = waiting.len(), "a node refused a message of its stream");
+    }
+    for caller in waiting.into_values() {
+        let why = match &end {
+            End::Told(status) => Ok(Err(failure(status))),
+            End::Refused => Err(Refused { longest }),
+            End::Untold => Ok(Err(ended())),
+        };
+        let _ = caller.tell.send(why);
     }
 }

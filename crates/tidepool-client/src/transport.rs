@@ -6,7 +6,10 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,7 @@ use tonic::{Status, body::Body, client::GrpcService, codegen::http, transport::C
 
 use crate::{
     error::NodeFailure,
-    stream::{LookupStream, NotSent},
+    stream::{LookupStream, NoAnswer},
 };
 
 /// How messages travel.
@@ -32,16 +35,31 @@ pub(crate) struct Wire {
     pub(crate) stream_max_bytes: usize,
 }
 
+/// Messages up to this length go over the stream, whatever a node has refused.
+const STREAM_TAKES_BYTES: usize = 1 << 10;
+
+impl Wire {
+    /// Bytes of question and answer, as far as they are known beforehand, up to which a lookup goes over the
+    /// stream. There a message that is too long, either way, ends the lookups of all; what an answer has beside
+    /// rows and sums is never as long as its question.
+    const fn stream_bytes(self) -> usize {
+        let safe = self.max_message_bytes / 2;
+        if self.stream_max_bytes < safe { self.stream_max_bytes } else { safe }
+    }
+}
+
 /// The connection to a node. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     channel: Channel,
     stream: Arc<Mutex<Option<Arc<LookupStream>>>>,
+    /// The largest message that goes over the stream, as far as the node has shown by refusing larger ones.
+    stream_takes: Arc<AtomicUsize>,
 }
 
 impl Connection {
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel, stream: Arc::default() }
+        Self { channel, stream: Arc::default(), stream_takes: Arc::new(AtomicUsize::new(usize::MAX)) }
     }
 
     /// Makes the connection, within `timeout`. It asks for the peer's health and takes any answer, also that
@@ -69,32 +87,42 @@ impl Connection {
         }
     }
 
-    /// Sends `message` and waits for its answer, of about `answer_bytes`, for at most `timeout`. Dropping the
-    /// future cancels the call.
+    /// Sends what `message` gives and waits for its answer, of about `answer_bytes`, for at most `timeout`.
+    /// Dropping the future cancels the call.
     ///
     /// # Errors
-    /// [`NodeFailure::Status`] of the node or the connection, or [`NodeFailure::TimedOut`].
+    /// [`NodeFailure::Status`] of the node or the connection, [`NodeFailure::TimedOut`] or
+    /// [`NodeFailure::TooLong`].
     pub(crate) async fn call(
         &self,
-        message: v1::LookupRequest,
+        message: impl Fn() -> v1::LookupRequest,
         answer_bytes: usize,
         timeout: Duration,
         wire: Wire,
     ) -> Result<v1::LookupResponse, NodeFailure> {
-        let large = message.encoded_len().saturating_add(answer_bytes) > wire.stream_max_bytes;
         let call = async {
-            if large {
-                return self.unary(message, wire).await;
+            let mut first = message();
+            let (bytes, limit) = (first.encoded_len(), wire.max_message_bytes);
+            if bytes > limit {
+                return Err(NodeFailure::TooLong { bytes, limit });
             }
-            let mut message = message;
+            if bytes > self.stream_takes.load(Ordering::Relaxed)
+                || bytes.saturating_add(answer_bytes) > wire.stream_bytes()
+            {
+                return self.unary(first, wire).await;
+            }
             // A stream that has ended without having taken the message is no failure of the node's yet.
             for _ in 0..2 {
-                match self.stream(wire).call(message).await {
+                match self.stream(wire).call(first, bytes).await {
                     Ok(answer) => return answer,
-                    Err(NotSent(back)) => message = *back,
+                    Err(NoAnswer::NotSent(back)) => first = *back,
+                    Err(NoAnswer::Refused { longest }) => {
+                        self.stream_takes.fetch_min((longest / 2).max(STREAM_TAKES_BYTES), Ordering::Relaxed);
+                        return self.unary(message(), wire).await;
+                    }
                 }
             }
-            self.unary(message, wire).await
+            self.unary(first, wire).await
         };
         tokio::time::timeout(timeout, call).await.unwrap_or(Err(NodeFailure::TimedOut(timeout)))
     }
