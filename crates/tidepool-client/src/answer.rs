@@ -51,9 +51,10 @@ pub enum BadAnswer {
         /// By the bitmap.
         marked: u32,
     },
-    /// Some rows of a composite table are marked missing, or all of an empty one are not.
+    /// A row that a composite table has is marked missing, or one that it does not have is not.
     #[error(
-        "{table}: {marked} of {asked} rows are marked missing, a composite table of {rows} rows has all or none"
+        "{table}: {marked} of {asked} rows are marked missing, a composite table of {rows} rows has all of \
+         those and no others"
     )]
     Composite {
         /// The table.
@@ -148,10 +149,13 @@ fn check_one(split: &Split<'_>, ask: Ask, answer: v1::FeatureResponse) -> Result
         return Err(BadAnswer::Missing { table: asked.clone(), said: answer.missing_ids, marked });
     }
     // What is found of a composite table is known beforehand, and is not counted again.
-    let expected = if schema.rows == 0 { ids } else { 0 };
-    if schema.composite.is_some() && marked as usize != expected {
-        let (table, rows) = (asked.clone(), schema.rows);
-        return Err(BadAnswer::Composite { table, rows, asked: ids, marked });
+    if schema.composite.is_some() {
+        let of_table = &split.tables[ask.table(split)].ids;
+        let mut rows = ask.ids().iter().map(|id| of_table[*id as usize]).enumerate();
+        if rows.any(|(at, row)| (row >= schema.rows) != bit(&answer.missing, at)) {
+            let (table, rows) = (asked.clone(), schema.rows);
+            return Err(BadAnswer::Composite { table, rows, asked: ids, marked });
+        }
     }
     let (rows, sums, counts, weight_sums) = match &ask {
         Ask::Gather { .. } => (ids * schema.row_bytes(), 0, 0, 0),
@@ -204,6 +208,7 @@ mod tests {
         asks,
         request::{FeatureLookup, LookupOptions, LookupRequest, WireForm},
         route::Route,
+        split::Ids,
         topology::NodeAt,
     };
 
@@ -216,6 +221,16 @@ mod tests {
     /// The same, from a table that is first made another by `table`.
     fn answered_by(
         form: WireForm,
+        table: impl Fn(&mut TableSchema),
+        change: impl Fn(&mut v1::LookupResponse),
+    ) -> Result<usize, BadAnswer> {
+        answered_to(form, Ids::Asked, table, change)
+    }
+
+    /// The same, with `ids` as they are said to be.
+    fn answered_to(
+        form: WireForm,
+        ids: Ids,
         table: impl Fn(&mut TableSchema),
         change: impl Fn(&mut v1::LookupResponse),
     ) -> Result<usize, BadAnswer> {
@@ -236,7 +251,7 @@ mod tests {
                 weights: Some(vec![1.0, 2.0, 3.0]),
             }],
         };
-        let split = Split::new(&request, &map, 0).unwrap();
+        let split = Split::with_cache(&request, &map, 0, None, ids).unwrap();
         let route = Route { nodes: vec![NodeAt(0)], node_of: vec![vec![0]], ..Default::default() };
         let options = LookupOptions { wire_form: Some(form), ..Default::default() };
         let ask = asks::build(&split, &route, &options).remove(0);
@@ -326,5 +341,24 @@ mod tests {
             none_missing(r);
         };
         assert!(matches!(gathered(0, &found), Err(BadAnswer::Composite { rows: 0, marked: 0, .. })));
+    }
+
+    #[test]
+    fn numbers_of_rows_that_a_composite_table_does_not_have_are_missing() {
+        // Row 1 is there, row 2 is not: they were those of another version.
+        let composite = |schema: &mut TableSchema| {
+            schema.composite = Some(Composite { seeds: vec![1], combine: Combine::Concat });
+            schema.rows = 2;
+        };
+        let answered = |missing: u8| {
+            answered_to(WireForm::Gather, Ids::Rows, composite, |r| {
+                r.features[0].missing_ids = missing.count_ones();
+                r.features[0].missing = vec![missing].into();
+            })
+        };
+        assert_eq!(answered(0b10), Ok(1));
+        for lie in [0b00, 0b01, 0b11] {
+            assert!(matches!(answered(lie), Err(BadAnswer::Composite { rows: 2, .. })), "{lie:b}");
+        }
     }
 }

@@ -245,17 +245,24 @@ impl Client {
         ids: &[u64],
         timeout: Duration,
     ) -> Result<Vec<StoredRow>, ClientError> {
-        let feature = FeatureLookup {
-            table_version: table_version.clone(),
-            pooling: Pooling::None,
-            ids: ids.to_vec(),
-            lengths: None,
-            weights: None,
-        };
-        let request = LookupRequest { request_id: "stored-rows".into(), features: vec![feature] };
-        let on_unavailable = OnUnavailable::Fail;
-        let options = LookupOptions { timeout, on_unavailable, ..self.default_options() };
+        let (request, options) = self.asking_for("stored-rows", table_version, ids.to_vec(), timeout);
         self.gather(&request, &options, None, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
+    }
+
+    /// A request for the rows of `ids`, one by one: all of them, or an error.
+    pub(crate) fn asking_for(
+        &self,
+        request_id: &str,
+        table_version: &TableVersion,
+        ids: Vec<u64>,
+        timeout: Duration,
+    ) -> (LookupRequest, LookupOptions) {
+        let table_version = table_version.clone();
+        let feature =
+            FeatureLookup { table_version, pooling: Pooling::None, ids, lengths: None, weights: None };
+        let request = LookupRequest { request_id: request_id.into(), features: vec![feature] };
+        let on_unavailable = OnUnavailable::Fail;
+        (request, LookupOptions { timeout, on_unavailable, ..self.default_options() })
     }
 
     /// The cache of rows, if there is one.

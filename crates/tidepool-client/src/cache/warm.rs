@@ -3,15 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use tidepool_types::{Pooling, TableVersion};
+use tidepool_types::TableVersion;
 
 use super::HotIds;
-use crate::{
-    Client, ClientError,
-    client::Attempt,
-    request::{FeatureLookup, LookupOptions, LookupRequest, OnUnavailable},
-    split::Ids,
-};
+use crate::{Client, ClientError, client::Attempt, split::Ids};
 
 /// Ids that are asked for at a time: few enough that the lookups of others do not wait for them.
 const BATCH_IDS: usize = 4096;
@@ -85,16 +80,13 @@ impl Client {
         ids: &[u64],
         left: Duration,
     ) -> Result<(u64, u64), ClientError> {
-        let feature = FeatureLookup {
-            table_version: table_version.clone(),
-            pooling: Pooling::None,
-            ids: ids.to_vec(),
-            lengths: None,
-            weights: None,
-        };
-        let request = LookupRequest { request_id: "warm".into(), features: vec![feature] };
-        let on_unavailable = OnUnavailable::Fail;
-        let options = LookupOptions { timeout: left, on_unavailable, ..self.default_options() };
+        // Another version of a composite table may have had more rows than this one. What is asked for beyond
+        // them no caller ever asks for.
+        let map = self.map();
+        let schema = map.layout(table_version).map(|layout| &layout.schema);
+        let rows = schema.filter(|schema| schema.composite.is_some()).map(|schema| schema.rows);
+        let ids = ids.iter().copied().filter(|id| rows.is_none_or(|rows| *id < rows)).collect();
+        let (request, options) = self.asking_for("warm", table_version, ids, left);
         let cache = self.cache();
         self.gather_ids(&request, &options, cache, Ids::Rows, |Attempt { split, gathered, .. }| {
             if let Some(cache) = cache {

@@ -5,14 +5,14 @@ use std::{error::Error, sync::Arc, time::Duration};
 use prometheus::Registry;
 use tidepool_client::{
     BadAnswer, BreakerConfig, Client, ClientConfig, ClientError, HedgeConfig, LookupOptions, LookupOutcome,
-    NodeFailure, WireForm,
+    NodeFailure, Warmed, WireForm,
 };
 use tidepool_cluster::ClusterMap;
 use tidepool_proto::{pack, status_of, v1};
-use tidepool_types::{Epoch, ErrorCode, PartitionIndex};
+use tidepool_types::{Combine, Composite, Epoch, ErrorCode, PartitionIndex};
 use tokio::sync::watch;
 
-use crate::fake::{Cluster, FakeNode, assert_right, map, name, request, version};
+use crate::fake::{Cluster, FakeNode, ROWS, assert_right, map, name, request, version};
 
 const PLENTY: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -230,4 +230,19 @@ async fn what_cannot_be_asked_is_refused_here() {
     let nothing = tidepool_client::LookupRequest::default();
     assert_eq!(client.lookup(&nothing, &LookupOptions::default()).await.unwrap().nodes_touched, 0);
     assert_eq!(node.calls().len(), 1, "none of it travelled");
+}
+
+#[tokio::test]
+async fn rows_that_another_version_had_warm_nothing_and_blame_nobody() {
+    let node = FakeNode::start();
+    let mut map = map(1, &[("a", &[node.address])]);
+    let schema = &mut map.layouts[0].schema;
+    schema.composite = Some(Composite { seeds: vec![1, 2], combine: Combine::Concat });
+    schema.default_row = Vec::new();
+    let (client, _sender) = client(map);
+    let rows = [1, ROWS + 1, ROWS - 1, 5000];
+    let warmed = client.warm(&version(), &rows, PLENTY).await.unwrap();
+    assert_eq!(warmed, Warmed { ids: 4, known: 0, asked: 2 });
+    let warmed = client.warm(&version(), &[5000], PLENTY).await.unwrap();
+    assert_eq!((warmed.ids, node.calls().len()), (1, 1), "nothing is left to ask");
 }
