@@ -70,8 +70,7 @@ impl Follow {
         let connect = |entry: &NodeEntry| connect(entry, self.dial, &self.config);
         let mut topology = Topology::new(map, Some(&known), Instant::now(), connect);
         if let Some(metrics) = &self.metrics {
-            let layouts = topology.map.layouts.iter();
-            topology.metrics = layouts.map(|l| metrics.table(&l.schema.table_version.table)).collect();
+            topology.metrics = metrics.tables(&topology.map);
         }
         let topology = Arc::new(topology);
         self.topology.store(Arc::clone(&topology));

@@ -22,6 +22,7 @@ mod config;
 mod error;
 mod fanout;
 mod follow;
+mod labels;
 mod latency;
 mod map_watch;
 mod merge;

@@ -1,8 +1,7 @@
 //! What a client counts. Recorded once per lookup or call, never per id.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError, Weak},
+    sync::Weak,
     time::{Duration, Instant},
 };
 
@@ -11,17 +10,16 @@ use prometheus::{
     core::{Collector, Desc},
     proto::MetricFamily,
 };
+use tidepool_cluster::ClusterMap;
 use tidepool_types::{ErrorCode, Name};
 
 use crate::{
     breaker::Status,
     error::ClientError,
     follow::Follow,
+    labels::TableLabels,
     request::{FeatureVectors, LookupOutcome, Stages},
 };
-
-/// So many tables have a label of their own; all others share `other`.
-const TABLES: usize = 64;
 
 /// The metrics of one client, all named `tidepool_client_...`.
 #[derive(Debug)]
@@ -51,8 +49,8 @@ pub(crate) struct Metrics {
     missing: IntCounterVec,
     unavailable: IntCounterVec,
     defaulted: IntCounterVec,
-    /// Tables with a label of their own.
-    tables: Mutex<BTreeSet<Name>>,
+    /// Which tables those four have series of.
+    tables: TableLabels,
     /// Bytes of packed numbers, both ways, by wire form.
     wire_bytes: [IntCounter; 2],
     /// Epoch of the map that the last lookup was routed by.
@@ -121,25 +119,31 @@ impl Metrics {
             missing: by_label("missing_ids_total", "Ids that were not in their table", "table")?,
             unavailable: by_label("unavailable_ids_total", "Ids that nobody answered for", "table")?,
             defaulted: by_label("defaulted_bags_total", "Vectors that became a default row", "table")?,
-            tables: Mutex::default(),
+            tables: TableLabels::default(),
             wire_bytes: ["gather", "pool"].map(|form| wire_bytes.with_label_values(&[form])),
             epoch,
         })
     }
 
     /// The counters of `table`.
-    pub(crate) fn table(&self, table: &Name) -> TableMetrics {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if tables.len() < TABLES {
-            tables.insert(table.clone());
-        }
-        let label = if tables.contains(table) { table.as_str() } else { "other" };
-        TableMetrics {
+    fn table(&self, table: &Name) -> TableMetrics {
+        self.tables.label(table, |label| TableMetrics {
             ids: self.ids.with_label_values(&[label]),
             missing: self.missing.with_label_values(&[label]),
             unavailable: self.unavailable.with_label_values(&[label]),
             defaulted: self.defaulted.with_label_values(&[label]),
-        }
+        })
+    }
+
+    /// The counters of each layout of `map`, in its order. The series of tables that it does not have are let go.
+    pub(crate) fn tables(&self, map: &ClusterMap) -> Vec<TableMetrics> {
+        self.tables.follow(map, |label| {
+            for series in [&self.ids, &self.missing, &self.unavailable, &self.defaulted] {
+                // They were made together; there is none if somebody has removed it before.
+                let _ = series.remove_label_values(&[label]);
+            }
+        });
+        map.layouts.iter().map(|layout| self.table(&layout.schema.table_version.table)).collect()
     }
 
     /// A call to a node has ended; None: well.
@@ -251,6 +255,10 @@ impl Collector for NodeMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        labels::MAX_TABLES,
+        layouts_tests::{map_of_schemas, schema},
+    };
 
     #[test]
     fn a_lookup_is_counted_under_its_code() {
@@ -278,12 +286,20 @@ mod tests {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
         for _ in 0..2 {
-            for n in 0..TABLES + 5 {
+            for n in 0..MAX_TABLES + 5 {
                 metrics.table(&Name::new(format!("t{n}")).unwrap()).ids.inc();
             }
         }
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert!(text.contains("tidepool_client_ids_total{table=\"t0\"} 2"), "{text}");
         assert!(text.contains("tidepool_client_ids_total{table=\"other\"} 10"), "{text}");
+        // Of the tables of a newer map only those are shown, and each of them.
+        let kept = schema("t3", 32);
+        let tables = metrics.tables(&map_of_schemas(2, &[&schema("new", 32), &kept]));
+        tables.iter().for_each(|table| table.ids.inc());
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let shown = text.lines().filter(|line| line.starts_with("tidepool_client_ids_total{"));
+        let ids = |of: &str, count| format!("tidepool_client_ids_total{{table=\"{of}\"}} {count}");
+        assert_eq!(shown.collect::<Vec<_>>(), [ids("new", 1), ids("other", 10), ids("t3", 3)]);
     }
 }

@@ -32,7 +32,7 @@ pub use self::hot_ids::{BadHotIds, HotIds};
 pub(crate) use self::known::Known;
 pub use self::warm::Warmed;
 use self::{
-    metrics::CacheMetrics,
+    metrics::{CacheMetrics, TableCounts},
     shard::{Key, Row, Shard},
 };
 use crate::{answer::Answered, asks::Ask, split::Split};
@@ -70,6 +70,8 @@ pub(crate) struct CachedTable {
     /// Stands for the version in keys. Given once, so that rows of a version that was dropped are never found.
     number: u32,
     row_bytes: usize,
+    /// None without metrics.
+    counts: Option<TableCounts>,
 }
 
 /// What a batch did to a shard.
@@ -130,7 +132,8 @@ impl RowCache {
             return known.clone();
         }
         let number = self.next_table.fetch_add(1, Ordering::Relaxed);
-        let table = Arc::new(CachedTable { number, row_bytes });
+        let counts = self.metrics.as_ref().map(|metrics| metrics.table(&schema.table_version.table));
+        let table = Arc::new(CachedTable { number, row_bytes, counts });
         tables.insert(schema.table_version.clone(), table.clone());
         table
     }
@@ -151,8 +154,8 @@ impl RowCache {
                 }
             },
         );
-        if let Some(metrics) = &self.metrics {
-            metrics.read(&schema.table_version.table, known.hits(), ids.len() as u64 - known.hits());
+        if let Some(counts) = &table.counts {
+            counts.read(known.hits(), ids.len() as u64 - known.hits());
         }
         known
     }
@@ -248,6 +251,9 @@ impl RowCache {
             }
             there
         });
+        if let Some(metrics) = &self.metrics {
+            metrics.follow(map);
+        }
         (!gone.is_empty()).then_some(gone)
     }
 

@@ -6,7 +6,7 @@ use tidepool_types::mix64;
 use super::*;
 use crate::{
     layouts_tests::{
-        Shape, any_feature, any_table, bits, feature, look_up_with, map_of_schemas, oracle, schema,
+        Shape, any_feature, any_table, bits, feature, look_up_with, map_of_schemas, name, oracle, schema,
     },
     request::{FeatureVectors, LookupOptions, LookupRequest, WireForm},
 };
@@ -96,6 +96,33 @@ fn tables_that_left_the_map_are_forgotten_for_good() {
     assert_eq!(cache.held().1, 99 + 2);
     assert_eq!(cache.read(&b, &[1, 2, 3]).hits(), 3);
     assert_eq!(cache.read(&a, &[1, 2, 3]).hits(), 2, "what came later stays");
+}
+
+#[test]
+fn tables_have_a_label_as_long_as_they_are_there_and_only_so_many_have_one() {
+    let registry = prometheus::Registry::new();
+    let cache = RowCache::new(1 << 20, 7, Some(&registry)).unwrap();
+    let text = || prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    let misses = |table: &str| format!("tidepool_client_cache_misses_total{{table=\"{table}\"}} 1");
+    // Every map has another table, and another version of one that stays.
+    let mut kept = schema("kept", 32);
+    for epoch in 1..=200 {
+        kept.table_version.version = name(format!("v{epoch}"));
+        let passing = schema(&format!("t{epoch}"), 32);
+        cache.follow(&map_of_schemas(epoch, &[&kept, &passing]));
+        cache.read(&kept, &[epoch]);
+        cache.read(&passing, &[epoch]);
+        assert!(text().contains(&misses(&format!("t{epoch}"))), "{epoch}");
+    }
+    let shown = text();
+    assert!(!shown.contains("\"t199\""), "it has left: {shown}");
+    assert!(shown.contains("tidepool_client_cache_misses_total{table=\"kept\"} 200"), "{shown}");
+    let many: Vec<_> = (0..100).map(|n| schema(&format!("u{n:02}"), 32)).collect();
+    cache.follow(&map_of_schemas(201, &many.iter().collect::<Vec<_>>()));
+    many.iter().for_each(|schema| _ = cache.read(schema, &[1]));
+    let shown = text();
+    assert_eq!(shown.matches("tidepool_client_cache_misses_total{").count(), 65, "{shown}");
+    assert!(shown.contains("tidepool_client_cache_misses_total{table=\"other\"} 36"), "{shown}");
 }
 
 proptest! {
