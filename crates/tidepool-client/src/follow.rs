@@ -83,9 +83,13 @@ impl Follow {
         loop {
             maps.mark_unchanged();
             let topology = self.topology();
-            tokio::select! {
-                changed = maps.changed() => if changed.is_err() { return },
-                () = self.connect_all(&topology) => if maps.changed().await.is_err() { return },
+            let changed = tokio::select! {
+                changed = maps.changed() => changed,
+                () = self.connect_all(&topology) => maps.changed().await,
+            };
+            if changed.is_err() {
+                // No other map will come. Not all nodes of this one need have been reached.
+                return self.connect_all(&topology).await;
             }
         }
     }

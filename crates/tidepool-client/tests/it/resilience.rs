@@ -299,6 +299,17 @@ async fn connections_are_made_before_the_first_lookup_and_made_again() {
 }
 
 #[tokio::test]
+async fn the_last_map_is_connected_to_when_no_other_will_come() {
+    let mut late = FakeNode::start_at("127.0.0.3:0");
+    late.kill();
+    let (client, sender) = client(config(), map(1, &[("a", &[late.address])]));
+    drop(sender);
+    let late = FakeNode::start_at(&late.address.to_string());
+    wait_until("a connection is made", || late.connections() == 1).await;
+    assert_eq!(client.map().epoch, Epoch(1));
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_takes_its_calls_along() {
     let cluster = Cluster::start();
     let registry = Registry::new();
