@@ -170,6 +170,7 @@ impl Client {
             wire_form: None,
             tenant: None,
             on_unavailable: self.inner.config.on_unavailable,
+            traceparent: None,
         }
     }
 

@@ -223,7 +223,7 @@ impl Fanout<'_> {
             tenant: self.options.tenant.as_ref().unwrap_or(&self.config.tenant).clone(),
             // 0 means none, so the last microsecond stays one.
             deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),
-            traceparent: String::new(),
+            traceparent: self.options.traceparent.as_ref().map(ToString::to_string).unwrap_or_default(),
             features: asks.iter().map(|a| a.encode(self.split)).collect(),
             ..v1::LookupRequest::default()
         }

@@ -35,6 +35,7 @@ mod split;
 mod stream;
 mod topology;
 pub mod trace;
+mod traceparent;
 mod transport;
 
 #[cfg(test)]
@@ -54,3 +55,4 @@ pub use request::{
     FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages,
     StoredRow, WireBytes, WireForm,
 };
+pub use traceparent::TraceParent;

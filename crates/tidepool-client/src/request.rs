@@ -5,6 +5,8 @@ use std::{str::FromStr, time::Duration};
 use bytes::Bytes;
 use tidepool_types::{Epoch, NodeId, PartitionIndex, Pooling, TableVersion};
 
+use crate::traceparent::TraceParent;
+
 /// Every feature that one caller wants looked up together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LookupRequest {
@@ -44,6 +46,8 @@ pub struct LookupOptions {
     pub tenant: Option<String>,
     /// What becomes of ids whose partition nobody answers for.
     pub on_unavailable: OnUnavailable,
+    /// The caller's place in a trace, which nodes are told. None: there is no trace.
+    pub traceparent: Option<TraceParent>,
 }
 
 impl Default for LookupOptions {
@@ -54,6 +58,7 @@ impl Default for LookupOptions {
             wire_form: None,
             tenant: None,
             on_unavailable: OnUnavailable::Fail,
+            traceparent: None,
         }
     }
 }

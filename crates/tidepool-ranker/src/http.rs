@@ -6,11 +6,12 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State, rejection::BytesRejection},
-    http::StatusCode,
+    http::{HeaderMap, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
     routing::post,
 };
 use serde_json::json;
+use tidepool_client::TraceParent;
 use tidepool_runtime::error::chain;
 use tidepool_types::ErrorCode;
 
@@ -28,8 +29,14 @@ pub(crate) fn routes(service: RankService, max_request_bytes: usize) -> Router {
         .with_state(service)
 }
 
-async fn rank(State(service): State<RankService>, body: Result<Bytes, BytesRejection>) -> Response {
+async fn rank(
+    State(service): State<RankService>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
     let arrived = Instant::now();
+    let traceparents = headers.get_all(TraceParent::HEADER).iter();
+    let traceparent = TraceParent::only(traceparents.map(HeaderValue::as_bytes));
     let body = match body {
         Ok(body) => body,
         Err(rejection) => {
@@ -39,7 +46,7 @@ async fn rank(State(service): State<RankService>, body: Result<Bytes, BytesRejec
             return answer_error(rejection.status(), ErrorCode::InvalidRequest, &chain(&error));
         }
     };
-    match answer(&service, &body, arrived).await {
+    match answer(&service, &body, traceparent, arrived).await {
         Ok(response) => response,
         Err(error) => {
             let code = error.code();
@@ -50,7 +57,12 @@ async fn rank(State(service): State<RankService>, body: Result<Bytes, BytesRejec
     }
 }
 
-async fn answer(service: &RankService, body: &[u8], arrived: Instant) -> Result<Response, RankError> {
+async fn answer(
+    service: &RankService,
+    body: &[u8],
+    traceparent: Option<TraceParent>,
+    arrived: Instant,
+) -> Result<Response, RankError> {
     let converted = (|| {
         let invalid = |error: json::JsonError| RankError::Invalid(chain(&error));
         let request = JsonRequest::parse(body).map_err(invalid)?;
@@ -59,7 +71,7 @@ async fn answer(service: &RankService, body: &[u8], arrived: Instant) -> Result<
         request.to_message(&release.spec).map_err(invalid)
     })();
     let message = converted.inspect_err(|error| service.refused(error, "", arrived))?;
-    let response = service.answer(message, arrived).await?;
+    let response = service.answer(message, traceparent, arrived).await?;
     Ok(Json(json::answer(&response)).into_response())
 }
 

@@ -85,6 +85,7 @@ impl Ranker {
         let (release, epoch) = self.releases.pin(&request.model, request.release.as_deref())?;
         let (candidates, top_k) = (request.candidates, request.top_k);
         let request_id = request.request_id.clone();
+        let traceparent = request.traceparent;
         let tenant = (!request.tenant.is_empty()).then(|| request.tenant.clone());
         let rows = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
         let mut answer = RankAnswer {
@@ -106,7 +107,8 @@ impl Ranker {
             return Ok(answer);
         }
         let begun = Instant::now();
-        let options = LookupOptions { exact: self.exact, tenant, ..self.client.default_options() };
+        let options =
+            LookupOptions { exact: self.exact, tenant, traceparent, ..self.client.default_options() };
         let asked = self.look_up(&release, rows, (request_id, options), epoch, deadline, budget);
         let (looked, numbers) = asked.await?;
         answer.lookup_time = begun.elapsed();

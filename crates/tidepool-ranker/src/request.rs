@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidepool_client::TraceParent;
 use tidepool_types::{InputSource, InputSpec, ModelSpec, Name, NameError, Side};
 
 use crate::RankError;
@@ -17,6 +18,8 @@ pub struct RankRequest {
     pub request_id: String,
     /// On whose behalf; empty: the ranker's own.
     pub tenant: String,
+    /// The caller's place in a trace, which nodes are told.
+    pub traceparent: Option<TraceParent>,
     /// The whole budget; `None`: the ranker's default.
     pub budget: Option<Duration>,
     /// The model.

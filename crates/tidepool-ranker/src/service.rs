@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
+use tidepool_client::TraceParent;
 use tidepool_proto::{
     status_of,
     v1::{self, ranker_server::Ranker as RankerRpc},
 };
 use tidepool_runtime::error::chain;
 use tidepool_types::ErrorCode;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, error};
 
 use crate::{RankError, metrics::Metrics, rank::Ranker, request::RankRequest};
@@ -21,15 +22,16 @@ pub(crate) struct RankService {
 }
 
 impl RankService {
-    /// Answers `message`, which arrived at `arrived`.
+    /// Answers `message`, which arrived at `arrived` with `traceparent` beside it.
     pub(crate) async fn answer(
         &self,
         message: v1::RankRequest,
+        traceparent: Option<TraceParent>,
         arrived: Instant,
     ) -> Result<v1::RankResponse, RankError> {
         let request_id = message.request_id.clone();
         let result = match RankRequest::try_from(message) {
-            Ok(request) => self.ranker.rank(request, arrived).await,
+            Ok(request) => self.ranker.rank(RankRequest { traceparent, ..request }, arrived).await,
             Err(error) => Err(error),
         };
         match result {
@@ -61,7 +63,10 @@ impl RankService {
 #[tonic::async_trait]
 impl RankerRpc for RankService {
     async fn rank(&self, request: Request<v1::RankRequest>) -> Result<Response<v1::RankResponse>, Status> {
-        let answered = self.answer(request.into_inner(), Instant::now()).await;
+        let arrived = Instant::now();
+        let traceparents = request.metadata().get_all(TraceParent::HEADER).iter();
+        let traceparent = TraceParent::only(traceparents.map(MetadataValue::as_bytes));
+        let answered = self.answer(request.into_inner(), traceparent, arrived).await;
         answered.map(Response::new).map_err(|e| status_of(e.code(), chain(&e), e.epoch()))
     }
 }

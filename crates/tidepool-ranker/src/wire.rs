@@ -24,6 +24,8 @@ impl TryFrom<v1::RankRequest> for RankRequest {
         Ok(Self {
             request_id: from.request_id,
             tenant: from.tenant,
+            // It travels beside the message.
+            traceparent: None,
             budget: (from.deadline_us > 0).then(|| Duration::from_micros(from.deadline_us)),
             model: from.model,
             release: (!from.release.is_empty()).then_some(from.release),

@@ -5,7 +5,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 use prometheus::Registry;
 use tidepool_client::{
     BadAnswer, BreakerConfig, Client, ClientConfig, ClientError, HedgeConfig, LookupOptions, LookupOutcome,
-    NodeFailure, Warmed, WireForm,
+    NodeFailure, TraceParent, Warmed, WireForm,
 };
 use tidepool_cluster::ClusterMap;
 use tidepool_proto::{pack, status_of, v1};
@@ -69,6 +69,19 @@ async fn one_call_per_node_of_one_group() {
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     assert!(text.contains("tidepool_client_lookups_total{code=\"ok\"} 3"), "{text}");
     drop(sender);
+}
+
+#[tokio::test]
+async fn nodes_are_told_whose_trace_a_lookup_is_part_of() {
+    let node = FakeNode::start();
+    let (client, _sender) = client(map(1, &[("a", &[node.address])]));
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for traceparent in [TraceParent::parse(parent.as_bytes()), None] {
+        let options = LookupOptions { timeout: PLENTY, traceparent, ..Default::default() };
+        client.lookup(&request().0, &options).await.unwrap();
+    }
+    let told: Vec<String> = node.calls().into_iter().map(|call| call.traceparent).collect();
+    assert_eq!(told, [parent, ""]);
 }
 
 #[tokio::test]

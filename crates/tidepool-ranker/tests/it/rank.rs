@@ -28,6 +28,36 @@ async fn scores_are_those_computed_by_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_the_caller_goes_on_to_the_nodes() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let site = Site::start().await;
+    let mut client = site.ranker.client.clone();
+    let mut rank = async |values: &[&'static str]| {
+        let mut request = tonic::Request::new(films_request());
+        values
+            .iter()
+            .for_each(|value| _ = request.metadata_mut().append("traceparent", value.parse().unwrap()));
+        client.rank(request).await.unwrap();
+        site.node.calls.lock().unwrap().last().unwrap().traceparent.clone()
+    };
+    assert_eq!(rank(&[PARENT]).await, PARENT);
+    // What is malformed is passed over, and the ranking answered all the same.
+    for values in [&[][..], &["00-zz"], &[PARENT, PARENT]] {
+        assert_eq!(rank(values).await, "", "{values:?}");
+    }
+    let body = serde_json::json!({
+        "model": "films", "user": { "user": [4], "age": 0.5 },
+        "candidates": { "item": [10], "genres": [[1]] },
+    });
+    let header = format!("traceparent: {PARENT}\r\n");
+    for (headers, told) in [(header.as_str(), PARENT), ("", "")] {
+        let (status, answer) = site.ranker.http_with("POST", "/v1/rank", headers, &body.to_string()).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(site.node.calls.lock().unwrap().last().unwrap().traceparent, told);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn top_k_takes_the_best_and_ties_keep_their_order() {
     let mut site = Site::start().await;
     let mut request = films_request();
