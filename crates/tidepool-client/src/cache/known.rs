@@ -1,6 +1,6 @@
 //! What a cache knew of the ids of a request: a copy, so that nothing is locked while nodes are asked.
 
-use super::shard::Row;
+use super::segment::Row;
 
 /// No row, and none to be had.
 const MISSING: u32 = u32::MAX - 1;

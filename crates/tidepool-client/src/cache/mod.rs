@@ -6,11 +6,12 @@
 //! asked for often (docs/decisions/0003-hot-row-cache.md).
 //!
 //! **Invariant:** all that is held, overhead included, stays below the bytes that were granted. Locks are held
-//! for one batch on one shard, and never across an await.
+//! for one batch on one shard or for the rows of one segment, and never across an await.
 
 mod hot_ids;
 mod known;
 mod metrics;
+mod segment;
 mod shard;
 mod warm;
 
@@ -33,7 +34,8 @@ pub(crate) use self::known::Known;
 pub use self::warm::Warmed;
 use self::{
     metrics::{CacheMetrics, TableCounts},
-    shard::{Key, Row, Shard},
+    segment::{Key, Row},
+    shard::Shard,
 };
 use crate::{answer::Answered, asks::Ask, split::Split};
 
@@ -183,18 +185,39 @@ impl RowCache {
         self.by_shard(
             rows,
             |(id, _)| Key::new(table.number, *id),
-            |shard, positions| {
-                let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-                let (mut change, mut evicted) = (Change::before(&shard), 0);
-                for at in positions {
-                    let (id, row) = rows[*at as usize];
-                    evicted += shard.insert(Key::new(table.number, id), Row::new(row));
+            |shard, mut positions| {
+                while !positions.is_empty() {
+                    positions = self.put_some(shard, &table, rows, positions);
                 }
-                change.after(&shard);
-                self.evicted.fetch_add(evicted, Ordering::Relaxed);
-                self.note(&change);
             },
         );
+    }
+
+    /// Puts rows into their shard until some others had to be moved for one, and gives the positions that are left:
+    /// who waits for the lock has a turn before more are moved.
+    fn put_some<'p>(
+        &self,
+        shard: &RwLock<Shard>,
+        table: &CachedTable,
+        rows: &[(u64, Option<&[u8]>)],
+        positions: &'p [u32],
+    ) -> &'p [u32] {
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        let (mut change, mut evicted, mut done) = (Change::before(&shard), 0, 0);
+        for at in positions {
+            let (id, row) = rows[*at as usize];
+            let inserted = shard.insert(Key::new(table.number, id), Row::new(row));
+            evicted += inserted.evicted;
+            done += 1;
+            if inserted.moved > 0 {
+                break;
+            }
+        }
+        change.after(&shard);
+        drop(shard);
+        self.evicted.fetch_add(evicted, Ordering::Relaxed);
+        self.note(&change);
+        &positions[done..]
     }
 
     /// Calls `each` once per shard that has items, with their positions.
@@ -259,14 +282,23 @@ impl RowCache {
 
     /// Lets the rows of tables go. It looks at every row, so it is called off the async threads.
     pub(crate) fn drop_rows(&self, gone: &HashSet<u32>) {
-        for shard in &self.shards {
+        self.each_segment(|shard, segment| {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             let mut change = Change::before(&shard);
-            shard.retain(|key| !gone.contains(&key.table()));
+            shard.retain(segment, |key| !gone.contains(&key.table()));
             change.after(&shard);
             self.note(&change);
-        }
+        });
         tracing::debug!(tables = gone.len(), "rows of tables that are gone were let go");
+    }
+
+    /// Calls `each` with every segment of every shard, so that nobody waits for a lock until all of a shard has
+    /// been looked at.
+    fn each_segment(&self, mut each: impl FnMut(&RwLock<Shard>, usize)) {
+        for shard in &self.shards {
+            let segments = shard.read().unwrap_or_else(PoisonError::into_inner).segments();
+            (0..segments).for_each(|segment| each(shard, segment));
+        }
     }
 
     /// The ids of a table version whose rows are kept, those asked for most since they came first; of equals
@@ -277,15 +309,15 @@ impl RowCache {
         drop(tables);
         // The least wanted of the best is on top.
         let mut best = BinaryHeap::new();
-        for shard in &self.shards {
+        self.each_segment(|shard, segment| {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            for (key, row) in shard.iter().filter(|(key, row)| key.table() == number && row.found()) {
+            for (key, row) in shard.iter(segment).filter(|(key, row)| key.table() == number && row.found()) {
                 best.push((std::cmp::Reverse(row.uses()), key.id()));
                 if best.len() > limit {
                     best.pop();
                 }
             }
-        }
+        });
         best.into_sorted_vec().into_iter().map(|(_, id)| id).collect()
     }
 
