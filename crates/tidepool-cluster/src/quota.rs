@@ -11,7 +11,7 @@ use crate::error::StepError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quota {
-    /// Rows (ids, members of bags, bags and features, each counted as one) per second; `None` for no limit.
+    /// Rows (ids, or members of bags where they are more, bags and features) per second; `None` for no limit.
     pub rows_per_second: Option<u64>,
     /// Bytes of rows and sums in answers, per second; `None` for no limit.
     pub bytes_per_second: Option<u64>,

@@ -47,7 +47,7 @@ pub struct RawConfig {
     pub pool_queue_len: usize,
     /// Cores that the threads for large lookups stay on, one after the other; none: wherever there is room.
     pub pin_cores: Vec<usize>,
-    /// Ids, members, bags and features up to which a lookup is answered where it arrives.
+    /// Rows of work up to which a lookup is answered where it arrives.
     pub inline_max_rows: u64,
     /// Rows of the pieces that larger lookups are cut into.
     pub piece_rows: u64,
@@ -111,7 +111,7 @@ impl Default for RawConfig {
             pool_threads: 0,
             pool_queue_len: 256,
             pin_cores: Vec::new(),
-            inline_max_rows: 4096,
+            inline_max_rows: 8192,
             piece_rows: 4096,
             admission_max_rows: 4 << 20,
             admission_rows_per_second: 0,
@@ -170,7 +170,7 @@ pub struct Config {
     pub pool_queue_len: usize,
     /// Where those threads stay; anywhere when empty.
     pub pin_cores: Vec<usize>,
-    /// Ids, members, bags and features up to which a lookup runs inline.
+    /// Rows of work up to which a lookup runs inline.
     pub inline_max_rows: u64,
     /// Rows of a piece of a larger lookup.
     pub piece_rows: u64,

@@ -25,7 +25,7 @@ pub(crate) enum LookupError {
     #[error("the deadline passed before the work was begun")]
     DeadlineExceeded,
     #[error(
-        "the request is work for {rows} rows (ids, members, bags and features), and this node takes on {limit} at a \
+        "the request is work for {rows} rows (ids or members, bags and features), and this node takes on {limit} at a \
          time (admission_max_rows): ask for less in one request"
     )]
     TooMuchWork { rows: u64, limit: u64 },

@@ -60,23 +60,14 @@ impl Guard {
         Held { guard: self.clone(), bytes: 0 }
     }
 
-    /// Counts an answer's rows and sums as long as they are in memory: until they have been written, or nobody
-    /// waits for them any more.
+    /// Room for the rows and sums of an answer, taken before there are any.
     ///
     /// # Errors
-    /// [`LookupError::TooMuchHeld`] when there is no room for them.
-    pub(crate) fn hold_answer(&self, mut answer: Answer) -> Result<Answer, LookupError> {
+    /// [`LookupError::TooMuchHeld`] when there is none.
+    pub(crate) fn hold(&self, bytes: u64) -> Result<Held, LookupError> {
         let mut held = self.nothing();
-        held.set(answer.gather_bytes + answer.pool_bytes)?;
-        let held = Arc::new(held);
-        for feature in &mut answer.response.features {
-            for bytes in [&mut feature.rows, &mut feature.sums] {
-                if !bytes.is_empty() {
-                    *bytes = held.keep(std::mem::take(bytes));
-                }
-            }
-        }
-        Ok(answer)
+        held.set(bytes)?;
+        Ok(held)
     }
 
     /// Puts the guard before a service.
@@ -134,6 +125,20 @@ impl Held {
         let more = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.guard.0.held_bytes.add(more);
         self.bytes = self.bytes.saturating_add(more);
+    }
+
+    /// Goes with an answer's rows and sums as long as they are in memory: until they have been written, or nobody
+    /// waits for them any more.
+    pub(crate) fn until_taken(self, mut answer: Answer) -> Answer {
+        let held = Arc::new(self);
+        for feature in &mut answer.response.features {
+            for bytes in [&mut feature.rows, &mut feature.sums] {
+                if !bytes.is_empty() {
+                    *bytes = held.keep(std::mem::take(bytes));
+                }
+            }
+        }
+        answer
     }
 
     /// These bytes, held as long as anybody has them.

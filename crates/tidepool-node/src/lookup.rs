@@ -50,6 +50,8 @@ impl Deadline {
 pub(crate) struct Prepared<P> {
     pub(crate) features: Vec<Ready<P>>,
     epoch: Epoch,
+    /// Of the rows, sums and counts of the answer.
+    pub(crate) answer_bytes: u64,
 }
 
 /// A feature, and what it is looked up in.
@@ -100,11 +102,13 @@ pub(crate) fn prepare<P: PartitionRows>(
         Err(reason) => Err(not_served(&feature, reason, snapshot.epoch)),
     };
     let features = features.into_iter().map(ready).collect::<Result<Vec<_>, _>>()?;
-    let bytes = features.iter().map(|r| feature_bytes(&r.feature, &r.layout)).fold(0, u64::saturating_add);
+    let sum = |of: fn(&Ready<P>) -> u64| features.iter().map(of).fold(0, u64::saturating_add);
+    let answer_bytes = sum(|ready| payload_bytes(&ready.feature, &ready.layout));
+    let bytes = answer_bytes.saturating_add(sum(|ready| frame_bytes(&ready.feature)));
     if bytes > limits.response_bytes {
         return Err(LookupError::AnswerTooLarge { bytes, limit: limits.response_bytes });
     }
-    Ok(Prepared { features, epoch: snapshot.epoch })
+    Ok(Prepared { features, epoch: snapshot.epoch, answer_bytes })
 }
 
 impl<P: PartitionRows> Prepared<P> {
@@ -177,22 +181,26 @@ fn not_served(feature: &Feature, reason: NotServed, epoch: Epoch) -> LookupError
     LookupError::NotServed { feature: feature.index, table: feature.table_version.clone(), reason, epoch }
 }
 
-/// The bytes that the answer to a feature has at most.
-fn feature_bytes<P>(feature: &Feature, layout: &LayoutView<P>) -> u64 {
-    // Tags, lengths and counters: nine fields of at most eleven bytes.
-    const FRAME: u64 = 99;
-    let names = feature.table_version.table.len() + feature.table_version.version.len();
-    let bitmap = feature.id_count().div_ceil(8);
-    let payload = match &feature.form {
+/// The bytes of the rows, or sums and counts, that the answer to a feature has.
+fn payload_bytes<P>(feature: &Feature, layout: &LayoutView<P>) -> u64 {
+    match &feature.form {
         Form::Gather => (feature.id_count() as u64).saturating_mul(layout.kernel().row_bytes() as u64),
         Form::Pool(bags) => {
             // Sum, count, and with weights their sum.
             let numbers = u64::from(layout.kernel().dim()) + 1 + u64::from(bags.weighted());
             (bags.bag_count() as u64).saturating_mul(numbers * size_of::<f32>() as u64)
         }
-    };
-    payload.saturating_add(FRAME + (names + bitmap) as u64)
+    }
+}
+
+/// The bytes that the answer to a feature has besides, at most.
+fn frame_bytes(feature: &Feature) -> u64 {
+    // Tags, lengths and counters: nine fields of at most eleven bytes.
+    const FIELDS: usize = 99;
+    let names = feature.table_version.table.len() + feature.table_version.version.len();
+    let bitmap = feature.id_count().div_ceil(8);
+    (FIELDS + names + bitmap) as u64
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,7 +20,7 @@ use crate::{
     cut::Piece,
     decode::rows_asked,
     error::LookupError,
-    guard::Guard,
+    guard::{Guard, Held},
     lookup::{Answer, Deadline, Limits, Prepared, prepare},
     metrics::{Metrics, Stages},
     part::Done,
@@ -37,7 +37,7 @@ pub(crate) struct EmbeddingService<P> {
     pub(crate) limits: Limits,
     pub(crate) quotas: TenantQuotas,
     pub(crate) admission: Admission,
-    /// Ids, members, bags and features up to which a lookup runs inline.
+    /// Rows of work up to which a lookup runs inline.
     pub(crate) inline_max_rows: u64,
     /// Rows of the pieces that larger ones are cut into.
     pub(crate) piece_rows: u64,
@@ -54,13 +54,14 @@ impl<P: PartitionRows> EmbeddingService<P> {
     /// Answers a lookup and counts it.
     pub(crate) async fn respond(
         &self,
-        request: v1::LookupRequest,
+        mut request: v1::LookupRequest,
         received: Instant,
     ) -> Result<v1::LookupResponse, LookupError> {
+        let traceparent = std::mem::take(&mut request.traceparent);
         let outcome = self.answer(request, received).await;
         self.metrics.count(&outcome, received.elapsed());
         if let Err(error) = &outcome {
-            tracing::debug!(%error, "lookup refused");
+            tracing::debug!(%error, traceparent, "lookup refused");
         }
         outcome.map(|(answer, _)| answer.response)
     }
@@ -109,7 +110,8 @@ impl<P: PartitionRows> EmbeddingService<P> {
         let begun = Instant::now();
         let prepared = prepare(request, &self.snapshot.load(), self.limits, deadline)?;
         let decoded = Instant::now();
-        let answer = self.guard.hold_answer(prepared.answer(&self.node)?)?;
+        let held = self.guard.hold(prepared.answer_bytes)?;
+        let answer = held.until_taken(prepared.answer(&self.node)?);
         let stages = Stages { queue: None, decode: decoded - begun, lookup: decoded.elapsed() };
         Ok((answer, stages))
     }
@@ -133,10 +135,11 @@ impl<P: PartitionRows> EmbeddingService<P> {
             let decoded = Instant::now();
             let stages =
                 Stages { queue: Some(begun - queued), decode: decoded - begun, lookup: Duration::ZERO };
+            let held = guard.hold(prepared.answer_bytes)?;
             let mut pieces = prepared.pieces(piece_rows);
             if pieces.len() <= 1 {
                 let parts = pieces.pop().map(|piece| prepared.piece(piece, deadline)).transpose()?;
-                let answer = guard.hold_answer(prepared.put_together(parts.into_iter().flatten(), &node))?;
+                let answer = held.until_taken(prepared.put_together(parts.into_iter().flatten(), &node));
                 return Ok(Begun::Done(answer, Stages { lookup: decoded.elapsed(), ..stages }));
             }
             let prepared = Arc::new(prepared);
@@ -149,15 +152,14 @@ impl<P: PartitionRows> EmbeddingService<P> {
                 (rows, job)
             };
             let rest = Box::pin(pool.split(pieces.into_iter().map(work).collect()));
-            Ok(Begun::Split { prepared, rest, stages, decoded })
+            Ok(Begun::Split { prepared, held, rest, stages, decoded })
         });
         match begun.await.map_err(of_pool)?? {
             Begun::Done(answer, stages) => Ok((answer, stages)),
-            Begun::Split { prepared, rest, stages, decoded } => {
+            Begun::Split { prepared, held, rest, stages, decoded } => {
                 let done = rest.await.map_err(of_pool)??;
                 let answer = prepared.put_together(done.into_iter().flatten(), &self.node);
-                let answer = self.guard.hold_answer(answer)?;
-                Ok((answer, Stages { lookup: decoded.elapsed(), ..stages }))
+                Ok((held.until_taken(answer), Stages { lookup: decoded.elapsed(), ..stages }))
             }
         }
     }
@@ -166,7 +168,7 @@ impl<P: PartitionRows> EmbeddingService<P> {
 /// What a thread of the pool has made of a lookup when it is done with the first piece of work.
 enum Begun<P> {
     Done(Answer, Stages),
-    Split { prepared: Arc<Prepared<P>>, rest: Rest, stages: Stages, decoded: Instant },
+    Split { prepared: Arc<Prepared<P>>, held: Held, rest: Rest, stages: Stages, decoded: Instant },
 }
 
 /// The answers to the pieces, in order.
@@ -205,17 +207,20 @@ impl<P: PartitionRows> Embedding for Grpc<P> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::{
+        sync::{Mutex, mpsc},
+        time::Duration,
+    };
 
-    use prometheus::Registry;
-    use tidepool_table::PartitionFile;
-    use tidepool_types::{ErrorCode, Name};
+    use prometheus::{IntCounterVec, IntGauge, Registry};
+    use tidepool_types::{ErrorCode, Keying, Name};
 
     use super::*;
+    use crate::lookup::tests::{Plain, feature, snapshot};
 
-    fn service(queue_len: usize) -> EmbeddingService<PartitionFile> {
+    fn service(queue_len: usize) -> EmbeddingService<Plain> {
         let metrics = Metrics::new(&Registry::new()).unwrap();
-        EmbeddingService::<PartitionFile> {
+        EmbeddingService {
             node: Arc::new(NodeId(Name::new("n").unwrap())),
             snapshot: Arc::default(),
             pool: CpuPool::new(1, queue_len).unwrap(),
@@ -264,6 +269,51 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), all_is_given_back).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_in_pieces_has_its_room_before_the_pieces_are_begun() {
+        let held_bytes = IntGauge::new("held_bytes", "x").unwrap();
+        let lookups = IntCounterVec::new(prometheus::Opts::new("lookups", "x"), &["code"]).unwrap();
+        let service = EmbeddingService {
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot(Keying::Dense, 1, 100, None))),
+            limits: Limits { ids_per_request: 1000, response_bytes: 10_000 },
+            guard: Guard::new(1000, Duration::from_secs(1), held_bytes.clone(), lookups),
+            ..service(10)
+        };
+        let ask = |ids: u64| {
+            let features = vec![feature(1, &(0..ids).collect::<Vec<_>>())];
+            service.respond(v1::LookupRequest { features, ..Default::default() }, Instant::now())
+        };
+        // The thread is busy before the lookup comes, and again between its decoding and its pieces.
+        let (reached, wait_reached) = mpsc::channel();
+        let (release, wait_release) = mpsc::channel::<()>();
+        let wait_release = Arc::new(Mutex::new(wait_release));
+        let block = || {
+            let (reached, wait_release) = (reached.clone(), wait_release.clone());
+            service.pool.run(move || {
+                reached.send(()).unwrap();
+                wait_release.lock().unwrap().recv().unwrap();
+            })
+        };
+        let first = block();
+        wait_reached.recv().unwrap();
+        let mut lookup = Box::pin(ask(40));
+        assert!(futures::poll!(&mut lookup).is_pending());
+        let second = block();
+        assert_eq!(held_bytes.get(), 0);
+        release.send(()).unwrap();
+        wait_reached.recv().unwrap();
+        let row_bytes = 16;
+        assert_eq!(held_bytes.get(), 40 * row_bytes, "before a piece is begun");
+        release.send(()).unwrap();
+        let answer = lookup.await.unwrap();
+        assert_eq!(answer.features[0].rows.len() as i64, 40 * row_bytes);
+        assert_eq!(ask(40).await.unwrap_err().code(), ErrorCode::Overloaded, "the first is not taken yet");
+        drop(answer);
+        assert_eq!(held_bytes.get(), 0);
+        assert_eq!(ask(80).await.unwrap_err().code(), ErrorCode::Overloaded);
+        (first.await.unwrap(), second.await.unwrap());
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub(crate) struct Whose {
 pub(crate) struct Set {
     #[command(flatten)]
     whose: Whose,
-    /// Rows per second and node: ids, members of bags, bags and features, each counted as one.
+    /// Rows per second and node: ids (or members of bags, where they are more), bags and features.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
     rows_per_second: Option<u64>,
     /// Bytes of rows and sums in answers, per second and node.
