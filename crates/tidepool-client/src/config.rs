@@ -31,7 +31,7 @@ pub struct ClientConfig {
     /// The largest message sent or received, in bytes.
     pub max_message_bytes: usize,
     /// Bytes of question and answer together up to which a lookup goes over the long-lived stream to its node;
-    /// larger ones are calls of their own. 0: all are.
+    /// larger ones are calls of their own, and so is what takes more than half of `max_message_bytes`. 0: all are.
     pub stream_max_bytes: usize,
     /// How often an idle or silent connection is probed.
     pub keep_alive_interval: Duration,

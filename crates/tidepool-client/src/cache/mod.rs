@@ -86,14 +86,14 @@ struct Change {
 impl RowCache {
     /// None: `bytes` is 0, and nothing is kept. `seed` spreads ids, as in the deduplication table.
     pub(crate) fn new(bytes: u64, seed: u64, registry: Option<&prometheus::Registry>) -> Option<Self> {
+        if bytes == 0 {
+            return None;
+        }
         let metrics = registry.and_then(|registry| {
             CacheMetrics::new(registry)
                 .inspect_err(|error| tracing::warn!(%error, "cache metrics are not registered"))
                 .ok()
         });
-        if bytes == 0 {
-            return None;
-        }
         let count = (bytes / SHARD_BYTES).clamp(1, MAX_SHARDS);
         // A power of two, so that a shard is a few bits of the hash.
         let count = 1 << count.ilog2();

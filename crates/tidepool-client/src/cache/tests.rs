@@ -47,7 +47,15 @@ fn what_is_found_is_what_was_put_in_and_stays_below_the_bound() {
             }
         }
     }
-    assert!(RowCache::new(0, 7, None).is_none());
+}
+
+#[test]
+fn where_there_is_no_cache_there_are_no_metrics_of_one() {
+    let registry = prometheus::Registry::new();
+    assert!(RowCache::new(0, 7, Some(&registry)).is_none());
+    assert_eq!(registry.gather().len(), 0);
+    assert!(RowCache::new(1 << 20, 7, Some(&registry)).is_some());
+    assert!(registry.gather().len() > 2);
 }
 
 #[test]
