@@ -43,7 +43,8 @@ const UNREACHABLE: &[(&str, &[&str])] = &[
     ("tidepool-store", &["tidepool-table", "tidepool-kernels"]),
     ("tidepool-cluster", &["tokio", "tonic", "rand"]),
     ("tidepool-dense", &["tokio", "tonic", "hyper"]),
-    ("tidepool-train", &["tokio", "tonic", "hyper"]),
+    // What it writes may lie in an object store, whose client brings tokio and hyper; servers it must not know.
+    ("tidepool-train", &["tonic", "axum", "tidepool-runtime"]),
     ("tidepool-client", &["tidepool-table", "tidepool-dense", "tidepool-runtime", "tract-onnx"]),
     ("tidepool-node", &["tidepool-client", "tidepool-dense", "tidepool-ranker", "tract-onnx"]),
     ("tidepool-controller", &["tidepool-table", "tidepool-kernels", "tidepool-client"]),

@@ -122,6 +122,102 @@ pub enum StoreError {
         /// The bound.
         limit: u64,
     },
+    /// A text that names no place for a store.
+    #[error("{text:?} is no place for an artifact store: {problem}; give a directory or s3://BUCKET/PREFIX")]
+    Location {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A place in an object store was given where files are worked on in place.
+    #[error(
+        "{location} is not a directory, and this works on files where they lie: `tidepool store pull` brings them into \
+         a directory, `tidepool store push` takes them from one to an object store"
+    )]
+    NotADirectory {
+        /// What was given.
+        location: String,
+    },
+    /// The settings in the environment do not do.
+    #[error("{location} cannot be used with the AWS_... variables as they are: {problem}")]
+    Settings {
+        /// The store.
+        location: String,
+        /// What the client library says, without secrets.
+        problem: String,
+    },
+    /// The object store refuses who asks.
+    #[error(
+        "could not {tried} {path}: the object store refuses these credentials (AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN, or \
+         the role of the machine): {problem}",
+        path = path.display()
+    )]
+    Denied {
+        /// What was tried, as a verb.
+        tried: &'static str,
+        /// On which object.
+        path: PathBuf,
+        /// What the store says, without secrets.
+        problem: String,
+    },
+    /// The object store does not answer, or not with what it was asked for, however often it is asked.
+    #[error("could not {tried} {path}, {attempts} times: {problem}", path = path.display())]
+    Unreachable {
+        /// What was tried, as a verb.
+        tried: &'static str,
+        /// On which object.
+        path: PathBuf,
+        /// How often.
+        attempts: u32,
+        /// What came of the last time.
+        problem: String,
+    },
+    /// An object became another one while it was being read.
+    #[error("{path} was replaced while it was being fetched; what came of it was thrown away", path = path.display())]
+    Changed {
+        /// The object.
+        path: PathBuf,
+    },
+    /// There is no room for a file.
+    #[error(
+        "{path} does not fit on its disk: {needed} bytes are needed, {free} are free",
+        path = path.display()
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that were still to be written.
+        needed: u64,
+        /// Bytes that were free.
+        free: u64,
+    },
+    /// Somebody else is fetching the same file to the same place.
+    #[error("{path} is being fetched by another process; every node needs a data_dir of its own", path = path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another upload of the same name was begun, with other content.
+    #[error(
+        "{what} is being uploaded with other content, or such an upload was given up: choose another name, or have \
+         `tidepool store gc` take away what lies beside {path}",
+        path = path.display()
+    )]
+    Claimed {
+        /// "table user@v1".
+        what: String,
+        /// The object that says so.
+        path: PathBuf,
+    },
+    /// The runtime that the work was given to is gone.
+    #[error("the work on {path} was broken off: {problem}", path = path.display())]
+    Aborted {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// What was to be written does not fit together; nothing was written.
     #[error("{what} was not written: {}", problems.join("; "))]
     Refused {
@@ -137,10 +233,19 @@ impl StoreError {
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::Io { .. } => ErrorCode::Unavailable,
+            Self::Io { .. }
+            | Self::Settings { .. }
+            | Self::Denied { .. }
+            | Self::Unreachable { .. }
+            | Self::Changed { .. }
+            | Self::DiskFull { .. }
+            | Self::Busy { .. } => ErrorCode::Unavailable,
             Self::NotFound { .. } | Self::NoStore { .. } => ErrorCode::NotFound,
-            Self::AlreadyExists { .. } => ErrorCode::Conflict,
-            Self::Refused { .. } => ErrorCode::InvalidRequest,
+            Self::AlreadyExists { .. } | Self::Claimed { .. } => ErrorCode::Conflict,
+            Self::Refused { .. } | Self::Location { .. } | Self::NotADirectory { .. } => {
+                ErrorCode::InvalidRequest
+            }
+            Self::Aborted { .. } => ErrorCode::Internal,
             Self::Missing { .. }
             | Self::NotAFile { .. }
             | Self::Syntax { .. }

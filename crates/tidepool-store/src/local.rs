@@ -6,23 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
 use tidepool_types::{
     ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion, paths,
 };
 
 use crate::{
+    documents::{
+        self, MAX_DOCUMENT_BYTES, MODEL_ONNX, MODEL_TOML, NewRelease, RELEASE_MANIFEST, check_hash,
+        release_words, table_words,
+    },
     error::StoreError,
     hash::{content_hash, file_hash},
     publish::{create_dirs, publish_dir},
 };
-
-/// No manifest and no `model.toml` is larger. The largest layout has 65,536 partitions of about 100 bytes each.
-const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
-
-const RELEASE_MANIFEST: &str = "release.json";
-const MODEL_TOML: &str = "model.toml";
-const MODEL_ONNX: &str = "model.onnx";
 
 /// An artifact store in a directory of this machine (or of a file system that several share).
 /// Any number of processes may read and write it at once.
@@ -48,9 +44,10 @@ impl ArtifactStore {
     /// Opens the store in `root`, which is created when it does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when `root` is not a directory and cannot become one.
+    /// [`StoreError::Io`] when `root` is not a directory and cannot become one; [`StoreError::NotADirectory`]
+    /// when it is written like a place in an object store.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = root.into();
+        let root = directory(root.into())?;
         create_dirs(&root)?;
         fs::read_dir(&root).map_err(StoreError::io("read the directory", &root))?;
         Ok(Self { root })
@@ -60,9 +57,9 @@ impl ArtifactStore {
     ///
     /// # Errors
     /// [`StoreError::NoStore`] when it is not; [`StoreError::Io`] when it is not a directory, or may not be
-    /// read.
+    /// read; [`StoreError::NotADirectory`] as [`open`](Self::open).
     pub fn open_existing(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = root.into();
+        let root = directory(root.into())?;
         match fs::read_dir(&root) {
             Ok(_) => Ok(Self { root }),
             Err(e) if e.kind() == ErrorKind::NotFound => Err(StoreError::NoStore { path: root }),
@@ -100,19 +97,9 @@ impl ArtifactStore {
     /// does not parse, contradicts itself, or is that of another version.
     pub fn table_manifest(&self, table: &TableVersion) -> Result<(TableManifest, String), StoreError> {
         let path = self.table_dir(table).join(paths::MANIFEST_FILE);
-        let what = format!("table {table}");
-        let bytes = read_document(&path)?.ok_or_else(|| StoreError::NotFound { what, path: path.clone() })?;
-        let manifest: TableManifest = parse_json(&path, &bytes)?;
-        manifest.validate().map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
-        let found = &manifest.schema.table_version;
-        if found != table {
-            return Err(StoreError::Misplaced {
-                path,
-                expected: table.to_string(),
-                found: found.to_string(),
-            });
-        }
-        Ok((manifest, content_hash(&bytes)))
+        let not_found = || StoreError::NotFound { what: table_words(table), path: path.clone() };
+        let bytes = read_document(&path)?.ok_or_else(not_found)?;
+        documents::table_manifest(&path, &bytes, table)
     }
 
     /// The path of one partition file of a version, after a look that it is there in its full length.
@@ -132,7 +119,7 @@ impl ArtifactStore {
             let what = format!("partition {partition} of table {}", schema.table_version);
             return Err(StoreError::NotFound { what, path });
         };
-        let what = format!("table {}", schema.table_version);
+        let what = table_words(&schema.table_version);
         match fs::metadata(&path) {
             Ok(meta) if meta.len() == entry.file_bytes && meta.is_file() => Ok(path),
             Ok(meta) => Err(StoreError::Size { path, what, expected: entry.file_bytes, found: meta.len() }),
@@ -159,25 +146,12 @@ impl ArtifactStore {
         let path = dir.join(RELEASE_MANIFEST);
         let bytes = read_document(&path)?
             .ok_or_else(|| StoreError::NotFound { what: what.clone(), path: path.clone() })?;
-        let manifest: ReleaseManifest = parse_json(&path, &bytes)?;
-        manifest.validate().map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
-        if (&manifest.model, &manifest.release) != (model, release) {
-            let found = release_words(&manifest.model, &manifest.release);
-            return Err(StoreError::Misplaced { path, expected: what, found });
-        }
+        let manifest = documents::release_manifest(&path, &bytes, (model, release))?;
 
         let toml_path = dir.join(MODEL_TOML);
         let toml = read_document(&toml_path)?
             .ok_or_else(|| StoreError::Missing { what: what.clone(), path: toml_path.clone() })?;
-        check_hash(&toml_path, &what, &manifest.model_toml_hash, content_hash(&toml))?;
-        let toml = String::from_utf8_lossy(&toml);
-        let spec = ModelSpec::from_toml(&toml)
-            .map_err(|source| StoreError::Model { path: toml_path.clone(), source })?;
-        let problems = contract_problems(&spec, model, &manifest.tables);
-        if !problems.is_empty() {
-            let expected = format!("a contract of {what}");
-            return Err(StoreError::Misplaced { path: toml_path, expected, found: problems.join("; ") });
-        }
+        let spec = documents::contract(&toml_path, &toml, &manifest)?;
 
         let onnx_path = dir.join(MODEL_ONNX);
         let onnx_hash = file_hash(&onnx_path).map_err(|e| match e.kind() {
@@ -209,16 +183,8 @@ impl ArtifactStore {
         model_toml: &str,
         onnx: &[u8],
     ) -> Result<ReleaseManifest, StoreError> {
-        let what = release_words(model, release);
-        let refused = |problems| StoreError::Refused { what: what.clone(), problems };
-        let problems = match ModelSpec::from_toml(model_toml) {
-            Ok(spec) => contract_problems(&spec, model, tables),
-            Err(e) => vec![e.to_string()],
-        };
-        if !problems.is_empty() {
-            return Err(refused(problems));
-        }
-
+        let new = NewRelease { model, release, tables, model_toml, onnx };
+        new.check()?;
         let mut table_manifest_hashes = Vec::with_capacity(tables.len());
         for table in tables {
             let (manifest, hash) = self.table_manifest(table)?;
@@ -227,24 +193,11 @@ impl ArtifactStore {
             }
             table_manifest_hashes.push(hash);
         }
-        let manifest = ReleaseManifest {
-            schema_version: ReleaseManifest::SCHEMA_VERSION,
-            model: model.clone(),
-            release: release.clone(),
-            tables: tables.to_vec(),
-            table_manifest_hashes,
-            model_toml_hash: content_hash(model_toml.as_bytes()),
-            model_onnx_hash: content_hash(onnx),
-        };
-        manifest.validate().map_err(|e| refused(vec![e.to_string()]))?;
-
         let dir = self.release_dir(model, release);
-        let mut json = serde_json::to_vec_pretty(&manifest)
-            .map_err(|source| StoreError::Syntax { path: dir.join(RELEASE_MANIFEST), source })?;
-        json.push(b'\n');
+        let (manifest, json) = new.manifest(&dir.join(RELEASE_MANIFEST), table_manifest_hashes)?;
         let files: [(&str, &[u8]); 3] =
             [(MODEL_TOML, model_toml.as_bytes()), (MODEL_ONNX, onnx), (RELEASE_MANIFEST, &json)];
-        publish_dir(&dir, &what, &files)?;
+        publish_dir(&dir, &new.words(), &files)?;
         Ok(manifest)
     }
 
@@ -266,25 +219,18 @@ impl ArtifactStore {
     }
 }
 
-fn release_words(model: &Name, release: &Name) -> String {
-    format!("release {model}@{release}")
-}
-
-/// What keeps `spec` from being the contract of a release of `model` that pins `tables`.
-fn contract_problems(spec: &ModelSpec, model: &Name, tables: &[TableVersion]) -> Vec<String> {
-    let mut problems = Vec::new();
-    if spec.model != *model {
-        problems.push(format!("model.toml is the contract of model {}, not of {model}", spec.model));
+/// `root`, unless it is written like a place in an object store: nobody means a directory called "s3:".
+fn directory(root: PathBuf) -> Result<PathBuf, StoreError> {
+    match root.to_str() {
+        Some(location) if location.contains("://") => {
+            Err(StoreError::NotADirectory { location: location.to_owned() })
+        }
+        _ => Ok(root),
     }
-    let unpinned = spec.tables().filter(|name| !tables.iter().any(|t| t.table == **name));
-    problems.extend(
-        unpinned.map(|name| format!("model.toml pools from table {name}, the release pins no version of it")),
-    );
-    problems
 }
 
 /// The whole of a small file, or `None` when there is none.
-fn read_document(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+pub(crate) fn read_document(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     // Looked at before it is opened: to open a pipe is to wait for whoever writes into it.
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -303,22 +249,6 @@ fn read_document(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     // The bound holds even for a file that grows while it is read; what is cut off does not parse.
     file.take(MAX_DOCUMENT_BYTES).read_to_end(&mut content).map_err(StoreError::io("read", path))?;
     Ok(Some(content))
-}
-
-fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, StoreError> {
-    serde_json::from_slice(bytes).map_err(|source| StoreError::Syntax { path: path.to_owned(), source })
-}
-
-fn check_hash(path: &Path, what: &str, expected: &str, found: String) -> Result<(), StoreError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(StoreError::Hash {
-        path: path.to_owned(),
-        what: what.to_owned(),
-        expected: expected.to_owned(),
-        found,
-    })
 }
 
 /// The directories two levels below `dir` whose names are names, sorted; none when `dir` is not there.

@@ -1,6 +1,10 @@
 //! The store against a real directory: what is written comes back, what was altered does not.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod faulty;
+mod gc;
+mod remote;
+
 use std::{
     error::Error,
     fs,
@@ -53,12 +57,17 @@ impl Fixture {
 
     /// What the table builder leaves behind: a manifest, and files as long as it says.
     fn add_table(&self, table: &TableVersion) {
+        self.add_table_of(table, 7);
+    }
+
+    /// The same of another content, by what its manifest says of the footers.
+    fn add_table_of(&self, table: &TableVersion, footer_crc32c: u32) {
         let partitions = PartitionCount::new(2).unwrap();
         let entry = |partition: PartitionIndex| PartitionEntry {
             partition,
             rows: 3,
             file_bytes: 100 + u64::from(partition.0),
-            footer_crc32c: 7,
+            footer_crc32c,
         };
         let manifest = TableManifest {
             schema_version: 1,
