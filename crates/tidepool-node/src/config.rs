@@ -10,6 +10,7 @@ use tidepool_runtime::{
     logs::{self, LogOptions},
     pool::CpuPool,
 };
+use tidepool_store::StoreLocation;
 use tidepool_table::Residency;
 use tidepool_types::{Name, NodeId, ports};
 
@@ -31,12 +32,20 @@ pub struct RawConfig {
     pub advertise_address: String,
     /// The same for `http_address`.
     pub advertise_http_address: String,
-    /// The directory of the artifact store.
+    /// The artifact store: a directory, or `s3://BUCKET/PREFIX`.
     pub store: String,
-    /// The node's own directory: its last assignment, and which files it has verified.
+    /// The node's own directory: its last assignment, which files it has verified, and copies from an object store.
     pub data_dir: String,
     /// Bytes of partition files that it may hold; 0 for no limit.
     pub capacity_bytes: u64,
+    /// Bytes that copies from an object store may take on the disk; 0 for no limit.
+    pub disk_capacity_bytes: u64,
+    /// Ranges that are fetched from an object store at the same time.
+    pub fetch_parallelism: usize,
+    /// Bytes per second of all of them together; 0 for no limit.
+    pub fetch_bytes_per_second: u64,
+    /// After this, copies that are not assigned any more are taken away.
+    pub collect_after_ms: u64,
     /// `auto`, or an instruction set to insist on.
     pub isa: String,
     /// Threads that receive, send, and answer small lookups; 0 for one per core.
@@ -106,6 +115,10 @@ impl Default for RawConfig {
             store: "data/store".into(),
             data_dir: "data/node".into(),
             capacity_bytes: 0,
+            disk_capacity_bytes: 0,
+            fetch_parallelism: 4,
+            fetch_bytes_per_second: 0,
+            collect_after_ms: 3_600_000,
             isa: "auto".into(),
             io_threads: 0,
             pool_threads: 0,
@@ -154,12 +167,20 @@ pub struct Config {
     pub advertise_address: Option<String>,
     /// The same for HTTP.
     pub advertise_http_address: Option<String>,
-    /// Directory of the artifact store.
-    pub store: PathBuf,
+    /// Where the artifact store is.
+    pub store: StoreLocation,
     /// The node's own directory.
     pub data_dir: PathBuf,
     /// Bytes of partition files, if limited.
     pub capacity_bytes: Option<u64>,
+    /// Bytes of copies on the disk, if limited.
+    pub disk_capacity_bytes: Option<u64>,
+    /// Ranges fetched at the same time.
+    pub fetch_parallelism: usize,
+    /// Bytes per second of what is fetched, if limited.
+    pub fetch_bytes_per_second: Option<u64>,
+    /// For how long copies stay that are not assigned.
+    pub collect_after: Duration,
     /// The instruction set, if insisted on.
     pub isa: Option<Isa>,
     /// Threads of the runtime that the node is started in, if not one per core. Who starts it sees to that.
@@ -244,10 +265,11 @@ impl TryFrom<RawConfig> for Config {
         }
         let isa = if raw.isa == "auto" { None } else { p.parse("isa", &raw.isa) };
         let residency = p.parse("residency", &raw.residency);
-        p.check(!raw.store.is_empty(), "store: must be given");
+        let store = p.parse("store", &raw.store);
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         p.check(raw.pool_queue_len > 0, "pool_queue_len: at least 1");
         p.check(raw.load_parallelism > 0, "load_parallelism: at least 1");
+        p.check(raw.fetch_parallelism > 0, "fetch_parallelism: at least 1");
         p.check(raw.piece_rows > 0, "piece_rows: at least 1");
         p.check(raw.admission_max_rows > 0, "admission_max_rows: at least 1");
         // Members are u32 positions in the ids.
@@ -291,9 +313,14 @@ impl TryFrom<RawConfig> for Config {
                 http_address: http_address?,
                 advertise_address: given(raw.advertise_address),
                 advertise_http_address: given(raw.advertise_http_address),
-                store: raw.store.into(),
+                store: store?,
                 data_dir: raw.data_dir.into(),
                 capacity_bytes: (raw.capacity_bytes > 0).then_some(raw.capacity_bytes),
+                disk_capacity_bytes: (raw.disk_capacity_bytes > 0).then_some(raw.disk_capacity_bytes),
+                fetch_parallelism: raw.fetch_parallelism,
+                fetch_bytes_per_second: (raw.fetch_bytes_per_second > 0)
+                    .then_some(raw.fetch_bytes_per_second),
+                collect_after: Duration::from_millis(raw.collect_after_ms),
                 isa,
                 io_threads: (raw.io_threads > 0).then_some(raw.io_threads),
                 pool_threads: threads,
@@ -369,6 +396,7 @@ mod tests {
             grpc_address: "0.0.0.0:7410".into(),
             http_address: "here".into(),
             advertise_http_address: "host:0".into(),
+            store: "gs://bucket".into(),
             isa: "avx9".into(),
             residency: "anywhere".into(),
             max_ids_per_request: 1 << 32,
@@ -386,6 +414,7 @@ mod tests {
             "advertise_http_address",
             "isa",
             "residency",
+            "store",
             "max_ids_per_request",
             "report_interval_ms",
             "reconnect_max_ms",

@@ -178,10 +178,22 @@ pub(crate) enum LoadError {
     #[error("{path} is not what the assignment asks for: {differences}", path = path.display())]
     Other { path: PathBuf, differences: String },
     #[error(
-        "{path} does not fit: it has {needed} bytes, and {taken} of {capacity} bytes are taken",
+        "{path} does not fit: it has {needed} bytes, and {taken} of {capacity} bytes are taken (capacity_bytes)",
         path = path.display()
     )]
     Capacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
+    #[error(
+        "{path} does not fit on the node's disk: its copy needs {needed} bytes, and {taken} of {capacity} bytes are taken, \
+         with what is being fetched (disk_capacity_bytes)",
+        path = path.display()
+    )]
+    DiskCapacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
+    #[error(
+        "{object} is not what was published: {problem}; push the version again under another name, or put a good object \
+         in its place",
+        object = object.display()
+    )]
+    BadObject { object: PathBuf, problem: String },
     #[error("the partition does not lie where the key residency asks for")]
     Residency(#[from] ResidencyError),
     #[error("loading failed inside the node: {0}")]

@@ -12,6 +12,7 @@ mod cut;
 mod decode;
 mod disk;
 mod error;
+mod fetch;
 mod guard;
 #[doc(hidden)]
 pub mod in_process;
@@ -33,5 +34,5 @@ mod stream;
 
 pub use config::{Config, RawConfig};
 pub use error::StartError;
-pub use node::start;
+pub use node::{start, start_on};
 pub use tidepool_runtime::{error::ServeError, serve::Running};

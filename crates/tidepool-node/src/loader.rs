@@ -5,8 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     disk::{LastAssignment, VerifiedFiles},
     error::LoadError,
+    fetch::{Source, Survey},
     metrics::Metrics,
     partition::{Wanted, load},
     partitions::Snapshot,
@@ -39,7 +38,7 @@ use crate::{
 
 /// What the loader works with.
 pub(crate) struct Loader {
-    pub(crate) store: ArtifactStore,
+    pub(crate) source: Arc<Source>,
     pub(crate) verified: Arc<VerifiedFiles>,
     pub(crate) last: Arc<LastAssignment>,
     pub(crate) quotas: TenantQuotas,
@@ -156,18 +155,12 @@ impl Loader {
         let Plan { jobs, grown } = self.plan(assignment).await;
         background.unmeasured.extend(grown);
         let mut loads = stream::iter(jobs)
-            .map(|job| {
-                let (store, verified) = (self.store.clone(), self.verified.clone());
-                async move {
-                    let wanted = job.wanted.clone();
-                    let loaded = spawn_blocking(move || load(&wanted, &store, &verified)).await;
-                    let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
-                    let loaded = match loaded {
-                        Ok(file) if !self.policy.in_background() => self.bring_in(&job, Arc::new(file)).await,
-                        other => other.map(Arc::new),
-                    };
-                    (job, loaded)
-                }
+            .map(|job| async move {
+                let loaded = match self.load(&job.wanted).await {
+                    Ok(file) if !self.policy.in_background() => self.bring_in(&job, Arc::new(file)).await,
+                    other => other.map(Arc::new),
+                };
+                (job, loaded)
             })
             .buffer_unordered(self.parallelism);
         loop {
@@ -190,6 +183,8 @@ impl Loader {
             }
         }
         self.let_go(assignment);
+        let wanted = wanted(assignment, self.source.files());
+        self.source.collect(&wanted).await;
         self.measure(background).await;
         let failed = self.state.borrow().counts().failed > 0;
         let again = async {
@@ -206,11 +201,24 @@ impl Loader {
                 _ = assignments.changed() => return Break(()),
                 Some(Ok(brought)) = background.tasks.join_next() => self.swap(brought, background),
                 () = &mut again => return Continue(()),
+                () = self.source.collection_due() => self.source.collect(&wanted).await,
             }
             if background.is_due() || background.tasks.is_empty() {
                 self.measure(background).await;
             }
         }
+    }
+
+    /// Brings the file of a partition here if it is elsewhere, and opens and verifies it.
+    async fn load(&self, wanted: &Wanted) -> Result<PartitionFile, LoadError> {
+        self.source.bring(wanted, &self.verified).await?;
+        let (of, store, verified) = (wanted.clone(), self.source.files().clone(), self.verified.clone());
+        let loaded = spawn_blocking(move || load(&of, &store, &verified)).await;
+        let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
+        if let Err(error) = &loaded {
+            self.source.distrust(wanted, error).await;
+        }
+        loaded
     }
 
     /// A loaded partition on its way to where it should lie.
@@ -363,10 +371,9 @@ impl Loader {
 
     /// Decides what is kept, what is loaded and what does not fit, and shows it.
     async fn plan(&self, assignment: &Arc<Assignment>) -> Plan {
-        let wanted = wanted(assignment, &self.store);
-        let paths: Vec<PathBuf> = wanted.iter().map(|w| w.path.clone()).collect();
-        let sizes = spawn_blocking(move || paths.iter().map(fs::metadata).map(size).collect::<Vec<_>>());
-        let sizes = sizes.await.unwrap_or_default();
+        let wanted = wanted(assignment, self.source.files());
+        let served = self.snapshot.load().partitions().map(|file| file.path().to_owned()).collect();
+        let Survey { sizes, to_come, mut disk } = self.source.survey(&wanted, served).await;
 
         let old = self.state.borrow().clone();
         let again = old.assigned && old.epoch == assignment.epoch;
@@ -402,16 +409,15 @@ impl Loader {
                     }
                 }
             } else {
-                match self.capacity_bytes {
-                    Some(capacity) if needed > capacity.saturating_sub(taken) => {
-                        let path = wanted.path;
-                        let refused = LoadError::Capacity { path, needed, taken, capacity };
+                let to_come = to_come.get(at).copied().unwrap_or(0);
+                match self.refusal(&wanted, (needed, taken), (to_come, disk)) {
+                    Some(refused) => {
                         if !again {
                             tracing::error!("{refused}");
                         }
                         status.state = PartitionState::Failed(refused.to_string());
                     }
-                    _ => {
+                    None => {
                         // A second try does not hide what was wrong at the first.
                         if let Some(Held { status: before, .. }) = before
                             && again
@@ -419,6 +425,7 @@ impl Loader {
                             status.state = before.state.clone();
                         }
                         taken = taken.saturating_add(needed);
+                        disk = disk.map(|(used, limit)| (used.saturating_add(to_come), limit));
                         warm_up = WarmUp::of(needed);
                         plan.jobs.push(Job { at, wanted, warm_up: warm_up.clone(), version_bytes });
                     }
@@ -435,6 +442,28 @@ impl Loader {
         self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, served, partitions });
         self.publish();
         plan
+    }
+
+    /// Why a partition is not taken on, if there is no room for it: in memory, of which it needs so much and so much
+    /// is taken, or on the disk, where so much of it is still to come and so much of a limit is used.
+    fn refusal(
+        &self,
+        wanted: &Wanted,
+        (needed, taken): (u64, u64),
+        (to_come, disk): (u64, Option<(u64, u64)>),
+    ) -> Option<LoadError> {
+        if let Some(capacity) = self.capacity_bytes
+            && needed > capacity.saturating_sub(taken)
+        {
+            return Some(LoadError::Capacity { path: wanted.path.clone(), needed, taken, capacity });
+        }
+        let (used, limit) = disk?;
+        (to_come > limit.saturating_sub(used)).then(|| LoadError::DiskCapacity {
+            path: wanted.path.clone(),
+            needed: to_come,
+            taken: used,
+            capacity: limit,
+        })
     }
 
     /// Takes a loaded partition in, or notes why there is none.
@@ -474,7 +503,7 @@ impl Loader {
     fn let_go(&self, assignment: &Assignment) {
         let old = self.snapshot.load();
         let mut snapshot = Snapshot::at(assignment.epoch);
-        for wanted in wanted(assignment, &self.store) {
+        for wanted in wanted(assignment, self.source.files()) {
             if let Some(file) = old.partition(&wanted.schema, wanted.partition) {
                 self.insert(&mut snapshot, &wanted, file.clone());
             }
@@ -536,10 +565,6 @@ fn version_bytes(wanted: &[Wanted], sizes: &[Option<u64>]) -> BTreeMap<(TableVer
         *versions.entry(version_of(wanted)).or_default() += size.unwrap_or(0);
     }
     versions
-}
-
-fn size(metadata: std::io::Result<fs::Metadata>) -> Option<u64> {
-    metadata.ok().map(|m| m.len())
 }
 
 fn same_place(a: &PartitionStatus, b: &PartitionStatus) -> bool {

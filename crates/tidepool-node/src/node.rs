@@ -15,7 +15,7 @@ use tidepool_runtime::{
     serve::{Role, Running},
     shutdown::Shutdown,
 };
-use tidepool_store::ArtifactStore;
+use tidepool_store::Artifacts;
 use tidepool_table::PartitionFile;
 use tokio::{
     net::TcpListener,
@@ -29,6 +29,7 @@ use crate::{
     config::Config,
     disk::{LastAssignment, VerifiedFiles},
     error::StartError,
+    fetch::{Limits as FetchLimits, Source},
     loader::Loader,
     lookup::Limits,
     metrics::Metrics,
@@ -57,15 +58,34 @@ const MAX_RESETS: usize = 1024;
 /// # Errors
 /// [`StartError`] names the address, the directory or the key that does not do.
 pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Running, StartError> {
+    let artifacts = Artifacts::open(&config.store, &config.data_dir)?;
+    start_on(config, artifacts, shutdown).await
+}
+
+/// The same on a store that is open already, wherever `config` says it is.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_on(
+    config: Config,
+    artifacts: Artifacts,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
     let isa = config.isa.unwrap_or_else(Isa::detect);
     if !isa.is_available() {
         return Err(StartError::Isa { isa });
     }
-    let store = ArtifactStore::open(&config.store)?;
     make_data_dir(&config.data_dir)?;
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
+    let limits = FetchLimits {
+        parallelism: config.fetch_parallelism,
+        bytes_per_second: config.fetch_bytes_per_second,
+        disk_capacity_bytes: config.disk_capacity_bytes,
+        collect_after: config.collect_after,
+    };
+    let source = Arc::new(Source::new(artifacts, limits, &registry)?);
     let pool = CpuPool::on_cores(config.pool_threads, config.pool_queue_len, &config.pin_cores)?;
     pool.register(&registry, "tidepool_node", Some("rows"))?;
 
@@ -99,7 +119,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let (health, lifecycle) = (Health::new(), Shutdown::new());
 
     let loader = Loader {
-        store,
+        source: source.clone(),
         verified: Arc::new(VerifiedFiles::open(&config.data_dir)),
         last,
         quotas: quotas.clone(),
@@ -141,6 +161,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         Arc::new(move || {
             let mut status = status(&introduction, isa, &watched_state.borrow(), &snapshot.load());
             status["quotas"] = quotas.status();
+            status["store"] = source.status();
             status
         })
     };

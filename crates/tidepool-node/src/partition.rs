@@ -1,11 +1,15 @@
 //! One partition file on its way in: opened, compared with what was asked for and with the manifest of its
 //! version, verified.
 
-use std::{fmt::Display, path::PathBuf, sync::Arc};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tidepool_store::ArtifactStore;
 use tidepool_table::{PartitionFile, PartitionMeta};
-use tidepool_types::{PartitionIndex, TableSchema};
+use tidepool_types::{PartitionIndex, TableManifest, TableSchema};
 
 use crate::{
     disk::{FileIdentity, VerifiedFiles},
@@ -32,25 +36,58 @@ pub(crate) fn load(
     verified: &VerifiedFiles,
 ) -> Result<PartitionFile, LoadError> {
     let path = &wanted.path;
-    let file = PartitionFile::open(path)?;
-    let differences = differences(file.meta(), &wanted.schema, wanted.partition);
-    if !differences.is_empty() {
-        return Err(LoadError::Other { path: path.clone(), differences: differences.join("; ") });
-    }
+    let file = open(path, wanted)?;
     let identity = FileIdentity::of(path, file.meta().footer_crc32c)
         .map_err(|source| LoadError::Io { path: path.clone(), source })?;
     if !verified.has(path, &identity) {
-        check_listed(&file, store)?;
+        let (manifest, _) = store.table_manifest(&file.meta().table_version)?;
+        check_listed(&file, &manifest)?;
         file.verify()?;
         verified.add(path, identity);
     }
     Ok(file)
 }
 
+/// Opens the file at `path`, which is what was asked for and what the version's manifest lists. Blocks.
+///
+/// # Errors
+/// [`LoadError`] names the file.
+pub(crate) fn open_listed(
+    path: &Path,
+    wanted: &Wanted,
+    manifest: &TableManifest,
+) -> Result<PartitionFile, LoadError> {
+    let file = open(path, wanted)?;
+    check_listed(&file, manifest)?;
+    Ok(file)
+}
+
+/// The same, and every byte of it verified. Blocks.
+///
+/// # Errors
+/// [`LoadError`] names the file.
+pub(crate) fn open_verified(
+    path: &Path,
+    wanted: &Wanted,
+    manifest: &TableManifest,
+) -> Result<PartitionFile, LoadError> {
+    let file = open_listed(path, wanted, manifest)?;
+    file.verify()?;
+    Ok(file)
+}
+
+fn open(path: &Path, wanted: &Wanted) -> Result<PartitionFile, LoadError> {
+    let file = PartitionFile::open(path)?;
+    let differences = differences(file.meta(), &wanted.schema, wanted.partition);
+    if differences.is_empty() {
+        return Ok(file);
+    }
+    Err(LoadError::Other { path: path.to_owned(), differences: differences.join("; ") })
+}
+
 /// Compares the file with its entry in the manifest. The footer's checksum speaks for the whole file.
-fn check_listed(file: &PartitionFile, store: &ArtifactStore) -> Result<(), LoadError> {
+fn check_listed(file: &PartitionFile, manifest: &TableManifest) -> Result<(), LoadError> {
     let meta = file.meta();
-    let (manifest, _) = store.table_manifest(&meta.table_version)?;
     let listed = manifest.files.iter().find(|f| f.partition == meta.partition).map(|f| f.footer_crc32c);
     if manifest.schema.partitions == meta.partitions && listed == Some(meta.footer_crc32c) {
         return Ok(());

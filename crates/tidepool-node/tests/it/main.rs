@@ -9,5 +9,6 @@ mod lookups;
 mod malformed;
 mod oracle;
 mod quotas;
+mod remote;
 mod site;
 mod streams;

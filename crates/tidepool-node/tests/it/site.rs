@@ -37,7 +37,7 @@ pub(crate) struct Site {
 /// A node of a test.
 pub(crate) struct TestNode {
     pub(crate) running: Running,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 pub(crate) fn name(text: &str) -> Name {
