@@ -4,7 +4,7 @@ use std::{error::Error, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../../proto");
-    let files = ["common", "lookup", "control", "rank", "trace"]
+    let files = ["common", "lookup", "control", "controllers", "rank", "trace"]
         .map(|name| root.join(format!("tidepool/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;

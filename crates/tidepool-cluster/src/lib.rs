@@ -10,6 +10,7 @@ mod map;
 mod placement;
 mod quota;
 mod readiness;
+mod rebuild;
 mod state;
 mod step;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use map::{
 };
 pub use placement::{Member, place};
 pub use quota::{Quota, Quotas};
+pub use rebuild::{Rebuilt, Remains, rebuild};
 pub use state::{
     ClusterState, Durable, NodeReport, RankerRelease, RankerReport, SessionId, Settings, TableArtifact,
     TableIdentity,

@@ -88,6 +88,9 @@ pub enum ReleaseState {
 pub struct Assignment {
     /// The map that it belongs to.
     pub epoch: Epoch,
+    /// Of the controller that gave it: each that comes to lead has a larger one, for quotas change at one epoch.
+    #[serde(default)]
+    pub term: u64,
     /// Partitions per table version.
     pub tables: Vec<TableAssignment>,
     /// What tenants may ask of the node.
@@ -189,14 +192,14 @@ impl ClusterMap {
         self.releases.iter().find(|r| r.model.as_str() == model && r.state == ReleaseState::Current)
     }
 
-    /// What `node` should hold by this map, without quotas.
+    /// What `node` should hold by this map, without quotas and term.
     #[must_use]
     pub fn assignment(&self, node: &NodeId) -> Assignment {
         let tables = self.layouts.iter().filter_map(|layout| {
             let partitions: Vec<_> = layout.placement.partitions_of(node).collect();
             (!partitions.is_empty()).then(|| TableAssignment { schema: layout.schema.clone(), partitions })
         });
-        Assignment { epoch: self.epoch, tables: tables.collect(), quotas: Quotas::default() }
+        Assignment { epoch: self.epoch, tables: tables.collect(), ..Assignment::default() }
     }
 
     /// Checks that every schema is sound and every partition is placed, on a node of the map.
@@ -228,6 +231,16 @@ impl ClusterMap {
             }
         }
         Ok(())
+    }
+}
+
+impl Assignment {
+    /// Whether `held` is newer: a controller that was deposed, or whose state was lost, must not take back what
+    /// its successor has said.
+    #[must_use]
+    pub fn is_older_than(&self, held: &Self) -> bool {
+        let age = |a: &Self| (a.epoch.incarnation(), a.term, a.epoch);
+        age(self) < age(held)
     }
 }
 

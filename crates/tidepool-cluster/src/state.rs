@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tidepool_types::{Epoch, Name, NodeId, PartitionIndex, ReleaseManifest, TableSchema, TableVersion};
 
 use crate::{
-    map::{ClusterMap, PartitionState, PartitionStatus},
+    map::{ClusterMap, PartitionState, PartitionStatus, ReleaseState},
     quota::Quotas,
 };
 
@@ -43,6 +43,9 @@ pub struct Settings {
 pub struct Durable {
     /// Of this document: [`Durable::SCHEMA_VERSION`].
     pub schema_version: u32,
+    /// How many times a controller has come to lead since the state was begun.
+    #[serde(default)]
+    pub term: u64,
     /// The map, with the epoch that was published last.
     pub map: ClusterMap,
     /// Table versions that are served on their own account, whether or not a release pins them.
@@ -126,6 +129,8 @@ pub struct RankerRelease {
     pub ready: bool,
     /// Why it cannot be loaded; empty while it loads, and when it is ready.
     pub problem: String,
+    /// As the map has it that the ranker works by; `None` when it does not say.
+    pub state: Option<ReleaseState>,
 }
 
 /// What has been heard since the start.
@@ -189,6 +194,7 @@ impl Default for Durable {
     fn default() -> Self {
         Self {
             schema_version: Self::SCHEMA_VERSION,
+            term: 0,
             map: ClusterMap::default(),
             served: BTreeSet::new(),
             tables: Vec::new(),

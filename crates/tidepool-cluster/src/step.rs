@@ -13,6 +13,7 @@ use crate::{
     map::{ClusterMap, NodeEntry, Placement, ReleaseEntry, ReleaseState, TableLayout},
     placement::{Member, place},
     quota::{Quota, Quotas},
+    rebuild::{Remains, rebuild},
     state::{
         ClusterState, Durable, NodeReport, ObservedNode, ObservedRanker, RankerReport, SessionId,
         TableArtifact, TableIdentity,
@@ -86,6 +87,11 @@ pub enum Event {
         /// Of which tenant; `None` for the default one.
         tenant: Option<Name>,
     },
+    /// Make the state anew: see [`rebuild`](crate::rebuild).
+    Rebuild {
+        /// What the store holds.
+        remains: Remains,
+    },
     /// Time has passed: see [`ClusterState::next_deadline`].
     Tick,
 }
@@ -132,6 +138,7 @@ pub fn step(
         Event::StopTable { table_version } => draft.stop(&table_version)?,
         Event::SetQuota { tenant, quota } => draft.quotas(|quotas| quotas.set(tenant, quota))?,
         Event::RemoveQuota { tenant } => draft.quotas(|quotas| quotas.remove(tenant.as_ref()))?,
+        Event::Rebuild { remains } => draft.rebuild(&remains),
         Event::Tick => {}
     }
     draft.end_recovery();
@@ -317,6 +324,12 @@ impl Draft {
             return Err(StepError::NotFound { what: format!("table {table}") });
         }
         Err(StepError::Pinned { table: table.clone(), releases })
+    }
+
+    fn rebuild(&mut self, remains: &Remains) {
+        let durable = rebuild(&self.state, remains).durable;
+        self.map();
+        *self.durable() = durable;
     }
 
     fn quotas(&mut self, change: impl FnOnce(&mut Quotas) -> Result<(), StepError>) -> Result<(), StepError> {

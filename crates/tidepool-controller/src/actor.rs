@@ -15,10 +15,11 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::RequestError,
-    metastore::{Metastore, MetastoreError},
+    metastore::{Lease, Metastore, MetastoreError},
     metrics::Metrics,
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct Handle {
     maps: watch::Receiver<Arc<ClusterMap>>,
     quotas: watch::Receiver<Arc<Quotas>>,
     sessions: Arc<AtomicU64>,
+    ended: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(crate) struct Actor {
     /// Of the document that is written down.
     revision: u64,
     metastore: Arc<Mutex<Box<dyn Metastore>>>,
+    lease: Lease,
+    ended: CancellationToken,
     started: Instant,
     /// Ends of sessions that could not be written down yet. They have happened, so they are not given up.
     owed: Vec<Event>,
@@ -65,8 +69,8 @@ impl Handle {
     pub(crate) async fn report(&self, event: Event) -> Result<(), RequestError> {
         let (done, answer) = oneshot::channel();
         let sent = self.commands.send(Command { event, done }).await;
-        sent.map_err(|_| RequestError::ShuttingDown)?;
-        answer.await.map_err(|_| RequestError::ShuttingDown)?
+        sent.map_err(|_| self.over())?;
+        answer.await.map_err(|_| self.over())?
     }
 
     /// The same for a request, which is turned away when the queue is full.
@@ -76,19 +80,34 @@ impl Handle {
             mpsc::error::TrySendError::Full(_) => {
                 RequestError::Overloaded { waiting: self.commands.max_capacity() }
             }
-            mpsc::error::TrySendError::Closed(_) => RequestError::ShuttingDown,
+            mpsc::error::TrySendError::Closed(_) => self.over(),
         })?;
-        answer.await.map_err(|_| RequestError::ShuttingDown)?
+        answer.await.map_err(|_| self.over())?
+    }
+
+    /// Ends the state machine: this controller leads no more.
+    pub(crate) fn end(&self) {
+        self.ended.cancel();
+    }
+
+    /// Whether this controller leads no more.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// Resolves when this controller leads no more.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Why nothing is answered any more.
+    fn over(&self) -> RequestError {
+        if self.is_ended() { RequestError::deposed() } else { RequestError::ShuttingDown }
     }
 
     /// The state as it is now.
     pub(crate) fn state(&self) -> ClusterState {
         self.states.borrow().clone()
-    }
-
-    /// The states to come.
-    pub(crate) fn states(&self) -> watch::Receiver<ClusterState> {
-        self.states.clone()
     }
 
     /// The published map, and those to come.
@@ -107,10 +126,10 @@ impl Handle {
     }
 }
 
-/// Spawns the task. It ends when the last handle is gone.
+/// Spawns the task, for a term. It ends with the term, or when the last handle is gone.
 pub(crate) fn spawn(
     state: ClusterState,
-    (revision, metastore): (u64, Box<dyn Metastore>),
+    (revision, metastore, lease): (u64, Box<dyn Metastore>, Lease),
     started: Instant,
     queue_len: usize,
     metrics: Metrics,
@@ -126,11 +145,14 @@ pub(crate) fn spawn(
         maps: map_snapshots,
         quotas: quota_snapshots,
         sessions: Arc::new(AtomicU64::new(1)),
+        ended: CancellationToken::new(),
     };
     let actor = Actor {
         state,
         revision,
         metastore: Arc::new(Mutex::new(metastore)),
+        lease,
+        ended: handle.ended.clone(),
         started,
         owed: Vec::new(),
         pause_until: None,
@@ -154,6 +176,8 @@ impl Actor {
                 }
             };
             tokio::select! {
+                biased;
+                () = self.ended.cancelled() => return,
                 command = self.commands.recv() => {
                     let Some(Command { event, done }) = command else { return };
                     let waiting = self.commands.len();
@@ -195,6 +219,10 @@ impl Actor {
                 self.metrics.persist_failures.inc();
                 self.pause_until = Some(Instant::now() + RETRY);
                 tracing::error!(error = chain(&error), "the state of the cluster could not be written down");
+                if let RequestError::Metastore(MetastoreError::Deposed { leader }) = error {
+                    self.lease.lose();
+                    return Err(RequestError::NotLeader { leader, problem: String::new() });
+                }
                 return Err(error);
             }
             self.pause_until = None;
@@ -216,8 +244,7 @@ impl Actor {
         let timer = self.metrics.persist_seconds.start_timer();
         let (metastore, expected) = (self.metastore.clone(), self.revision);
         let stored = spawn_blocking(move || -> Result<u64, RequestError> {
-            let document =
-                serde_json::to_vec(&*durable).map_err(|e| RequestError::Internal(e.to_string()))?;
+            let document = document(&durable)?;
             let mut metastore = metastore.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(metastore.store(expected, &document)?)
         });
@@ -248,20 +275,30 @@ impl Actor {
     }
 }
 
+/// The durable state as it is written down.
+pub(crate) fn document(durable: &Durable) -> Result<Vec<u8>, MetastoreError> {
+    serde_json::to_vec(durable).map_err(|e| MetastoreError::Corrupt {
+        place: "the state of this process".to_owned(),
+        problem: e.to_string(),
+    })
+}
+
 /// Reads the durable state from a metastore, with its revision; none yet is revision 0.
-pub(crate) fn recover(
-    metastore: &mut dyn Metastore,
-    path: std::path::PathBuf,
-) -> Result<(u64, Option<Durable>), MetastoreError> {
+pub(crate) fn recover(metastore: &mut dyn Metastore) -> Result<(u64, Option<Durable>), MetastoreError> {
     let Some(found) = metastore.load()? else { return Ok((0, None)) };
-    let corrupt = |problem: String| MetastoreError::Corrupt { path: path.clone(), problem };
-    let durable: Durable = serde_json::from_slice(&found.document).map_err(|e| corrupt(e.to_string()))?;
+    Ok((found.revision, Some(read(&found.document, "the durable state")?)))
+}
+
+/// The durable state in a document that was read from `place`.
+pub(crate) fn read(document: &[u8], place: &str) -> Result<Durable, MetastoreError> {
+    let corrupt = |problem: String| MetastoreError::Corrupt { place: place.to_owned(), problem };
+    let durable: Durable = serde_json::from_slice(document).map_err(|e| corrupt(e.to_string()))?;
     if durable.schema_version != Durable::SCHEMA_VERSION {
         let (found, known) = (durable.schema_version, Durable::SCHEMA_VERSION);
         return Err(corrupt(format!("its schema version is {found}, this program knows {known}")));
     }
     durable.map.validate().map_err(|e| corrupt(chain(&e)))?;
-    Ok((found.revision, Some(durable)))
+    Ok(durable)
 }
 
 #[cfg(test)]
@@ -302,7 +339,8 @@ mod tests {
         let settings = Settings { reconnect_grace: Duration::ZERO, group_settle: Duration::ZERO };
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let state = ClusterState::new(settings);
-        let (handle, task) = spawn(state, (0, metastore), Instant::now(), 4, metrics.clone());
+        let lease = Lease::for_ever();
+        let (handle, task) = spawn(state, (0, metastore, lease), Instant::now(), 4, metrics.clone());
         let node = NodeId(Name::new("a-1").unwrap());
         let session = handle.new_session();
         let report = NodeReport {

@@ -1,7 +1,7 @@
 //! The configuration of a controller: what people write ([`RawConfig`]), and what it means ([`Config`]).
 //! `config/controller.toml` says of each key why it is there.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tidepool_cluster::Settings;
@@ -10,6 +10,8 @@ use tidepool_runtime::{
     logs::{self, LogOptions},
 };
 use tidepool_types::ports;
+
+use crate::metastore::EtcdOptions;
 
 /// The keys of a controller's configuration, with their defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,18 @@ pub struct RawConfig {
     pub store: String,
     /// The controller's own directory: the durable state of the cluster.
     pub data_dir: String,
+    /// `host:port` by which nodes, rankers, operators and other controllers find this one; empty: `grpc_address`.
+    pub advertise_address: String,
+    /// Where the durable state is: `file` (in `data_dir`) or `etcd`.
+    pub metastore: MetastoreKind,
+    /// `http://host:port` of the members of etcd.
+    pub etcd_endpoints: Vec<String>,
+    /// In front of the keys in etcd.
+    pub etcd_prefix: String,
+    /// For an answer of etcd.
+    pub etcd_timeout_ms: u64,
+    /// How long a controller that falls silent keeps the others from leading.
+    pub leader_lease_seconds: u64,
     /// How long nodes have to come back after a restart of the controller before they count as down.
     pub reconnect_grace_ms: u64,
     /// How long no node must have joined a group before a table is placed in it.
@@ -39,6 +53,17 @@ pub struct RawConfig {
     pub log: LogOptions,
 }
 
+/// Where the durable state of the cluster is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetastoreKind {
+    /// In a directory of the one controller.
+    #[default]
+    File,
+    /// In etcd, for any number of controllers.
+    Etcd,
+}
+
 impl Default for RawConfig {
     fn default() -> Self {
         Self {
@@ -46,6 +71,12 @@ impl Default for RawConfig {
             http_address: format!("127.0.0.1:{}", ports::CONTROLLER_HTTP),
             store: "data/store".into(),
             data_dir: "data/controller".into(),
+            advertise_address: String::new(),
+            metastore: MetastoreKind::File,
+            etcd_endpoints: vec!["http://127.0.0.1:2379".into()],
+            etcd_prefix: "/tidepool".into(),
+            etcd_timeout_ms: 1000,
+            leader_lease_seconds: 4,
             reconnect_grace_ms: 10_000,
             group_settle_ms: 1000,
             keepalive_interval_ms: 2000,
@@ -66,8 +97,10 @@ pub struct Config {
     pub http_address: SocketAddr,
     /// Directory of the artifact store.
     pub store: PathBuf,
-    /// Directory of the durable state.
-    pub data_dir: PathBuf,
+    /// By which others find this controller; `None`: by the address it listens at.
+    pub advertise_address: Option<String>,
+    /// Where the durable state is.
+    pub metastore: MetastoreConfig,
     /// How patient the state machine is.
     pub settings: Settings,
     /// Between HTTP/2 pings.
@@ -82,6 +115,35 @@ pub struct Config {
     pub log: LogOptions,
 }
 
+/// Where the durable state is, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetastoreConfig {
+    /// In a directory that one controller has.
+    File {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// In etcd.
+    Etcd(EtcdOptions),
+}
+
+impl fmt::Display for MetastoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { dir } => write!(f, "{}", dir.display()),
+            Self::Etcd(etcd) => write!(f, "etcd {} at {}", etcd.prefix, etcd.endpoints.join(", ")),
+        }
+    }
+}
+
+/// Whether a text is `http://host:port`, and nothing else.
+fn is_endpoint(text: &str) -> bool {
+    let address = text.strip_prefix("http://").and_then(|address| address.rsplit_once(':'));
+    address.is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
 impl TryFrom<RawConfig> for Config {
     type Error = InvalidConfig;
 
@@ -92,6 +154,31 @@ impl TryFrom<RawConfig> for Config {
         let http_address = p.parse("http_address", &raw.http_address);
         p.check(!raw.store.is_empty(), "store: must be given");
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
+        if !raw.advertise_address.is_empty() {
+            p.host_port("advertise_address", &raw.advertise_address);
+        }
+        p.check(!raw.etcd_endpoints.is_empty(), "etcd_endpoints: at least one");
+        for endpoint in &raw.etcd_endpoints {
+            let problem = format!(
+                "etcd_endpoints: {endpoint:?} is not http://host:port, as in http://127.0.0.1:2379 (TLS to etcd is \
+                 not there yet: put etcd on the same host, or a tunnel between)"
+            );
+            p.check(is_endpoint(endpoint), problem);
+        }
+        let prefix = raw.etcd_prefix.trim_end_matches('/').to_owned();
+        p.check(
+            prefix.starts_with('/') && !prefix.contains(char::is_whitespace),
+            "etcd_prefix: begins with a slash, as in /tidepool",
+        );
+        p.check(raw.etcd_timeout_ms > 0, "etcd_timeout_ms: at least 1");
+        p.check(
+            raw.leader_lease_seconds >= 2,
+            "leader_lease_seconds: at least 2, which is the shortest that etcd grants",
+        );
+        p.check(
+            raw.etcd_timeout_ms <= raw.leader_lease_seconds.saturating_mul(250),
+            "etcd_timeout_ms: at most a quarter of leader_lease_seconds, or one late answer would cost the lead",
+        );
         p.check(raw.keepalive_interval_ms > 0, "keepalive_interval_ms: at least 1");
         p.check(raw.keepalive_timeout_ms > 0, "keepalive_timeout_ms: at least 1");
         p.check(raw.event_queue_len > 0, "event_queue_len: at least 1");
@@ -103,7 +190,16 @@ impl TryFrom<RawConfig> for Config {
                 grpc_address: grpc_address?,
                 http_address: http_address?,
                 store: raw.store.into(),
-                data_dir: raw.data_dir.into(),
+                advertise_address: (!raw.advertise_address.is_empty()).then_some(raw.advertise_address),
+                metastore: match raw.metastore {
+                    MetastoreKind::File => MetastoreConfig::File { dir: raw.data_dir.into() },
+                    MetastoreKind::Etcd => MetastoreConfig::Etcd(EtcdOptions {
+                        endpoints: raw.etcd_endpoints,
+                        prefix,
+                        timeout: Duration::from_millis(raw.etcd_timeout_ms),
+                        lease: Duration::from_secs(raw.leader_lease_seconds),
+                    }),
+                },
                 settings: Settings {
                     reconnect_grace: Duration::from_millis(raw.reconnect_grace_ms),
                     group_settle: Duration::from_millis(raw.group_settle_ms),
@@ -142,12 +238,26 @@ mod tests {
         let raw = RawConfig {
             grpc_address: "localhost".into(),
             store: String::new(),
+            advertise_address: "nowhere".into(),
+            etcd_endpoints: vec!["https://etcd:2379".into(), "http://etcd:2379".into()],
+            etcd_prefix: "tidepool".into(),
+            leader_lease_seconds: 1,
             keepalive_timeout_ms: 0,
             event_queue_len: 0,
             ..RawConfig::default()
         };
         let problems = Config::try_from(raw).unwrap_err().problems;
-        let keys = ["grpc_address", "store", "keepalive_timeout_ms", "event_queue_len"];
+        let keys = [
+            "grpc_address",
+            "store",
+            "advertise_address",
+            "etcd_endpoints",
+            "etcd_prefix",
+            "leader_lease_seconds",
+            "etcd_timeout_ms",
+            "keepalive_timeout_ms",
+            "event_queue_len",
+        ];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
             assert!(problem.starts_with(key), "{problem:?} is not about {key}");

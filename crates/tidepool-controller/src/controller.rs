@@ -1,10 +1,9 @@
 //! A controller from start to stop: its parts are made, run side by side, and taken down in order.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use prometheus::Registry;
-use tidepool_cluster::ClusterState;
-use tidepool_proto::v1::control_server::ControlServer;
+use tidepool_proto::v1::{control_server::ControlServer, controllers_server::ControllersServer};
 use tidepool_runtime::{
     health::Health,
     http::{HttpServer, StatusFn},
@@ -19,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    actor::{self, recover},
-    config::Config,
+    config::{Config, MetastoreConfig},
+    controllers::ControllersService,
     error::StartError,
-    metastore::{FileMetastore, RealDisk},
+    lead::{Candidate, standing},
+    metastore::{Election, EtcdElection, FileElection, MetastoreError},
     metrics::{self, Metrics},
     service::ControlService,
     status::status,
@@ -31,7 +31,8 @@ use crate::{
 /// The largest report: a node with every partition of the largest layout fits many times.
 const MAX_REPORT_BYTES: usize = 64 << 20;
 
-/// Starts a controller: it recovers the state of the cluster, and takes sessions and requests from then on.
+/// Starts a controller. With the embedded metastore it leads at once: it recovers the state of the cluster, and takes
+/// sessions and requests from then on. With etcd it does so whenever it is elected.
 ///
 /// # Errors
 /// [`StartError`] names the address, the directory or the file that does not do.
@@ -48,47 +49,72 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         HttpServer::bind(config.http_address).await.map_err(listen("status and metrics (http_address)"))?;
     let http_address = http.address();
 
-    // Small files of one directory, read before anyone waits for us.
-    let mut metastore = FileMetastore::open(Box::new(RealDisk), &config.data_dir)?;
-    let state_path = metastore.path();
-    let (revision, durable) = recover(&mut metastore, state_path)?;
-    let started = Instant::now();
-    let state = match durable {
-        Some(durable) => ClusterState::recover(durable, config.settings, started.elapsed()),
-        None => ClusterState::new(config.settings),
-    };
-    tracing::info!(
-        %grpc_address, %http_address, data_dir = %config.data_dir.display(), revision,
-        epoch = %state.map().epoch, "controller starts"
-    );
-    let metastore = (revision, Box::new(metastore) as _);
-    let (handle, actor) = actor::spawn(state, metastore, started, config.event_queue_len, metrics);
-
+    let address = config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string());
+    tracing::info!(%grpc_address, %http_address, metastore = %config.metastore, "controller starts");
     let (health, lifecycle) = (Health::new(), Shutdown::new());
-    metrics::register_replicas(&registry, handle.states())?;
-    let states = handle.states();
-    let status: StatusFn = Arc::new(move || {
-        let state = states.borrow().clone();
-        status(&state)
-    });
-    let service = ControlService { handle, store, lifecycle: lifecycle.clone() };
-    let grpc = serve_grpc(&config, service, grpc, lifecycle.draining());
-    health.set_ready(true, "");
+    let (sender, lead) = standing();
+    let stop = CancellationToken::new();
+    let mut candidate = Candidate {
+        election: election(&config.metastore, &address)?,
+        address,
+        settings: config.settings,
+        event_queue_len: config.event_queue_len,
+        metrics,
+        health: health.clone(),
+        lifecycle: lifecycle.clone(),
+        stop: stop.clone(),
+        standing: sender,
+    };
+    // A directory that is in use or damaged is an error of the start; etcd that cannot be reached is waited for.
+    let won = match config.metastore {
+        MetastoreConfig::File { .. } => Some(candidate.win().await?),
+        MetastoreConfig::Etcd(_) => None,
+    };
+    let leads = won.is_some();
+    let candidate = tokio::spawn(candidate.run(won));
+    if leads {
+        lead.begun().await;
+    }
+
+    metrics::register_replicas(&registry, &lead)?;
+    let status: StatusFn = {
+        let lead = lead.clone();
+        Arc::new(move || status(&lead))
+    };
+    let services = Services {
+        control: ControlService { lead: lead.clone(), store: store.clone(), lifecycle: lifecycle.clone() },
+        controllers: ControllersService { lead, store },
+    };
+    let grpc = serve_grpc(&config, services, grpc, lifecycle.draining());
     let drain_timeout = config.drain_timeout;
-    // The state goes last: its directory is free for another controller once the role has stopped.
+    // The lead goes last: another controller has it as soon as nobody is served by this one any more.
     let last = async move {
-        // Its last handle went with the server, unless a connection would not end.
-        if tokio::time::timeout(drain_timeout, actor).await.is_err() {
-            tracing::warn!("the state machine did not end in time");
+        stop.cancel();
+        if tokio::time::timeout(drain_timeout, candidate).await.is_err() {
+            tracing::warn!("the controller could not resign in time; its lease ends by itself");
         }
     };
     let role = Role { word: "controller", registry, health, status, shutdown: lifecycle, drain_timeout };
     Ok(role.serve((grpc_address, grpc), (http, axum::Router::new()), shutdown, last))
 }
 
+/// What decides who leads.
+fn election(metastore: &MetastoreConfig, address: &str) -> Result<Box<dyn Election>, MetastoreError> {
+    Ok(match metastore {
+        MetastoreConfig::File { dir } => Box::new(FileElection::new(dir)),
+        MetastoreConfig::Etcd(options) => Box::new(EtcdElection::new(options, address.to_owned())?),
+    })
+}
+
+/// What is served on the gRPC port.
+struct Services {
+    control: ControlService,
+    controllers: ControllersService,
+}
+
 fn serve_grpc<F: Future<Output = ()>>(
     config: &Config,
-    service: ControlService,
+    services: Services,
     listener: TcpListener,
     draining: F,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
@@ -97,6 +123,7 @@ fn serve_grpc<F: Future<Output = ()>>(
     Server::builder()
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
-        .add_service(ControlServer::new(service).max_decoding_message_size(MAX_REPORT_BYTES))
+        .add_service(ControlServer::new(services.control).max_decoding_message_size(MAX_REPORT_BYTES))
+        .add_service(ControllersServer::new(services.controllers))
         .serve_with_incoming_shutdown(incoming, draining)
 }

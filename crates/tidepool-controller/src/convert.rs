@@ -1,7 +1,7 @@
 //! Reports from and to the wire.
 
 use tidepool_cluster::{NodeReport, RankerRelease, RankerReport, TableArtifact};
-use tidepool_proto::{WireError, v1};
+use tidepool_proto::{WireError, release_state, v1};
 use tidepool_types::{Epoch, Name, NodeId, TableManifest};
 
 pub(crate) fn name(field: &'static str, text: String) -> Result<Name, WireError> {
@@ -38,7 +38,9 @@ pub(crate) fn node_report_to_wire(from: &NodeReport) -> v1::NodeReport {
 
 pub(crate) fn ranker_report(from: v1::RankerReport) -> Result<RankerReport, WireError> {
     let release = |r: v1::RankerRelease| {
+        let state = release_state(r.state());
         Ok(RankerRelease {
+            state,
             model: name("model", r.model)?,
             release: name("release", r.release)?,
             ready: r.ready,
@@ -60,6 +62,7 @@ pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
         release: r.release.to_string(),
         ready: r.ready,
         problem: r.problem.clone(),
+        state: r.state.map_or(v1::ReleaseState::Unspecified, Into::into).into(),
     };
     v1::RankerReport {
         ranker: from.ranker.to_string(),

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 use tidepool_cluster::StepError;
-use tidepool_proto::{WireError, status_of};
+use tidepool_proto::{WireError, not_leader, status_of};
 use tidepool_runtime::{error::chain, net::NetError};
 use tidepool_store::StoreError;
 use tidepool_types::ErrorCode;
@@ -23,8 +23,15 @@ pub(crate) enum RequestError {
     Step(#[from] StepError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the new state could not be written down, nothing was changed")]
+    #[error("the new state could not be written down; look at what there is before it is asked for again")]
     Metastore(#[from] MetastoreError),
+    #[error("this controller does not lead{}", who(leader.as_deref(), problem))]
+    NotLeader {
+        /// `host:port` of the one that does, if it is known.
+        leader: Option<String>,
+        /// Why it is not known; empty when nobody leads for a moment.
+        problem: String,
+    },
     #[error("{waiting} events are waiting already")]
     Overloaded { waiting: usize },
     #[error("the controller is shutting down")]
@@ -33,7 +40,21 @@ pub(crate) enum RequestError {
     Internal(String),
 }
 
+/// The end of a sentence that says who leads.
+fn who(leader: Option<&str>, problem: &str) -> String {
+    match leader {
+        Some(leader) => format!(": {leader} does"),
+        None if problem.is_empty() => ", and no other does yet: ask again in a moment".to_owned(),
+        None => format!(", and it is not known who does: {problem}"),
+    }
+}
+
 impl RequestError {
+    /// This controller has led until now.
+    pub(crate) const fn deposed() -> Self {
+        Self::NotLeader { leader: None, problem: String::new() }
+    }
+
     /// The code that the caller acts on.
     pub(crate) const fn code(&self) -> ErrorCode {
         match self {
@@ -42,6 +63,7 @@ impl RequestError {
             Self::Step(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Metastore(_) | Self::ShuttingDown => ErrorCode::Unavailable,
+            Self::NotLeader { .. } => ErrorCode::NotLeader,
             Self::Overloaded { .. } => ErrorCode::Overloaded,
             Self::Internal(_) => ErrorCode::Internal,
         }
@@ -50,7 +72,10 @@ impl RequestError {
 
 impl From<RequestError> for Status {
     fn from(error: RequestError) -> Self {
-        status_of(error.code(), chain(&error), None)
+        match &error {
+            RequestError::NotLeader { leader, .. } => not_leader(chain(&error), leader.as_deref()),
+            _ => status_of(error.code(), chain(&error), None),
+        }
     }
 }
 

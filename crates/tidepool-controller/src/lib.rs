@@ -3,22 +3,26 @@
 //!
 //! **Invariant:** it must not know what a row is, nor how to ask a node for one: it reads manifests, never
 //! partition files. All decisions are in `tidepool-cluster`; nobody hears of a decision before it is
-//! written down. One task owns the state; everyone else reads snapshots.
+//! written down. One task owns the state while this controller leads; everyone else reads snapshots.
 //!
-//! Read first: [`start`], `actor::Actor` (events in, effects out), [`metastore::Metastore`].
+//! Read first: [`start`], `lead::Candidate` (who leads), `actor::Actor` (events in, effects out),
+//! [`metastore::Metastore`].
 
 mod actor;
 mod config;
 mod controller;
+mod controllers;
 mod convert;
 mod error;
+mod lead;
+pub mod maintenance;
 pub mod metastore;
 mod metrics;
 mod service;
 mod session;
 mod status;
 
-pub use config::{Config, RawConfig};
+pub use config::{Config, MetastoreConfig, MetastoreKind, RawConfig};
 pub use controller::start;
 pub use error::StartError;
 pub use tidepool_runtime::{error::ServeError, serve::Running};

@@ -5,7 +5,8 @@ use prometheus::{
     core::Collector, exponential_buckets,
 };
 use tidepool_cluster::{ClusterState, ReleaseState};
-use tokio::sync::watch;
+
+use crate::lead::Lead;
 
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
@@ -20,6 +21,14 @@ pub(crate) struct Metrics {
     releases: IntGaugeVec,
     /// Table versions of the map.
     tables: IntGauge,
+    /// 1 while this controller leads.
+    is_leader: IntGauge,
+    /// Number of the term in which it leads.
+    term: IntGauge,
+    /// Times that it came to lead.
+    terms: IntCounter,
+    /// Times that it could not be decided who leads.
+    pub(crate) election_failures: IntCounter,
     /// Events that wait for the state machine.
     pub(crate) queued_events: IntGauge,
     /// Events that the state machine was given.
@@ -46,6 +55,16 @@ impl Metrics {
             sessions: by("sessions", "Open sessions, by role", "role")?,
             releases: by("releases", "Releases in the cluster map, by state", "state")?,
             tables: IntGauge::new(name("tables"), "Table versions in the cluster map")?,
+            is_leader: IntGauge::new(name("is_leader"), "1 while this controller leads, otherwise 0")?,
+            term: IntGauge::new(
+                name("term"),
+                "Number of the term in which this controller leads, otherwise 0",
+            )?,
+            terms: IntCounter::new(name("terms_total"), "Times that this controller came to lead")?,
+            election_failures: IntCounter::new(
+                name("election_failures_total"),
+                "Times that it could not be decided who leads",
+            )?,
             queued_events: IntGauge::new(name("queued_events"), "Events that wait for the state machine")?,
             events: IntCounter::new(name("events_total"), "Events given to the state machine")?,
             persist_seconds: Histogram::with_opts(seconds.buckets(exponential_buckets(100e-6, 2.0, 16)?))?,
@@ -54,7 +73,11 @@ impl Metrics {
                 "States that could not be written down",
             )?,
         };
-        let all: [Box<dyn Collector>; 9] = [
+        let all: [Box<dyn Collector>; 13] = [
+            Box::new(metrics.is_leader.clone()),
+            Box::new(metrics.term.clone()),
+            Box::new(metrics.terms.clone()),
+            Box::new(metrics.election_failures.clone()),
             Box::new(metrics.epoch.clone()),
             Box::new(metrics.nodes.clone()),
             Box::new(metrics.sessions.clone()),
@@ -67,6 +90,26 @@ impl Metrics {
         ];
         all.into_iter().try_for_each(|metric| registry.register(metric))?;
         Ok(metrics)
+    }
+
+    /// Shows that this controller leads.
+    pub(crate) fn begin_term(&self, number: u64) {
+        self.terms.inc();
+        self.is_leader.set(1);
+        self.term.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Shows that it leads no more, and knows nothing of the cluster.
+    pub(crate) fn end_term(&self) {
+        self.is_leader.set(0);
+        self.term.set(0);
+        self.queued_events.set(0);
+        for gauge in [&self.epoch, &self.tables] {
+            gauge.set(0);
+        }
+        for by_label in [&self.nodes, &self.sessions, &self.releases] {
+            by_label.reset();
+        }
     }
 
     /// Shows a state.
@@ -94,16 +137,10 @@ impl Metrics {
 ///
 /// # Errors
 /// When `registry` has a metric of such a name already.
-pub(crate) fn register_replicas(
-    registry: &Registry,
-    states: watch::Receiver<ClusterState>,
-) -> prometheus::Result<()> {
+pub(crate) fn register_replicas(registry: &Registry, lead: &Lead) -> prometheus::Result<()> {
     let gauge = |name: &str, help: &str, count: fn((u64, u64)) -> u64| {
-        let states = states.clone();
-        let value = move || {
-            let state = states.borrow().clone();
-            count(state.replicas_placed_and_ready()) as f64
-        };
+        let lead = lead.clone();
+        let value = move || lead.state().map_or(0.0, |state| count(state.replicas_placed_and_ready()) as f64);
         registry.register(Box::new(PullingGauge::new(name, help, Box::new(value))?))
     };
     gauge(

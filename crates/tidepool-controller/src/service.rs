@@ -13,9 +13,9 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    actor::Handle,
     convert::{artifact, name, node_report_to_wire, ranker_report_to_wire},
     error::RequestError,
+    lead::Lead,
     session::{self, NodeRole, RankerRole, Role},
 };
 
@@ -24,7 +24,7 @@ const QUEUED_ANSWERS: usize = 2;
 
 /// The service. It holds no state of its own.
 pub(crate) struct ControlService {
-    pub(crate) handle: Handle,
+    pub(crate) lead: Lead,
     pub(crate) store: Arc<ArtifactStore>,
     pub(crate) lifecycle: Shutdown,
 }
@@ -32,11 +32,14 @@ pub(crate) struct ControlService {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ControlService {
-    fn open_session<R: Role>(&self, reports: Streaming<R::Report>) -> Response<Answers<R::Answer>> {
+    fn open_session<R: Role>(
+        &self,
+        reports: Streaming<R::Report>,
+    ) -> Result<Response<Answers<R::Answer>>, Status> {
         let (answers, outgoing) = mpsc::channel(QUEUED_ANSWERS);
-        let (handle, shutdown) = (self.handle.clone(), self.lifecycle.token());
+        let (handle, shutdown) = (self.lead.handle()?, self.lifecycle.token());
         self.lifecycle.spawn(session::run::<R>(handle, reports, answers, shutdown));
-        Response::new(Box::pin(ReceiverStream::new(outgoing)))
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
     /// Reads the store, on a thread that may wait for a disk.
@@ -58,18 +61,18 @@ impl ControlService {
             let tables = tables.collect::<Result<_, _>>()?;
             Ok(Event::PublishRelease { manifest, tables })
         });
-        self.handle.request(event.await?).await?;
+        self.lead.handle()?.request(event.await?).await?;
         self.release_status(&model, &release)
     }
 
     async fn promote(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
         let (of, named) = (model.clone(), release.clone());
-        self.handle.request(Event::PromoteRelease { model: of, release: named }).await?;
+        self.lead.handle()?.request(Event::PromoteRelease { model: of, release: named }).await?;
         self.release_status(&model, &release)
     }
 
     fn release_status(&self, model: &Name, release: &Name) -> Result<v1::ReleaseStatus, RequestError> {
-        let state = self.handle.state();
+        let state = self.lead.handle()?.state();
         let entry = state.map().release(model, release);
         let entry =
             entry.ok_or_else(|| RequestError::NotFound { what: format!("release {model}@{release}") })?;
@@ -83,25 +86,25 @@ impl ControlService {
         let table = request.table_version.ok_or(WireError::Missing("table_version"))?;
         let table_version: TableVersion = table.try_into()?;
         if !request.serve {
-            self.handle.request(Event::StopTable { table_version }).await?;
-            let epoch = self.handle.state().map().epoch.0;
+            self.lead.handle()?.request(Event::StopTable { table_version }).await?;
+            let epoch = self.lead.handle()?.state().map().epoch.0;
             return Ok(v1::ServeTableResponse { epoch, waiting_for: Vec::new() });
         }
         let wanted = table_version.clone();
         let table = self.read_store(move |store| store.table_manifest(&wanted)).await?;
-        self.handle.request(Event::ServeTable { table: artifact(table) }).await?;
-        let state = self.handle.state();
+        self.lead.handle()?.request(Event::ServeTable { table: artifact(table) }).await?;
+        let state = self.lead.handle()?.state();
         let waiting_for = state.table_waiting_for(&table_version);
         Ok(v1::ServeTableResponse { epoch: state.map().epoch.0, waiting_for })
     }
 
     async fn change_quotas(&self, event: Event) -> Result<v1::Quotas, RequestError> {
-        self.handle.request(event).await?;
-        Ok(self.quotas())
+        self.lead.handle()?.request(event).await?;
+        self.quotas()
     }
 
-    fn quotas(&self) -> v1::Quotas {
-        v1::Quotas { rules: quota_rules(&self.handle.state().durable.quotas) }
+    fn quotas(&self) -> Result<v1::Quotas, RequestError> {
+        Ok(v1::Quotas { rules: quota_rules(&self.lead.handle()?.state().durable.quotas) })
     }
 }
 
@@ -127,14 +130,14 @@ impl v1::control_server::Control for ControlService {
         &self,
         request: Request<Streaming<v1::NodeReport>>,
     ) -> Result<Response<Self::NodeSessionStream>, Status> {
-        Ok(self.open_session::<NodeRole>(request.into_inner()))
+        self.open_session::<NodeRole>(request.into_inner())
     }
 
     async fn ranker_session(
         &self,
         request: Request<Streaming<v1::RankerReport>>,
     ) -> Result<Response<Self::RankerSessionStream>, Status> {
-        Ok(self.open_session::<RankerRole>(request.into_inner()))
+        self.open_session::<RankerRole>(request.into_inner())
     }
 
     async fn watch_map(
@@ -142,12 +145,14 @@ impl v1::control_server::Control for ControlService {
         request: Request<v1::WatchMapRequest>,
     ) -> Result<Response<Self::WatchMapStream>, Status> {
         let have = request.into_inner().have_epoch;
+        let handle = self.lead.handle()?;
         // Another epoch is sent even when it is smaller: it is the map of another cluster, then, or of one
         // that was begun anew, and this controller's word.
-        let maps = WatchStream::new(self.handle.maps())
+        let maps = WatchStream::new(handle.maps())
             .filter(move |map| std::future::ready(map.epoch.0 != have))
             .map(|map| Ok((&*map).into()))
-            .take_until(self.lifecycle.draining());
+            .take_until(self.lifecycle.draining())
+            .take_until(async move { handle.ended().await });
         Ok(Response::new(Box::pin(maps)))
     }
 
@@ -201,14 +206,14 @@ impl v1::control_server::Control for ControlService {
     }
 
     async fn list_quotas(&self, _: Request<v1::ListQuotasRequest>) -> Result<Response<v1::Quotas>, Status> {
-        Ok(Response::new(self.quotas()))
+        Ok(Response::new(self.quotas()?))
     }
 
     async fn get_cluster(
         &self,
         _: Request<v1::GetClusterRequest>,
     ) -> Result<Response<v1::ClusterReport>, Status> {
-        let state = self.handle.state();
+        let state = self.lead.handle()?.state();
         let releases = state.map().releases.iter();
         Ok(Response::new(v1::ClusterReport {
             map: Some(state.map().into()),

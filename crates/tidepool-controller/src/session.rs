@@ -27,8 +27,8 @@ pub(crate) trait Role: Send + 'static {
     fn gone(name: Name, session: SessionId) -> Event;
     /// Whether quotas concern it.
     const QUOTAS: bool;
-    /// What the process is sent of a map, and of the quotas.
-    fn answer(map: &ClusterMap, quotas: &Quotas, name: &Name) -> Self::Answer;
+    /// What the process is sent of a map, and of the quotas, in a term.
+    fn answer(map: &ClusterMap, quotas: &Quotas, term: u64, name: &Name) -> Self::Answer;
 }
 
 pub(crate) struct NodeRole;
@@ -50,8 +50,8 @@ impl Role for NodeRole {
 
     const QUOTAS: bool = true;
 
-    fn answer(map: &ClusterMap, quotas: &Quotas, name: &Name) -> v1::Assignment {
-        (&Assignment { quotas: quotas.clone(), ..map.assignment(&NodeId(name.clone())) }).into()
+    fn answer(map: &ClusterMap, quotas: &Quotas, term: u64, name: &Name) -> v1::Assignment {
+        (&Assignment { quotas: quotas.clone(), term, ..map.assignment(&NodeId(name.clone())) }).into()
     }
 }
 
@@ -71,7 +71,7 @@ impl Role for RankerRole {
 
     const QUOTAS: bool = false;
 
-    fn answer(map: &ClusterMap, _: &Quotas, _: &Name) -> v1::ClusterMap {
+    fn answer(map: &ClusterMap, _: &Quotas, _: u64, _: &Name) -> v1::ClusterMap {
         map.into()
     }
 }
@@ -92,6 +92,7 @@ pub(crate) async fn run<R: Role>(
             let _ = answers.try_send(Err(RequestError::ShuttingDown.into()));
             return;
         }
+        () = handle.ended() => Err(RequestError::deposed()),
         ended = exchange::<R>(&handle, session, &mut reports, &answers, &mut news, &mut name) => ended,
     };
     let Some(name) = name else {
@@ -108,7 +109,8 @@ pub(crate) async fn run<R: Role>(
     if let Err(error) = ended {
         let _ = answers.try_send(Err(error.into()));
     }
-    if shutdown.is_cancelled() {
+    // The one that leads next is told by who comes to it, and by who does not.
+    if shutdown.is_cancelled() || handle.is_ended() {
         return;
     }
     // An error here is logged where it occurs, and the event is kept there.
@@ -138,6 +140,9 @@ async fn exchange<R: Role>(
                     }
                 };
                 let (reporter, event) = R::event(session, report)?;
+                if name.is_none() {
+                    warn_if_newer(handle, &reporter, &event);
+                }
                 if let Some(first) = name && *first != reporter {
                     let (first, now) = (first.to_string(), reporter.to_string());
                     return Err(RequestError::OtherName { first, now });
@@ -162,10 +167,28 @@ async fn exchange<R: Role>(
                 let Some(name) = name else { continue };
                 let map = maps.borrow_and_update().clone();
                 let quotas = quotas.borrow_and_update().clone();
-                permit.send(Ok(R::answer(&map, &quotas, name)));
+                permit.send(Ok(R::answer(&map, &quotas, handle.state().durable.term, name)));
                 to_send = false;
             }
             () = answers.closed() => return Ok(()),
         }
+    }
+}
+
+/// Says so when somebody holds a map that this controller does not know of: its state is older than the cluster.
+fn warn_if_newer(handle: &Handle, name: &Name, event: &Event) {
+    let held = match event {
+        Event::NodeReported { report, .. } => report.epoch,
+        Event::RankerReported { report, .. } => report.epoch,
+        _ => return,
+    };
+    let epoch = handle.maps().borrow().epoch;
+    if held > epoch {
+        tracing::error!(
+            %name, held_epoch = %held, %epoch,
+            "it holds a newer cluster map than this controller: the metastore was lost or put back. Nobody follows \
+             it until it is newer: run `tidepool metastore rebuild`, or `tidepool metastore restore` with \
+             --incarnation {}", held.incarnation().saturating_add(1)
+        );
     }
 }

@@ -3,9 +3,26 @@
 use serde_json::{Value, json};
 use tidepool_cluster::{ClusterState, TableLayout};
 
-use crate::metrics::state_word;
+use crate::{lead::Lead, metrics::state_word};
 
-pub(crate) fn status(state: &ClusterState) -> Value {
+/// Who leads and, if that is this controller, the state of the cluster.
+pub(crate) fn status(lead: &Lead) -> Value {
+    let standing = lead.standing();
+    let Some(term) = standing.led() else {
+        return json!({
+            "role": "controller",
+            "leading": false,
+            "leader": standing.leader,
+            "problem": standing.problem,
+        });
+    };
+    let mut status = of_cluster(&term.handle.state());
+    status["leader"] = json!(standing.leader);
+    status["term"] = json!(term.number);
+    status
+}
+
+fn of_cluster(state: &ClusterState) -> Value {
     let map = state.map();
     let (placed, ready) = state.replicas_placed_and_ready();
     let nodes: Vec<_> = map
@@ -66,6 +83,8 @@ pub(crate) fn status(state: &ClusterState) -> Value {
         .collect();
     json!({
         "role": "controller",
+        "leading": true,
+        "incarnation": map.epoch.incarnation(),
         "epoch": map.epoch,
         "partitions": { "placed": placed, "ready": ready },
         "nodes": nodes,

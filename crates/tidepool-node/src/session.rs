@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use thiserror::Error;
 use tidepool_cluster::Assignment;
 use tidepool_proto::{
-    WireError,
+    WireError, leader_of,
     v1::{self, control_client::ControlClient},
 };
 use tidepool_runtime::error::chain;
@@ -71,16 +71,26 @@ impl Session {
             self.shutdown.cancelled().await;
         }
         let mut wait = self.reconnect_min;
-        for controller in self.controllers.iter().cycle() {
+        let mut controllers = self.controllers.iter().cloned().cycle();
+        // Whom a follower has named.
+        let mut leader = None;
+        while let Some(controller) = leader.take().or_else(|| controllers.next()) {
             let mut welcomed = false;
             let ended = tokio::select! {
                 () = self.shutdown.cancelled() => return,
-                ended = self.session(controller, &mut welcomed) => ended,
+                ended = self.session(&controller, &mut welcomed) => ended,
             };
             if welcomed {
                 wait = self.reconnect_min;
             }
-            if let Err(error) = ended {
+            if let Err(SessionError::Refused(status)) = &ended
+                && let Some(named) = leader_of(status)
+                && *named != controller
+            {
+                tracing::debug!(%controller, leader = named, "the controller does not lead");
+                leader = Some(named.to_owned());
+                wait = self.reconnect_min;
+            } else if let Err(error) = ended {
                 tracing::warn!(%controller, error = chain(&error), retry_in = ?wait, "no session with the controller");
             }
             tokio::select! {
@@ -122,7 +132,7 @@ impl Session {
             tokio::select! {
                 message = incoming.message() => {
                     let message = message.map_err(|status| SessionError::Broken(Box::new(status)))?;
-                    self.take(message.ok_or(SessionError::Ended)?.try_into()?);
+                    self.take(controller, message.ok_or(SessionError::Ended)?.try_into()?);
                     *welcomed = true;
                     continue;
                 }
@@ -138,9 +148,19 @@ impl Session {
         }
     }
 
-    /// Hands an assignment to the loader, unless it is the one that is being worked on.
-    fn take(&self, assignment: Assignment) {
+    /// Hands an assignment to the loader, unless it is the one that is being worked on, or older: that a controller
+    /// has lost its state, or does not know that it was deposed, is no reason to let partitions go.
+    fn take(&self, controller: &str, assignment: Assignment) {
         self.assignments.send_if_modified(|current| {
+            if let Some(held) = current.as_deref().filter(|held| assignment.is_older_than(held)) {
+                tracing::warn!(
+                    %controller, epoch = %assignment.epoch, term = assignment.term, held_epoch = %held.epoch,
+                    held_term = held.term,
+                    "the controller's assignment is older than the one that is served, and is passed over: if its \
+                     metastore was lost, run `tidepool metastore rebuild`, or restore a backup"
+                );
+                return false;
+            }
             let new = current.as_deref() != Some(&assignment);
             if new {
                 *current = Some(Arc::new(assignment));

@@ -147,7 +147,8 @@ impl From<&Assignment> for v1::Assignment {
             partitions: t.partitions.iter().map(|p| p.0).collect(),
         };
         let quotas = quota_rules(&from.quotas);
-        Self { epoch: from.epoch.0, tables: from.tables.iter().map(table).collect(), quotas }
+        let tables = from.tables.iter().map(table).collect();
+        Self { epoch: from.epoch.0, tables, quotas, term: from.term }
     }
 }
 
@@ -163,7 +164,7 @@ impl TryFrom<v1::Assignment> for Assignment {
             Ok(TableAssignment { schema, partitions: t.partitions.into_iter().map(PartitionIndex).collect() })
         };
         let tables = from.tables.into_iter().map(table).collect::<Result<_, WireError>>()?;
-        Ok(Self { epoch: Epoch(from.epoch), tables, quotas: quotas(from.quotas)? })
+        Ok(Self { epoch: Epoch(from.epoch), term: from.term, tables, quotas: quotas(from.quotas)? })
     }
 }
 
@@ -253,14 +254,32 @@ impl TryFrom<v1::PartitionStatus> for PartitionStatus {
     }
 }
 
+impl From<ReleaseState> for v1::ReleaseState {
+    fn from(from: ReleaseState) -> Self {
+        match from {
+            ReleaseState::Loading => Self::Loading,
+            ReleaseState::Ready => Self::Ready,
+            ReleaseState::Current => Self::Current,
+            ReleaseState::Previous => Self::Previous,
+        }
+    }
+}
+
+/// The state of a release; `None` when the message does not say.
+#[must_use]
+pub const fn release_state(from: v1::ReleaseState) -> Option<ReleaseState> {
+    match from {
+        v1::ReleaseState::Loading => Some(ReleaseState::Loading),
+        v1::ReleaseState::Ready => Some(ReleaseState::Ready),
+        v1::ReleaseState::Current => Some(ReleaseState::Current),
+        v1::ReleaseState::Previous => Some(ReleaseState::Previous),
+        v1::ReleaseState::Unspecified => None,
+    }
+}
+
 impl From<&ReleaseEntry> for v1::ReleaseEntry {
     fn from(from: &ReleaseEntry) -> Self {
-        let state = match from.state {
-            ReleaseState::Loading => v1::ReleaseState::Loading,
-            ReleaseState::Ready => v1::ReleaseState::Ready,
-            ReleaseState::Current => v1::ReleaseState::Current,
-            ReleaseState::Previous => v1::ReleaseState::Previous,
-        };
+        let state = v1::ReleaseState::from(from.state);
         Self {
             model: from.model.to_string(),
             release: from.release.to_string(),
@@ -274,13 +293,7 @@ impl TryFrom<v1::ReleaseEntry> for ReleaseEntry {
     type Error = WireError;
 
     fn try_from(from: v1::ReleaseEntry) -> Result<Self, WireError> {
-        let state = match from.state() {
-            v1::ReleaseState::Loading => ReleaseState::Loading,
-            v1::ReleaseState::Ready => ReleaseState::Ready,
-            v1::ReleaseState::Current => ReleaseState::Current,
-            v1::ReleaseState::Previous => ReleaseState::Previous,
-            v1::ReleaseState::Unspecified => return Err(WireError::Missing("state")),
-        };
+        let state = release_state(from.state()).ok_or(WireError::Missing("state"))?;
         Ok(Self {
             model: name("model", from.model)?,
             release: name("release", from.release)?,
@@ -396,6 +409,7 @@ mod tests {
         let mut assignment = map.assignment(&NodeId(Name::new("a-1").unwrap()));
         let rows = Quota { rows_per_second: Some(7), bytes_per_second: None };
         let bytes = Quota { rows_per_second: None, bytes_per_second: Some(9) };
+        assignment.term = 3;
         assignment.quotas.default = Some(rows);
         assignment.quotas.tenants.insert(Name::new("ads").unwrap(), bytes);
         assert_eq!(assignment.tables[0].partitions, [PartitionIndex(0), PartitionIndex(1)]);

@@ -13,8 +13,11 @@ mod status;
 mod stream;
 
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
-pub use convert::{WireError, quota_rules, quota_tenant, quotas};
-pub use status::{CODE_HEADER, EPOCH_HEADER, code_of, code_of_failure, epoch_of, failure_of, status_of};
+pub use convert::{WireError, quota_rules, quota_tenant, quotas, release_state};
+pub use status::{
+    CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, code_of, code_of_failure, epoch_of, failure_of, leader_of,
+    not_leader, status_of,
+};
 pub use stream::{StandIn, answer_stream};
 
 /// Package `tidepool.v1`, generated.

@@ -7,6 +7,8 @@ use crate::v1;
 
 /// Metadata key that holds the error code's word.
 pub const CODE_HEADER: &str = "tidepool-code";
+/// Metadata key that holds `host:port` of the controller that leads, with `not_leader`, where it is known.
+pub const LEADER_HEADER: &str = "tidepool-leader";
 /// Metadata key that holds the answering node's epoch, with `not_served`.
 pub const EPOCH_HEADER: &str = "tidepool-epoch";
 
@@ -16,7 +18,7 @@ pub fn status_of(code: ErrorCode, message: impl Into<String>, epoch: Option<Epoc
     let grpc = match code {
         ErrorCode::InvalidRequest => Code::InvalidArgument,
         ErrorCode::NotFound => Code::NotFound,
-        ErrorCode::NotServed | ErrorCode::Conflict => Code::FailedPrecondition,
+        ErrorCode::NotServed | ErrorCode::NotLeader | ErrorCode::Conflict => Code::FailedPrecondition,
         ErrorCode::Overloaded | ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorCode::Unavailable => Code::Unavailable,
@@ -52,6 +54,24 @@ pub fn code_of(status: &Status) -> ErrorCode {
     }
 }
 
+/// The status of a request that another controller must be asked, `leader` if it is known.
+#[must_use]
+pub fn not_leader(message: impl Into<String>, leader: Option<&str>) -> Status {
+    let mut status = status_of(ErrorCode::NotLeader, message, None);
+    if let Some(leader) = leader.and_then(|leader| leader.parse().ok()) {
+        status.metadata_mut().insert(LEADER_HEADER, leader);
+    }
+    status
+}
+
+/// `host:port` of the controller that a `not_leader` status names.
+#[must_use]
+pub fn leader_of(status: &Status) -> Option<&str> {
+    (code_of(status) == ErrorCode::NotLeader)
+        .then(|| status.metadata().get(LEADER_HEADER)?.to_str().ok())
+        .flatten()
+}
+
 /// The epoch that came with a `not_served` status.
 #[must_use]
 pub fn epoch_of(status: &Status) -> Option<Epoch> {
@@ -83,6 +103,15 @@ mod tests {
             assert_eq!(code_of_failure(&failure_of(code, "text", Some(Epoch(7)))), (code, Some(Epoch(7))));
             assert_eq!(code_of_failure(&failure_of(code, "text", None)), (code, None));
         }
+    }
+
+    #[test]
+    fn a_follower_names_the_leader_if_it_knows_it() {
+        let status = not_leader("another leads", Some("c-2:7400"));
+        assert_eq!((code_of(&status), leader_of(&status)), (ErrorCode::NotLeader, Some("c-2:7400")));
+        assert_eq!(leader_of(&not_leader("nobody leads", None)), None);
+        assert_eq!(leader_of(&not_leader("a bad address", Some("c\n2"))), None);
+        assert_eq!(leader_of(&Status::unavailable("refused")), None);
     }
 
     #[test]

@@ -272,6 +272,7 @@ impl Loader {
                 State::Failed(problem) => problem.clone(),
                 State::Loading | State::Ready(_) => String::new(),
             },
+            state: v1::ReleaseState::from(slot.entry.state).into(),
         };
         let releases: Vec<_> = now.slots.iter().map(release).collect();
         self.reports.send_if_modified(|report| {

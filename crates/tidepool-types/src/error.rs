@@ -23,6 +23,8 @@ pub enum ErrorCode {
     DeadlineExceeded,
     /// The peer could not be reached, or is shutting down.
     Unavailable,
+    /// This controller does not lead; another does, or will soon. Nothing was done.
+    NotLeader,
     /// It conflicts with what is there (a name is taken, a release is not ready).
     Conflict,
     /// Stored bytes are not what was written.
@@ -33,7 +35,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::InvalidRequest,
         Self::NotFound,
         Self::NotServed,
@@ -41,6 +43,7 @@ impl ErrorCode {
         Self::QuotaExceeded,
         Self::DeadlineExceeded,
         Self::Unavailable,
+        Self::NotLeader,
         Self::Conflict,
         Self::Corrupt,
         Self::Internal,
@@ -51,7 +54,12 @@ impl ErrorCode {
     pub const fn retry_elsewhere(self) -> bool {
         matches!(
             self,
-            Self::NotServed | Self::Overloaded | Self::Unavailable | Self::Corrupt | Self::Internal
+            Self::NotServed
+                | Self::NotLeader
+                | Self::Overloaded
+                | Self::Unavailable
+                | Self::Corrupt
+                | Self::Internal
         )
     }
 
@@ -66,6 +74,7 @@ impl ErrorCode {
             Self::QuotaExceeded => "quota_exceeded",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Unavailable => "unavailable",
+            Self::NotLeader => "not_leader",
             Self::Conflict => "conflict",
             Self::Corrupt => "corrupt",
             Self::Internal => "internal",
@@ -85,7 +94,7 @@ impl ErrorCode {
             Self::InvalidRequest => 400,
             Self::NotFound => 404,
             Self::Conflict => 409,
-            Self::NotServed => 421,
+            Self::NotServed | Self::NotLeader => 421,
             Self::Overloaded | Self::QuotaExceeded => 429,
             Self::Corrupt | Self::Internal => 500,
             Self::Unavailable => 503,

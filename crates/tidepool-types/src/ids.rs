@@ -18,9 +18,27 @@ impl fmt::Display for NodeId {
 }
 
 /// The number of a cluster map. Each published map has a larger one than the map before it.
+///
+/// The upper 32 bits are the **incarnation** of the durable state: 0 until the state is restored from a backup or
+/// rebuilt, then one more. So the maps of a state that was put back in time are still newer than those that
+/// nodes and rankers hold of the state that was lost. The lower 32 bits count the maps of an incarnation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch before the first map of an incarnation.
+    #[must_use]
+    pub const fn before(incarnation: u32) -> Self {
+        Self((incarnation as u64) << u32::BITS)
+    }
+
+    /// How many times the durable state was restored or rebuilt.
+    #[must_use]
+    pub const fn incarnation(self) -> u32 {
+        (self.0 >> u32::BITS) as u32
+    }
+}
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod random;
+mod rebuilds;
 mod steps;
 
 const SETTINGS: Settings =
@@ -86,6 +87,7 @@ fn ranker_report(ranker: &str, ready: &[(&str, &str)]) -> RankerReport {
         release: name(release),
         ready: true,
         problem: String::new(),
+        state: None,
     });
     RankerReport {
         ranker: name(ranker),

@@ -1,23 +1,18 @@
 //! The embedded metastore: one file in a directory of its own, replaced whole.
 //!
-//! ```text
-//! tidepool-metastore 1 revision=7 bytes=1234 crc32c=0a1b2c3d\n
-//! <the document, 1234 bytes>
-//! ```
-//! The checksum covers the revision (8 bytes, little-endian) and the document. A new state is written to a
-//! temporary file, synced, renamed over the old one, and the directory is synced.
+//! A new state is written to a temporary file, synced, renamed over the old one, and the directory is synced.
 
 use std::path::{Path, PathBuf};
 
 use crate::metastore::{
-    Metastore, MetastoreError, Versioned,
+    Elected, Election, Lease, Metastore, MetastoreError, RealDisk, Seen, Versioned,
     disk::{Disk, DiskLock},
+    document::{decode, encode},
 };
 
 const STATE_FILE: &str = "state";
 const TEMP_FILE: &str = "state.tmp";
 const LOCK_FILE: &str = "lock";
-const MAGIC: &str = "tidepool-metastore 1";
 
 /// The metastore in a directory. It holds the directory's lock as long as it lives.
 pub struct FileMetastore {
@@ -43,6 +38,20 @@ impl FileMetastore {
     /// [`MetastoreError::InUse`] when another process has it; [`MetastoreError::Corrupt`] when the file is
     /// damaged; [`MetastoreError::Io`].
     pub fn open(disk: Box<dyn Disk>, dir: impl Into<PathBuf>) -> Result<Self, MetastoreError> {
+        let (store, found) = Self::open_to_replace(disk, dir)?;
+        found?;
+        Ok(store)
+    }
+
+    /// Opens it for who will replace what is there, which is given back. Where that is damaged, storing expects
+    /// revision 0.
+    ///
+    /// # Errors
+    /// [`MetastoreError::InUse`] when another process has it; [`MetastoreError::Io`].
+    pub(crate) fn open_to_replace(
+        disk: Box<dyn Disk>,
+        dir: impl Into<PathBuf>,
+    ) -> Result<(Self, Result<Option<Versioned>, MetastoreError>), MetastoreError> {
         let dir = dir.into();
         disk.create_dir_all(&dir).map_err(io("create the directory", &dir))?;
         let path = dir.join(LOCK_FILE);
@@ -52,9 +61,21 @@ impl FileMetastore {
         // others, so it must not be lost any more.
         disk.sync_dir(&dir).map_err(io("sync the directory", &dir))?;
         let mut store = Self { disk, dir, current: 0, tried: 0, _lock: lock };
-        store.current = store.load()?.map_or(0, |found| found.revision);
-        store.tried = store.current;
-        Ok(store)
+        let found = store.load();
+        if let Ok(Some(found)) = &found {
+            (store.current, store.tried) = (found.revision, found.revision);
+        }
+        Ok((store, found))
+    }
+
+    /// The document in `dir`, which another process may have; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`MetastoreError::Corrupt`], [`MetastoreError::Io`].
+    pub(crate) fn peek(disk: &dyn Disk, dir: &Path) -> Result<Option<Versioned>, MetastoreError> {
+        let path = dir.join(STATE_FILE);
+        let bytes = disk.read(&path).map_err(io("read", &path))?;
+        bytes.map(|bytes| decode(&path.display().to_string(), &bytes)).transpose()
     }
 
     /// The file that holds the document.
@@ -66,22 +87,20 @@ impl FileMetastore {
 
 impl Metastore for FileMetastore {
     fn load(&mut self) -> Result<Option<Versioned>, MetastoreError> {
-        let path = self.path();
-        let bytes = self.disk.read(&path).map_err(io("read", &path))?;
-        bytes.map(|bytes| decode(&path, &bytes)).transpose()
+        Self::peek(&*self.disk, &self.dir)
     }
 
     fn store(&mut self, expected: u64, document: &[u8]) -> Result<u64, MetastoreError> {
         let path = self.path();
         if expected != self.current {
-            return Err(MetastoreError::Conflict { path, expected, found: self.current });
+            let (place, found) = (path.display().to_string(), self.current);
+            return Err(MetastoreError::Conflict { place, expected, found });
         }
         self.tried += 1;
         let revision = self.tried;
         let temp = self.dir.join(TEMP_FILE);
         let mut file = self.disk.create(&temp).map_err(io("create", &temp))?;
-        file.write_all(header(revision, document).as_bytes()).map_err(io("write", &temp))?;
-        file.write_all(document).map_err(io("write", &temp))?;
+        file.write_all(&encode(revision, document)).map_err(io("write", &temp))?;
         file.sync().map_err(io("sync", &temp))?;
         drop(file);
         self.disk.rename(&temp, &path).map_err(io("replace", &path))?;
@@ -91,32 +110,30 @@ impl Metastore for FileMetastore {
     }
 }
 
-fn header(revision: u64, document: &[u8]) -> String {
-    let (bytes, checksum) = (document.len(), checksum(revision, document));
-    format!("{MAGIC} revision={revision} bytes={bytes} crc32c={checksum:08x}\n")
+/// The election of the embedded metastore: who has the lock on the directory leads, as long as it lives.
+#[derive(Debug)]
+pub struct FileElection {
+    dir: PathBuf,
 }
 
-fn checksum(revision: u64, document: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&revision.to_le_bytes()), document)
-}
-
-fn decode(path: &Path, bytes: &[u8]) -> Result<Versioned, MetastoreError> {
-    let corrupt =
-        |problem: &str| MetastoreError::Corrupt { path: path.to_owned(), problem: problem.to_owned() };
-    let end = bytes.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt("it has no header"))?;
-    let (line, document) = (&bytes[..end], &bytes[end + 1..]);
-    let line = std::str::from_utf8(line).map_err(|_| corrupt("its header is not text"))?;
-    let fields = line.strip_prefix(MAGIC).ok_or_else(|| corrupt("its header is not ours"))?;
-    let revision = fields
-        .split(' ')
-        .find_map(|field| field.strip_prefix("revision="))
-        .and_then(|text| text.parse::<u64>().ok())
-        .ok_or_else(|| corrupt("its header has no revision"))?;
-    // The header is made again and must be the same: so length, checksum and their spelling are checked at once.
-    if header(revision, document).as_bytes() != &bytes[..=end] {
-        return Err(corrupt("its length or checksum is not what its header says"));
+impl FileElection {
+    /// For the metastore in `dir`.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
     }
-    Ok(Versioned { revision, document: document.to_vec() })
+}
+
+#[tonic::async_trait]
+impl Election for FileElection {
+    /// Answers at once: with the directory's lock, or why it is not to be had.
+    async fn campaign(&mut self, _: &Seen) -> Result<Elected, MetastoreError> {
+        // Small files of one directory: short enough to wait for.
+        let metastore = FileMetastore::open(Box::new(RealDisk), &self.dir)?;
+        Ok(Elected { metastore: Box::new(metastore), lease: Lease::for_ever() })
+    }
+
+    async fn resign(&mut self) {}
 }
 
 /// For `map_err`: "could not `tried` `path`".

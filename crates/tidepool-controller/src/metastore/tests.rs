@@ -286,8 +286,8 @@ fn after_a_crash_at_any_call_the_state_is_the_old_one_or_the_new_one() {
         }
         at += 1;
     }
-    // Opening is four calls, each of the three writes six.
-    assert!(at > 4 + 6 * WRITES, "only {at} calls were crashed");
+    // Opening is four calls, each of the three writes five.
+    assert!(at > 4 + 5 * WRITES, "only {at} calls were crashed");
 }
 
 #[test]
@@ -306,8 +306,8 @@ fn what_was_read_after_a_kill_survives_the_power_going() {
         write(&disk, 0);
         let mut store = open(&disk).unwrap();
         let revision = store.load().unwrap().unwrap().revision;
-        // The sixth call is the syncing of the directory.
-        disk.crash_after(6, seed);
+        // The fifth call is the syncing of the directory.
+        disk.crash_after(5, seed);
         assert!(store.store(revision, &document(10)).is_err());
         drop(store);
         disk.state().off = false;
@@ -326,7 +326,7 @@ fn a_failed_store_can_be_tried_again() {
     let disk = MemoryDisk::default();
     let mut store = open(&disk).unwrap();
     let first = store.store(0, b"one").unwrap();
-    disk.crash_after(5, 0);
+    disk.crash_after(4, 0);
     assert!(matches!(store.store(first, b"two"), Err(MetastoreError::Io { .. })));
     disk.state().off = false;
     disk.state().crash_at = None;

@@ -51,6 +51,7 @@ async fn promote_is_refused_until_nodes_and_rankers_have_loaded() {
             release: "r1".into(),
             ready,
             problem: String::new(),
+            ..v1::RankerRelease::default()
         }],
         ..v1::RankerReport::default()
     };

@@ -68,6 +68,14 @@ impl FakeController {
             .unwrap_or_else(|_| panic!("no such report came; the last one is {:#?}", *self.reports.borrow()))
     }
 
+    /// Waits until so many more reports have come: what was assigned before them has been received.
+    pub(crate) async fn beats(&mut self, reports: usize) {
+        self.reports.mark_unchanged();
+        for _ in 0..reports {
+            timeout(DEADLINE, self.reports.changed()).await.unwrap().unwrap();
+        }
+    }
+
     /// The partitions of the report in which none of `epoch` is loading any more.
     pub(crate) async fn settled(&mut self, epoch: u64) -> Vec<PartitionStatus> {
         let loading = |p: &v1::PartitionStatus| p.state() == v1::PartitionState::Loading;

@@ -9,7 +9,7 @@ use std::{
 use tidepool_cluster::{Assignment, PartitionState};
 use tidepool_node::{RawConfig, StartError};
 use tidepool_proto::{code_of, v1};
-use tidepool_types::{ErrorCode, Keying, RowFormat, TableSchema};
+use tidepool_types::{Epoch, ErrorCode, Keying, RowFormat, TableSchema};
 
 use crate::{
     control::FakeController,
@@ -355,4 +355,35 @@ async fn the_same_answers_wherever_rows_lie_and_status_says_what_is_in_memory() 
         }
         node.stop().await;
     }
+}
+
+/// A controller that was deposed, or that has lost its state, takes nothing back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_assignment_is_passed_over_and_a_new_incarnation_is_not() {
+    let site = Site::new();
+    let schema = table(&site, "v1");
+    let of =
+        |epoch, term, partitions: &[u32]| Assignment { term, ..assignment(epoch, &[(&schema, partitions)]) };
+    let mut controller = FakeController::start(&of(9, 4, &[0, 1])).await;
+    let node = TestNode::start(site.following(&controller)).await;
+    controller.ready(9).await;
+    for stale in [of(9, 3, &[0]), of(8, 4, &[0]), of(1, 1, &[])] {
+        controller.assign(&stale);
+        controller.beats(3).await;
+        assert_eq!(node.running.status()["epoch"].as_u64(), Some(9));
+        assert_eq!(found(&node, &schema, 1).await, Ok(10));
+    }
+    controller.assign(&of(10, 4, &[0, 1, 2]));
+    controller.ready(10).await;
+    let restored = Epoch::before(1).0 + 1;
+    controller.assign(&of(restored, 1, &[2]));
+    controller.ready(restored).await;
+    assert_eq!(found(&node, &schema, 1).await, Err(ErrorCode::NotServed));
+
+    // A controller that knows of nothing: the node goes on as it was.
+    controller.assign(&of(1, 1, &[]));
+    controller.beats(3).await;
+    assert_eq!(node.running.status()["epoch"].as_u64(), Some(restored));
+    assert_eq!(found(&node, &schema, 2).await, Ok(10));
+    node.stop().await;
 }

@@ -1,0 +1,101 @@
+//! The Controllers service: who leads, and the rebuilding of a lost state.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tidepool_cluster::{ClusterState, Event, Rebuilt, Remains, rebuild};
+use tidepool_proto::v1;
+use tidepool_runtime::error::chain;
+use tidepool_store::ArtifactStore;
+use tidepool_types::TableVersion;
+use tokio::task::spawn_blocking;
+use tonic::{Request, Response, Status};
+
+use crate::{convert::artifact, error::RequestError, lead::Lead};
+
+/// The service. It holds no state of its own.
+pub(crate) struct ControllersService {
+    pub(crate) lead: Lead,
+    pub(crate) store: Arc<ArtifactStore>,
+}
+
+impl ControllersService {
+    async fn rebuild(&self, dry_run: bool) -> Result<v1::RebuildReport, RequestError> {
+        let handle = self.lead.handle()?;
+        let (store, state) = (self.store.clone(), handle.state());
+        let read = spawn_blocking(move || remains(&store, &state)).await;
+        let (remains, mut problems) = read.map_err(|e| RequestError::Internal(e.to_string()))?;
+        let Rebuilt { durable, tables, problems: lost } = rebuild(&handle.state(), &remains);
+        problems.extend(lost);
+        // The state machine numbers the map.
+        let epoch = durable.map.epoch.0 + 1;
+        if !dry_run {
+            handle.request(Event::Rebuild { remains }).await?;
+            tracing::warn!(epoch, "the durable state was made anew from what nodes hold");
+        }
+        let table = |(table, placed, found): (TableVersion, u32, u32)| v1::RebuiltTable {
+            table_version: Some((&table).into()),
+            placed,
+            found,
+        };
+        Ok(v1::RebuildReport {
+            epoch,
+            nodes: u32::try_from(durable.map.nodes.len()).unwrap_or(u32::MAX),
+            tables: tables.into_iter().map(table).collect(),
+            releases: durable.map.releases.iter().map(Into::into).collect(),
+            problems,
+        })
+    }
+}
+
+/// The manifests of what nodes and rankers report, and which of them are not to be had.
+fn remains(store: &ArtifactStore, state: &ClusterState) -> (Remains, Vec<String>) {
+    let (mut remains, mut problems) = (Remains::default(), Vec::new());
+    let releases: BTreeSet<_> = state
+        .ranker_reports()
+        .flat_map(|report| report.releases.iter().map(|r| (r.model.clone(), r.release.clone())))
+        .collect();
+    let mut tables: BTreeSet<_> = state
+        .node_reports()
+        .flat_map(|report| report.partitions.iter().map(|status| status.table_version.clone()))
+        .collect();
+    for (model, release) in releases {
+        match store.release(&model, &release) {
+            Ok(files) => {
+                tables.extend(files.manifest.tables.iter().cloned());
+                remains.manifests.push(files.manifest);
+            }
+            Err(error) => problems.push(format!("release {model}@{release}: {}", chain(&error))),
+        }
+    }
+    for table in tables {
+        match store.table_manifest(&table) {
+            Ok(manifest) => remains.tables.push(artifact(manifest)),
+            Err(error) => problems.push(format!("table {table}: {}", chain(&error))),
+        }
+    }
+    (remains, problems)
+}
+
+#[tonic::async_trait]
+impl v1::controllers_server::Controllers for ControllersService {
+    async fn get_standing(
+        &self,
+        _: Request<v1::GetStandingRequest>,
+    ) -> Result<Response<v1::Standing>, Status> {
+        let standing = self.lead.standing();
+        let term = standing.led().map(|term| term.number);
+        Ok(Response::new(v1::Standing {
+            leading: term.is_some(),
+            term: term.unwrap_or(0),
+            leader: standing.leader.unwrap_or_default(),
+            problem: standing.problem,
+        }))
+    }
+
+    async fn rebuild(
+        &self,
+        request: Request<v1::RebuildRequest>,
+    ) -> Result<Response<v1::RebuildReport>, Status> {
+        Ok(Response::new(Self::rebuild(self, request.into_inner().dry_run).await?))
+    }
+}
