@@ -38,8 +38,8 @@ const WARM_UP_ROUNDS: u64 = 8;
 const MAPPED_BYTES: u64 = 1 << 20;
 const WARM_UP_SHARE: u64 = 4;
 /// What the nodes together, and the process of the client, may grow by over the second half of the lookups, by a
-/// line through the samples.
-const MAX_GROWTH_BYTES: u64 = 16 << 20;
+/// line through the samples. Allocators keep and give back tens of MiB, and that line is off by some of it.
+const MAX_GROWTH_BYTES: u64 = 32 << 20;
 
 /// What is asked in a round, and how.
 fn draw(table: BenchTable, random: &mut Random) -> (Asked, LookupOptions) {
@@ -111,13 +111,13 @@ pub(super) async fn run(
     soak.judge(&mut report);
     report.promise(breaks > 0, format!("connections were broken {breaks} times"));
     // A short soak sees buffers and caches fill.
-    for (who, growth) in [("the nodes", &of_nodes), ("the client's process", &of_client)] {
-        let over_half = growth.over_half() / 1024.0;
+    for (whose, growth) in [("the nodes", &of_nodes), ("the client's process", &of_client)] {
         report.promise_of_time(
             growth.over_half() <= MAX_GROWTH_BYTES as f64,
             format!(
-                "{who} go on growing by {over_half:.0} KiB of anonymous memory over the second half of the \
-                 lookups, {:.0} bytes a lookup; at most {} KiB",
+                "anonymous memory of {whose} grows by {:.0} KiB over the second half of the lookups, {:.0} bytes a \
+                 lookup; at most {} KiB",
+                growth.over_half() / 1024.0,
                 growth.bytes_per_work(),
                 MAX_GROWTH_BYTES >> 10
             ),
