@@ -1,5 +1,5 @@
-//! Several times what a node takes on is asked of it. It goes on with as much as before, refuses the rest at
-//! once, and does not grow. What it takes on is set low, so that the machine has room for whoever asks.
+//! Several times what nodes take on is asked of them. They go on with as much as before, refuse the rest at
+//! once, and do not grow. What they take on is set low, so that the machine has room for whoever asks.
 
 use std::time::Duration;
 
@@ -17,15 +17,17 @@ use crate::{
     load::{Asked, BatchShape, LoadReport, LoadSpec, Rate, run as load},
 };
 
-/// Rows that the node takes on in a second.
+/// Nodes that share the table: a request is answered when all of them take it on.
+const NODES: u32 = 2;
+/// Rows that a node takes on in a second.
 const ROWS_PER_SECOND: u32 = 200_000;
-/// Ids of a request; each is a row to the node, and the feature is one more.
-const IDS: u32 = 249;
-/// What is offered, as multiples of what the node takes on.
+/// Ids of a request; each is a row to its node, and to each node the feature is one more.
+const IDS: u32 = 248;
+/// What is offered, as multiples of what the nodes take on.
 const STEPS: [f64; 6] = [0.5, 0.75, 1.0, 1.5, 2.0, 3.0];
 /// What of the best goodput must be left at the last step.
 const LEAST_GOODPUT: f64 = 0.9;
-/// What the node may grow by from the first step to the last.
+/// What the nodes may grow by, together, from the first step to the last.
 const MAX_GROWTH_BYTES: u64 = 64 << 20;
 
 pub(super) async fn run(
@@ -34,7 +36,7 @@ pub(super) async fn run(
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(Drill::Overload, params);
     let keys = [("admission_rows_per_second".to_owned(), i64::from(ROWS_PER_SECOND).into())];
-    let site = Site::start(params, (1, 1), toml::Table::from_iter(keys), progress).await?;
+    let site = Site::start(params, (1, NODES as usize), toml::Table::from_iter(keys), progress).await?;
     // A caller that asks again what was refused would offer more than it is told to.
     let config = ClientConfig {
         hedge: HedgeConfig { budget: 0.0, burst: 0, ..HedgeConfig::default() },
@@ -42,7 +44,7 @@ pub(super) async fn run(
         ..ClientConfig::default()
     };
     let client = site.client(config).await?;
-    let full = f64::from(ROWS_PER_SECOND) / f64::from(IDS + 1);
+    let full = f64::from(ROWS_PER_SECOND) / f64::from(IDS / NODES + 1);
     offer(&site, &client, params, 0.5 * full, params.phase / 2, 0).await?;
 
     let nodes = site.cluster.nodes();
@@ -64,7 +66,10 @@ pub(super) async fn run(
         if multiple > 1.5 {
             report.promise(
                 refused > 0.0 && load.failed_requests() > 0,
-                format!("{multiple:.2}x: the node refused {refused}, callers saw {}", load.failed_requests()),
+                format!(
+                    "{multiple:.2}x: the nodes refused {refused}, callers saw {}",
+                    load.failed_requests()
+                ),
             );
         }
         goodput.push(share);
@@ -75,7 +80,7 @@ pub(super) async fn run(
     report.promise_of_time(
         last >= LEAST_GOODPUT * peak,
         format!(
-            "at {}x what the node takes on, goodput is {:.1} % of the peak; at least {:.0} %",
+            "at {}x what the nodes take on, goodput is {:.1} % of the peak; at least {:.0} %",
             STEPS[STEPS.len() - 1],
             100.0 * last / peak,
             100.0 * LEAST_GOODPUT
@@ -84,7 +89,7 @@ pub(super) async fn run(
     let grown = Resident::of(nodes).anonymous_bytes.saturating_sub(before);
     report.promise(
         grown <= MAX_GROWTH_BYTES,
-        format!("the node has grown by {} KiB; at most {}", grown >> 10, MAX_GROWTH_BYTES >> 10),
+        format!("the nodes have grown by {} KiB; at most {}", grown >> 10, MAX_GROWTH_BYTES >> 10),
     );
     report.figure("peak_goodput_share", peak);
     report.figure("last_goodput_share", last);
@@ -93,8 +98,13 @@ pub(super) async fn run(
     Ok(report)
 }
 
+/// Lookups that nodes have refused because they had enough to do.
 async fn overloaded(site: &Site) -> Result<f64, BenchError> {
-    metric(&site.cluster.nodes()[0], "tidepool_node_lookups_total{code=\"overloaded\"}").await
+    let mut refused = 0.0;
+    for node in site.cluster.nodes() {
+        refused += metric(node, "tidepool_node_lookups_total{code=\"overloaded\"}").await?;
+    }
+    Ok(refused)
 }
 
 async fn offer(

@@ -1,26 +1,31 @@
 //! One tenant asks for several times its quota, another for the same as ever. The first is refused what is
-//! over its quota; the second does not notice.
+//! over its quota, by each of the nodes that share the table; the second does not notice.
 
 use std::time::Duration;
 
 use tidepool_client::{Client, ClientConfig, HedgeConfig, LookupOptions, RetryConfig};
-use tidepool_types::Name;
+use tidepool_types::{ErrorCode, Name};
 
 use super::{
     Drill, Params, Report,
     load::{TIMEOUT, asked, nothing_failed, nothing_wrong, p99_ms},
-    site::{LOOK_AGAIN, RETURN_TIMEOUT, Site},
+    site::{LOOK_AGAIN, RETURN_TIMEOUT, Site, metric},
 };
 use crate::{
     BenchError, Spread,
     load::{Asked, BatchShape, LoadReport, LoadSpec, Rate, run as load},
+    process::Process,
 };
 
 /// Who asks for too much, and who does not.
 const OFFENDER: &str = "offender";
 const NEIGHBOUR: &str = "neighbour";
-/// Rows that the offender may ask for in a second.
+/// Nodes that share the table: a request is an offence on each of them.
+const NODES: usize = 2;
+/// Rows that the offender may ask each node for in a second.
 const ROWS_PER_SECOND: u64 = 25_000;
+/// What a node counts of such refusals.
+const REFUSED: &str = "tidepool_node_lookups_total{code=\"quota_exceeded\"}";
 /// How many times that it asks for, at least.
 const OFFENCE: f64 = 4.0;
 /// What the neighbour's p99 may move by.
@@ -33,7 +38,7 @@ pub(super) async fn run(
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(Drill::Quota, params);
-    let site = Site::start(params, (1, 1), toml::Table::new(), progress).await?;
+    let site = Site::start(params, (1, NODES), toml::Table::new(), progress).await?;
     let config = |tenant: &str| ClientConfig {
         tenant: tenant.to_owned(),
         hedge: HedgeConfig { budget: 0.0, burst: 0, ..HedgeConfig::default() },
@@ -46,8 +51,8 @@ pub(super) async fn run(
     slice_of(&site, &neighbour, params.rate, params.seed, slice).await?;
     wait_for_refusals(&site, &offender, params).await?;
 
-    // In the node's rows: at least the ids and one feature.
-    let rows_per_request = (asked(site.table, 0).ids() + 1) as f64;
+    // In the rows of a node: its share of the ids, at least, and one feature.
+    let rows_per_request = (asked(site.table, 0).ids() / NODES + 1) as f64;
     let offence = OFFENCE * ROWS_PER_SECOND as f64 / rows_per_request;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let (mut refused, mut asked_for, mut untyped) = (0, 0, 0);
@@ -105,17 +110,31 @@ async fn slice_of(
     load(client, &spec).await
 }
 
-/// A rule reaches nodes a moment after the controller has taken it.
+/// A rule reaches nodes a moment after the controller has taken it: asks until each of them has refused something.
 async fn wait_for_refusals(site: &Site, offender: &Client, params: &Params) -> Result<(), BenchError> {
     let deadline = tokio::time::Instant::now() + RETURN_TIMEOUT;
     let options = LookupOptions { timeout: TIMEOUT, ..offender.default_options() };
+    let mut waiting: Vec<&Process> = site.cluster.nodes().iter().collect();
     for request in asked(site.table, params.seed).requests()? {
         match offender.lookup(&request, &options).await {
-            Err(error) if error.code() == tidepool_types::ErrorCode::QuotaExceeded => return Ok(()),
+            Err(error) if error.code() == ErrorCode::QuotaExceeded => {
+                for at in (0..waiting.len()).rev() {
+                    if metric(waiting[at], REFUSED).await? > 0.0 {
+                        waiting.remove(at);
+                    }
+                }
+                if waiting.is_empty() {
+                    return Ok(());
+                }
+            }
             Err(error) => return Err(error.into()),
-            Ok(_) if tokio::time::Instant::now() >= deadline => break,
-            Ok(_) => tokio::time::sleep(LOOK_AGAIN / 100).await,
+            Ok(_) => {}
         }
+        if tokio::time::Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN / 100).await;
     }
-    Err(BenchError::Control("the quota did not reach the node in time".to_owned()))
+    let names: Vec<_> = waiting.iter().map(|node| node.name()).collect();
+    Err(BenchError::Control(format!("the quota did not reach {} in time", names.join(" and "))))
 }
