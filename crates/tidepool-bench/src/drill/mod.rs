@@ -14,6 +14,7 @@ mod partition;
 mod proxy;
 mod quota;
 mod report;
+mod scene;
 mod site;
 mod soak;
 mod stop;
