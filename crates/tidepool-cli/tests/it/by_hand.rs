@@ -15,7 +15,7 @@ use tidepool_store::ArtifactStore;
 use tidepool_train::{ExportOptions, SyntheticSize, TrainOptions, export_release, synthetic, train};
 use tidepool_types::Name;
 
-use crate::command::{Role, failure, json, tidepool};
+use crate::command::{Role, failure, json, keys, node_keys, tidepool};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -52,14 +52,8 @@ fn a_table_from_csv_is_built_served_and_looked_up() {
     let again = failure(&["table", "build", "user@v1", "--from", &text(&csv), "--store", &text(&store)]);
     assert!(again.0 == 1 && again.1.contains("user") && again.1.contains("v1"), "{again:?}");
 
-    let set = |role: &str| vec![("store", text(&store)), ("data_dir", text(&dir.path().join(role)))];
-    let mut of_controller = set("controller");
-    of_controller.push(("group_settle_ms", "0".into()));
-    let controller = Role::start(dir.path(), "controller", &of_controller);
-    let mut of_node = set("node");
-    of_node.push(("controllers", format!("[\"{}\"]", controller.grpc_address)));
-    of_node.extend([("node", "a-1".to_owned()), ("group", "a".to_owned())]);
-    let node = Role::start(dir.path(), "node", &of_node);
+    let controller = Role::controller(dir.path(), &store);
+    let node = Role::node(dir.path(), &store, &controller);
 
     let with_controller = |args: &[&str]| json(&[&["--controller", &controller.grpc_address], args].concat());
     let (code, served) = with_controller(&["table", "serve", "user@v1"]);
@@ -86,8 +80,8 @@ fn a_table_from_csv_is_built_served_and_looked_up() {
 
     // A second process on a taken port says which, and ends; the first lives on.
     let mut taken = vec!["node".to_owned()];
-    for (key, value) in of_node.iter().chain(&[("grpc_address", node.grpc_address.clone())]) {
-        let value = if *key == "data_dir" { text(&dir.path().join("other")) } else { value.clone() };
+    let other = node_keys(&dir.path().join("other"), &store, &[&controller.grpc_address]);
+    for (key, value) in other.iter().chain(&[("grpc_address", node.grpc_address.clone())]) {
         taken.extend(["--set".to_owned(), format!("{key}={value}")]);
     }
     let taken = failure(&taken.iter().map(String::as_str).collect::<Vec<_>>());
@@ -162,9 +156,7 @@ fn bad_table_files_are_refused_and_leave_nothing_behind() {
 #[test]
 fn wrong_addresses_and_wrong_usage_are_told_apart() {
     let dir = TempDir::new().unwrap();
-    let set =
-        [("store", text(&dir.path().join("store"))), ("data_dir", text(&dir.path().join("controller")))];
-    let controller = Role::start(dir.path(), "controller", &set);
+    let controller = Role::controller(dir.path(), &dir.path().join("store"));
 
     let nobody = failure(&["--controller", "127.0.0.1:1", "release", "list"]);
     assert!(
@@ -200,18 +192,12 @@ fn a_release_is_published_promoted_and_asked() {
     let (model_toml, onnx) = (text(&built.join("model.toml")), text(&built.join("model.onnx")));
     let root = text(store.root());
 
-    let set = |role: &str| vec![("store", root.clone()), ("data_dir", text(&dir.path().join(role)))];
-    let mut of_controller = set("controller");
-    of_controller.push(("group_settle_ms", "0".into()));
-    let controller = Role::start(dir.path(), "controller", &of_controller);
-    let of_member = |role: &str, more: &[(&'static str, &str)]| {
-        let mut keys = set(role);
-        keys.push(("controllers", format!("[\"{}\"]", controller.grpc_address)));
-        keys.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
-        Role::start(dir.path(), role, &keys)
-    };
-    let _node = of_member("node", &[("node", "a-1"), ("group", "a")]);
-    let ranker = of_member("ranker", &[("ranker", "r-1")]);
+    let controller = Role::controller(dir.path(), store.root());
+    let _node = Role::node(dir.path(), store.root(), &controller);
+    let mut of_ranker = keys(dir.path(), store.root(), "ranker");
+    of_ranker.push(("controllers", format!("{:?}", [&controller.grpc_address])));
+    of_ranker.push(("ranker", "r-1".into()));
+    let ranker = Role::start(dir.path(), "ranker", &of_ranker);
 
     let of_cluster = ["--controller", controller.grpc_address.as_str()];
     let tables = ["user@v1", "item@v1", "genre@v1", "occupation@v1"].map(|t| ["--table", t]).concat();

@@ -43,6 +43,18 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Keys of a role: what it serves from, and its state in `dir`.
+pub(crate) fn keys(dir: &Path, store: &Path, role: &str) -> Vec<(&'static str, String)> {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    vec![("store", text(store)), ("data_dir", text(&dir.join(role)))]
+}
+
+/// Keys of node `a-1`, in group `a`, of these controllers.
+pub(crate) fn node_keys(dir: &Path, store: &Path, controllers: &[&str]) -> Vec<(&'static str, String)> {
+    let member = [("controllers", format!("{controllers:?}")), ("node", "a-1".into()), ("group", "a".into())];
+    [keys(dir, store, "node"), member.to_vec()].concat()
+}
+
 /// A role that runs until it is dropped.
 pub(crate) struct Role {
     child: Child,
@@ -54,8 +66,19 @@ pub(crate) struct Role {
 impl Role {
     /// Starts `tidepool ROLE` with these keys set and waits until it listens.
     pub(crate) fn start(dir: &Path, role: &str, set: &[(&str, String)]) -> Self {
+        Self::start_in(dir, role, set, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_in(
+        dir: &Path,
+        role: &str,
+        set: &[(&str, String)],
+        environment: &[(&str, String)],
+    ) -> Self {
         let log = dir.join(format!("{role}.log"));
         let mut command = tidepool();
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(["--json", role, "--until-stdin-closes"]);
         for (key, value) in set {
             command.arg("--set").arg(format!("{key}={value}"));
@@ -70,6 +93,17 @@ impl Role {
             .unwrap_or_else(|_| panic!("{role} said {line:?}: {}", std::fs::read_to_string(&log).unwrap()));
         let address = |key: &str| said[key].as_str().unwrap().to_owned();
         Self { child, grpc_address: address("grpc_address"), http_address: address("http_address"), log }
+    }
+
+    /// Starts a controller that places tables on the nodes that are there, without waiting for more.
+    pub(crate) fn controller(dir: &Path, store: &Path) -> Self {
+        let keys = [keys(dir, store, "controller"), vec![("group_settle_ms", "0".into())]].concat();
+        Self::start(dir, "controller", &keys)
+    }
+
+    /// Starts node `a-1` of a controller.
+    pub(crate) fn node(dir: &Path, store: &Path, controller: &Self) -> Self {
+        Self::start(dir, "node", &node_keys(dir, store, &[&controller.grpc_address]))
     }
 
     /// Its process.

@@ -58,14 +58,8 @@ fn a_composite_table_is_generated_and_shows_the_same_vectors_in_files_and_in_a_c
         );
     }
 
-    let set = |role: &str| vec![("store", store.clone()), ("data_dir", text(&dir.path().join(role)))];
-    let mut of_controller = set("controller");
-    of_controller.push(("group_settle_ms", "0".into()));
-    let controller = Role::start(dir.path(), "controller", &of_controller);
-    let mut of_node = set("node");
-    of_node.push(("controllers", format!("[\"{}\"]", controller.grpc_address)));
-    of_node.extend([("node", "a-1".to_owned()), ("group", "a".to_owned())]);
-    let _node = Role::start(dir.path(), "node", &of_node);
+    let controller = Role::controller(dir.path(), Path::new(&store));
+    let _node = Role::node(dir.path(), Path::new(&store), &controller);
 
     for (table, vector_dim) in [("long@v1", 12), ("added@v1", 4)] {
         let in_files = [&["table", "lookup", table], &IDS[..], &["--store", &store]].concat();

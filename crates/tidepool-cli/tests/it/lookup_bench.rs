@@ -118,22 +118,16 @@ fn steps_grow_and_several_numbers_of_nodes_are_plotted() {
 #[test]
 fn a_running_cluster_is_benched_when_it_serves_a_bench_table() {
     let dir = TempDir::new().unwrap();
-    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let store = at("store");
-    let set = |role: &str| vec![("store", store.clone()), ("data_dir", at(role))];
-    let mut of_controller = set("controller");
-    of_controller.push(("group_settle_ms", "0".into()));
-    let controller = Role::start(dir.path(), "controller", &of_controller);
-    let mut of_node = set("node");
-    of_node.push(("controllers", format!("[\"{}\"]", controller.grpc_address)));
-    of_node.extend([("node", "a-1".to_owned()), ("group", "a".to_owned())]);
-    let _node = Role::start(dir.path(), "node", &of_node);
+    let store = dir.path().join("store");
+    let controller = Role::controller(dir.path(), &store);
+    let _node = Role::node(dir.path(), &store, &controller);
+    let store = store.to_str().unwrap();
     let controller = ["--controller", controller.grpc_address.as_str()];
 
     let asked = ["bench", "lookup", "--rate", "max", "--in-flight", "2", "--batch", "4", "--seconds", "0.1"];
     let (code, said) = failure(&[&asked[..], &controller].concat());
     assert!(code == 1 && said.contains("tidepool bench table"), "{said}");
-    let (_, built) = json(&[&["bench", "table", "--dir", &store], &TABLE[..]].concat());
+    let (_, built) = json(&[&["bench", "table", "--dir", store], &TABLE[..]].concat());
     assert_eq!(built["built"], true);
     let version = format!("{}@{}", built["table_version"]["table"].as_str().unwrap(), "rows-1");
     assert_eq!(json(&[&["table", "serve", &version], &controller[..]].concat()).0, 0);

@@ -10,21 +10,14 @@ use tempfile::TempDir;
 
 use crate::{
     by_hand::http_get,
-    command::{Role, failure, json as run},
+    command::{Role, failure, json as run, node_keys},
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn start(dir: &Path, role: &str, more: &[(&str, String)]) -> Role {
-    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    std::fs::create_dir_all(path("store")).unwrap();
-    let set = [&[("store", path("store")), ("data_dir", path(role))], more].concat();
-    Role::start(dir, role, &set)
-}
-
-fn start_node(dir: &Path, controllers: Value) -> Role {
-    let set = [("node", "a-1".into()), ("group", "a".into()), ("controllers", controllers.to_string())];
-    start(dir, "node", &[&set[..], &[("io_threads", "1".into())]].concat())
+fn start_node(dir: &Path, controllers: &[&str]) -> Role {
+    let keys = [node_keys(dir, &dir.join("store"), controllers), vec![("io_threads", "1".into())]].concat();
+    Role::start(dir, "node", &keys)
 }
 
 /// Waits until `/status` of the node has these quotas.
@@ -44,8 +37,9 @@ fn in_force(node: &Role, expected: &Value) {
 #[test]
 fn quotas_are_set_listed_removed_and_outlive_restarts() {
     let dir = TempDir::new().unwrap();
-    let controller = start(dir.path(), "controller", &[]);
-    let node = start_node(dir.path(), json!([controller.grpc_address]));
+    std::fs::create_dir_all(dir.path().join("store")).unwrap();
+    let controller = Role::controller(dir.path(), &dir.path().join("store"));
+    let node = start_node(dir.path(), &[&controller.grpc_address]);
     let address = controller.grpc_address.clone();
     let quota = |args: &[&str]| run(&[&["--controller", &address, "quota"], args].concat());
 
@@ -81,9 +75,9 @@ fn quotas_are_set_listed_removed_and_outlive_restarts() {
     assert_eq!(node.terminate(), 0);
     assert_eq!(controller.terminate(), 0);
     // Without a controller, from the last assignment.
-    let node = start_node(dir.path(), json!([]));
+    let node = start_node(dir.path(), &[]);
     in_force(&node, &expected);
-    let controller = start(dir.path(), "controller", &[]);
+    let controller = Role::controller(dir.path(), &dir.path().join("store"));
     let (_, kept) = run(&["--controller", &controller.grpc_address, "quota", "list"]);
     assert_eq!(kept["quotas"], json!([default, ads]));
 }

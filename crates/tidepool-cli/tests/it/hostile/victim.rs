@@ -13,7 +13,7 @@ use tidepool_table::{BuildOptions, TableBuilder, TableSpec};
 use tidepool_types::{Keying, Name, PartitionCount, RowFormat, TableVersion};
 
 use super::{Seeded, wire::Wire};
-use crate::command::{Role, json};
+use crate::command::{Role, json, node_keys};
 
 pub(crate) const DIM: u32 = 16;
 pub(crate) const ROWS: u64 = 4000;
@@ -38,24 +38,17 @@ impl Victim {
     pub(crate) fn start(more: &[(&str, &str)]) -> Self {
         let dir = TempDir::new().unwrap();
         build(dir.path());
-        let of = |role: &str| {
-            let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-            vec![("store", at("store")), ("data_dir", at(role))]
-        };
-        let mut of_controller = of("controller");
-        of_controller.push(("group_settle_ms", "0".into()));
-        let controller = Role::start(dir.path(), "controller", &of_controller);
-        let mut of_node = of("node");
+        let store = dir.path().join("store");
+        let controller = Role::controller(dir.path(), &store);
+        let mut of_node = node_keys(dir.path(), &store, &[&controller.grpc_address]);
         of_node.extend([
-            ("controllers", format!("[\"{}\"]", controller.grpc_address)),
-            ("node", "a-1".into()),
-            ("group", "a".into()),
             ("max_request_bytes", MAX_REQUEST_BYTES.to_string()),
             ("max_ids_per_request", MAX_IDS.to_string()),
             // Both ways of working are attacked.
             ("inline_max_rows", "300".into()),
         ]);
-        of_node.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
+        let of_node: Vec<(&str, String)> = of_node.into_iter().chain(more).collect();
         let node = Role::start(dir.path(), "node", &of_node);
         let (code, _) = json(&["--controller", &controller.grpc_address, "table", "serve", "user@v1"]);
         assert_eq!(code, 0);
