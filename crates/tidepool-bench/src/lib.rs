@@ -16,6 +16,7 @@ pub mod load;
 pub mod lookup;
 mod machine;
 mod oracle;
+mod page;
 pub mod proc;
 pub mod process;
 pub mod quantize;

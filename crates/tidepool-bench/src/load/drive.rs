@@ -38,6 +38,30 @@ pub enum Rate {
     },
 }
 
+impl Rate {
+    /// These `requests`, which have so many `ids` on average, sent at this rate for `time`, or until there are no
+    /// more; arrivals are drawn from `seed`.
+    ///
+    /// # Errors
+    /// [`BenchError::Parameters`]: a rate that is not above 0.
+    pub fn plan(
+        self,
+        requests: impl Iterator<Item = LookupRequest> + Send + 'static,
+        ids: usize,
+        time: Duration,
+        seed: u64,
+        max_in_flight: usize,
+    ) -> Result<(Plan, Pace), BenchError> {
+        match self {
+            Self::PerSecond(rate) if rate > 0.0 && rate.is_finite() => {
+                Ok((Plan::poisson(requests, rate, time, ids, seed), Pace::Planned { max_in_flight }))
+            }
+            Self::PerSecond(_) => Err(BenchError::Parameters("a rate is above 0")),
+            Self::Max { in_flight } => Ok((Plan::endless(requests, ids), Pace::Max { in_flight, time })),
+        }
+    }
+}
+
 /// A load on a bench table.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
@@ -72,18 +96,8 @@ impl LoadSpec {
 /// # Errors
 /// [`BenchError`]: requests that cannot be. Lookups that fail are counted in the report.
 pub async fn run(client: &Client, spec: &LoadSpec) -> Result<LoadReport, BenchError> {
-    let LoadSpec { asked, time, .. } = spec;
-    let requests = asked.requests()?;
-    let (plan, pace) = match spec.rate {
-        Rate::PerSecond(rate) if rate > 0.0 && rate.is_finite() => {
-            let plan = Plan::poisson(requests, rate, *time, asked.ids(), asked.seed);
-            (plan, Pace::Planned { max_in_flight: spec.max_in_flight })
-        }
-        Rate::PerSecond(_) => return Err(BenchError::Parameters("a rate is above 0")),
-        Rate::Max { in_flight } => {
-            (Plan::endless(requests, asked.ids()), Pace::Max { in_flight, time: *time })
-        }
-    };
+    let LoadSpec { asked, time, max_in_flight, .. } = *spec;
+    let (plan, pace) = spec.rate.plan(asked.requests()?, asked.ids(), time, asked.seed, max_in_flight)?;
     let lookups = Lookups { client: client.clone(), options: spec.options.clone() };
     drive(Arc::new(lookups), plan, pace, Some((Arc::new(CheckRows(asked.table)), spec.keep))).await
 }

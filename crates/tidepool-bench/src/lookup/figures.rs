@@ -11,23 +11,24 @@ use crate::load::LoadReport;
 pub(super) struct Cpu {
     /// Of the nodes, or of what stands in for them; `None` when they are not ours to look at.
     pub(super) nodes: Option<Duration>,
-    /// Of the threads of the client.
-    pub(super) client: Duration,
+    /// Of the threads of the client; `None` when it shares them.
+    pub(super) client: Option<Duration>,
 }
 
 impl Cpu {
     /// What has passed since `before`.
     pub(super) fn since(self, before: Self) -> Self {
-        let nodes = self.nodes.zip(before.nodes).map(|(now, then)| now.saturating_sub(then));
-        Self { nodes, client: self.client.saturating_sub(before.client) }
+        let passed = |now: Option<Duration>, then| Some(now?.saturating_sub(then?));
+        Self { nodes: passed(self.nodes, before.nodes), client: passed(self.client, before.client) }
     }
 
     pub(super) fn merge(&mut self, other: Self) {
-        self.nodes = match (self.nodes, other.nodes) {
-            (Some(ours), Some(theirs)) => Some(ours + theirs),
-            (ours, theirs) => ours.or(theirs),
-        };
-        self.client += other.client;
+        for (ours, theirs) in [(&mut self.nodes, other.nodes), (&mut self.client, other.client)] {
+            *ours = match (*ours, theirs) {
+                (Some(ours), Some(theirs)) => Some(ours + theirs),
+                (ours, theirs) => ours.or(theirs),
+            };
+        }
     }
 }
 
@@ -81,8 +82,9 @@ pub struct Figures {
     pub unchecked_requests: u64,
     /// CPU time of all nodes for a request, in microseconds.
     pub node_cpu_us_per_request: Option<f64>,
-    /// CPU time of the client for a request, without what the generator spent waiting.
-    pub client_cpu_us_per_request: f64,
+    /// CPU time of the client for a request, without what the generator spent waiting; none when it has no threads
+    /// of its own.
+    pub client_cpu_us_per_request: Option<f64>,
     /// Rows that nodes looked up for a request: its ids without repetitions, and without those that the
     /// client's cache knew.
     pub looked_up_rows_per_request: f64,
@@ -91,7 +93,7 @@ pub struct Figures {
     pub node_cpu_ns_per_row: Option<f64>,
     /// CPU time of the client for an id of a request, repetitions counted, in nanoseconds: it makes vectors of
     /// all of them.
-    pub client_cpu_ns_per_row: f64,
+    pub client_cpu_ns_per_row: Option<f64>,
     /// How late requests were sent, by the generator's own fault: the median.
     pub start_delay_p50_us: f64,
     /// The same, the 99th percentile.
@@ -107,11 +109,16 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Those of a load of which no CPU time is known.
+    #[must_use]
+    pub fn of(report: &LoadReport, offered_rate: Option<f64>) -> Self {
+        Self::new(report, offered_rate, Cpu::default())
+    }
+
     pub(super) fn new(report: &LoadReport, offered_rate: Option<f64>, cpu: Cpu) -> Self {
         let times = &report.latency;
-        let client = cpu.client.saturating_sub(report.spun);
+        let client = cpu.client.map(|time| time.saturating_sub(report.spun));
         let per_request = |time: Duration| per(time.as_secs_f64() * 1e6, report.answered);
-        let ns = |time: Duration| time.as_secs_f64() * 1e9;
         Self {
             offered_rate,
             seconds: report.elapsed.as_secs_f64(),
@@ -136,10 +143,10 @@ impl Figures {
             wrong_answers: report.verdict.wrong,
             unchecked_requests: report.unchecked,
             node_cpu_us_per_request: cpu.nodes.map(per_request),
-            client_cpu_us_per_request: per_request(client),
+            client_cpu_us_per_request: client.map(per_request),
             looked_up_rows_per_request: report.per_request(report.rows_requested),
             node_cpu_ns_per_row: node_cpu_ns_per_row(report, cpu),
-            client_cpu_ns_per_row: per(ns(client), report.ids),
+            client_cpu_ns_per_row: client.map(|time| per(time.as_secs_f64() * 1e9, report.ids)),
             start_delay_p50_us: report.start_delay.quantile_us(0.5),
             start_delay_p99_us: report.start_delay.quantile_us(0.99),
             held_back_requests: report.held_back,
@@ -169,14 +176,21 @@ mod tests {
     #[test]
     fn nodes_are_measured_by_the_rows_that_they_looked_up() {
         let report = LoadReport { answered: 2, ids: 1000, rows_requested: 200, ..LoadReport::new().unwrap() };
-        let cpu = Cpu { nodes: Some(Duration::from_micros(20)), client: Duration::from_micros(50) };
+        let cpu = Cpu { nodes: Some(Duration::from_micros(20)), client: Some(Duration::from_micros(50)) };
         let figures = Figures::new(&report, None, cpu);
         assert_eq!(figures.looked_up_rows_per_request, 100.0);
         let near = |found: f64, expected: f64| (found - expected).abs() < 1e-9 * expected;
         assert!(near(figures.node_cpu_ns_per_row.unwrap(), 100.0), "of 200 rows: {figures:?}");
-        assert!(near(figures.client_cpu_ns_per_row, 50.0), "of 1000 ids: {figures:?}");
+        assert!(near(figures.client_cpu_ns_per_row.unwrap(), 50.0), "of 1000 ids: {figures:?}");
 
-        let bare = LoadReport { rows_requested: 0, ..report };
+        let bare = LoadReport { rows_requested: 0, ..report.clone() };
         assert_eq!(Figures::new(&bare, None, cpu).node_cpu_ns_per_row, None);
+        assert_eq!(Figures::of(&report, None).client_cpu_us_per_request, None);
+
+        let mut both = cpu;
+        both.merge(Cpu { nodes: None, client: Some(Duration::from_micros(1)) });
+        assert_eq!((both.nodes, both.client), (cpu.nodes, Some(Duration::from_micros(51))));
+        let since = both.since(Cpu { nodes: None, ..cpu });
+        assert_eq!((since.nodes, since.client), (None, Some(Duration::from_micros(1))));
     }
 }

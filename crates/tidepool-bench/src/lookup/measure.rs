@@ -2,16 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tidepool_client::LookupRequest;
+
 use super::{
     BareTcp, Break, Kernel, Params, Progress, ROUND, Report, STEP_FACTOR, Steps,
     echo::EchoServers,
     figures::{Cpu, Figures, node_cpu_ns_per_row},
     kernel::InProcess,
     site::{Site, client_cpu},
+    traced::Traced,
 };
 use crate::{
     BenchError, BenchTable, Machine, Spread,
-    load::{self, Asked, LoadReport, LoadSpec, Pace, Plan, Rate},
+    load::{self, Asked, CheckRows, Keep, LoadReport, LoadSpec, Lookups, Rate},
 };
 
 /// Puts load on a site.
@@ -19,7 +22,18 @@ pub(super) struct Bench<'a> {
     pub(super) params: &'a Params,
     /// With the table of the site.
     pub(super) asked: Asked,
+    /// What is asked instead of what `asked` draws.
+    pub(super) traced: Option<Traced>,
     pub(super) site: &'a Site,
+}
+
+/// Which requests a load sends.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// The seed of arrivals, and of what is drawn.
+    seed: u64,
+    /// Requests of the trace that were sent before.
+    first: u64,
 }
 
 /// A load and what both sides spent on it.
@@ -44,42 +58,61 @@ impl Loaded {
 }
 
 impl Bench<'_> {
+    /// What is sent of `part`.
+    fn requests(&self, part: Part) -> Result<Box<dyn Iterator<Item = LookupRequest> + Send>, BenchError> {
+        Ok(match &self.traced {
+            Some(traced) => Box::new(traced.requests(part.first)?),
+            None => Box::new(Asked { seed: part.seed, ..self.asked }.requests()?),
+        })
+    }
+
+    /// Ids of a request, on average.
+    fn mean_ids(&self) -> usize {
+        self.traced.as_ref().map_or_else(|| self.asked.ids(), |traced| traced.survey.mean_ids())
+    }
+
+    /// Whether nothing is left of the trace once so many requests were sent.
+    fn is_over(&self, sent: u64) -> bool {
+        self.traced.as_ref().is_some_and(|traced| traced.is_over(sent))
+    }
+
     /// Lookups of the cluster for `time`.
-    async fn lookups(&self, rate: Rate, time: Duration, seed: u64) -> Result<Loaded, BenchError> {
+    async fn lookups(&self, rate: Rate, time: Duration, part: Part) -> Result<Loaded, BenchError> {
+        let (ids, most) = (self.mean_ids(), LoadSpec::MAX_IN_FLIGHT);
+        let (plan, pace) = rate.plan(self.requests(part)?, ids, time, part.seed, most)?;
+        let (client, options) = (self.site.client.clone(), self.params.options.clone());
+        let check = (Arc::new(CheckRows(self.asked.table)) as _, Keep::default());
+        let before = self.site.cpu();
+        let report = load::drive(Arc::new(Lookups { client, options }), plan, pace, Some(check)).await?;
+        let cpu = self.site.cpu().since(before);
+        self.traced.as_ref().map_or(Ok(()), Traced::check)?;
+        Ok(Loaded { report, cpu })
+    }
+
+    /// Lookups that nobody measures, so that connections are open and pages are where they belong. They are drawn,
+    /// whatever is asked later.
+    pub(super) async fn warm_up(&self, time: Duration, in_flight: usize) -> Result<(), BenchError> {
+        let asked = Asked { seed: self.asked.seed ^ 0x7761_726d, ..self.asked };
         let spec = LoadSpec {
             options: self.params.options.clone(),
-            ..LoadSpec::new(Asked { seed, ..self.asked }, rate, time)
+            ..LoadSpec::new(asked, Rate::Max { in_flight }, time)
         };
-        let before = self.site.cpu();
-        let report = load::run(&self.site.client, &spec).await?;
-        Ok(Loaded { report, cpu: self.site.cpu().since(before) })
+        load::run(&self.site.client, &spec).await.map(|_| ())
     }
 
-    /// Lookups that nobody measures, so that connections are open and pages are where they belong.
-    pub(super) async fn warm_up(&self, time: Duration, in_flight: usize) -> Result<(), BenchError> {
-        self.lookups(Rate::Max { in_flight }, time, self.asked.seed ^ 0x7761_726d).await.map(|_| ())
-    }
-
-    /// The same arrivals and sizes as [`lookups`](Self::lookups) with that seed, as bare bytes.
+    /// The same arrivals and sizes as [`lookups`](Self::lookups) of that part, as bare bytes.
     async fn bytes(
         &self,
         servers: &EchoServers,
         bytes: Bytes,
         rate: Rate,
         time: Duration,
-        seed: u64,
+        part: Part,
     ) -> Result<Loaded, BenchError> {
-        let asked = Asked { seed, ..self.asked };
-        let requests = asked.requests()?;
-        let (plan, pace) = match rate {
-            Rate::PerSecond(rate) => {
-                let max_in_flight = LoadSpec::MAX_IN_FLIGHT;
-                (Plan::poisson(requests, rate, time, asked.ids(), seed), Pace::Planned { max_in_flight })
-            }
-            Rate::Max { in_flight } => (Plan::endless(requests, asked.ids()), Pace::Max { in_flight, time }),
-        };
+        let (ids, most) = (self.mean_ids(), LoadSpec::MAX_IN_FLIGHT);
+        let (plan, pace) = rate.plan(self.requests(part)?, ids, time, part.seed, most)?;
         let target = servers.target(bytes.sent_per_id, bytes.received_per_id);
-        let cpu = || Cpu { nodes: Some(servers.cpu_time()), client: client_cpu() };
+        let cpu = || Cpu { nodes: Some(servers.cpu_time()), client: Some(client_cpu()) };
         let before = cpu();
         let report = load::drive(Arc::new(target), plan, pace, None).await?;
         Ok(Loaded { report, cpu: cpu().since(before) })
@@ -106,23 +139,28 @@ impl Bench<'_> {
         let (mut total, mut bare) = (Loaded::none()?, Loaded::none()?);
         let mut ratios: [Vec<f64>; 3] = Default::default();
         let (mut kernel_ns, mut kernel_ratios) = (Vec::new(), Vec::new());
+        let mut measured = 0;
         for round in 0..rounds {
+            if self.is_over(total.report.requests) {
+                break;
+            }
             let seed = self.asked.seed.wrapping_add(u64::from(round) << 32);
+            let part = Part { seed, first: total.report.requests };
             let mut ours = None;
             // Bare bytes need to know how many there are: in the first round lookups go first.
             if round % 2 == 0 {
-                ours = Some(self.lookups(rate, time, seed).await?);
+                ours = Some(self.lookups(rate, time, part).await?);
             }
             let known = ours.as_ref().map_or(&total, |ours| ours);
             let bytes = Bytes::of(&known.report, &self.asked);
             let theirs = match &servers {
-                Some(servers) => Some(self.bytes(servers, bytes, rate, time, seed).await?),
+                Some(servers) => Some(self.bytes(servers, bytes, rate, time, part).await?),
                 None => None,
             };
             let kernel = in_process.as_mut().map(InProcess::ns_per_row).transpose()?;
             let ours = match ours {
                 Some(ours) => ours,
-                None => self.lookups(rate, time, seed).await?,
+                None => self.lookups(rate, time, part).await?,
             };
             if let Some(theirs) = theirs {
                 let of = |loaded: &Loaded| {
@@ -139,6 +177,7 @@ impl Bench<'_> {
                 kernel_ratios.extend(ours.node_ns_per_row().map(|nodes| nodes / ns));
             }
             total.merge(&ours);
+            measured += 1;
             progress(Progress::Measuring(u64::from(round) + 1, u64::from(rounds)));
         }
         let offered = offered(rate);
@@ -146,7 +185,8 @@ impl Bench<'_> {
         let ids = total.report.per_request(total.report.ids);
         let [mean_ratio, p50_ratio, p99_ratio] = ratios.map(Spread::of);
         Ok(Report {
-            rounds: rounds as usize,
+            rounds: measured,
+            trace: self.traced.as_ref().map(|traced| traced.of(total.report.requests)),
             bare_tcp: servers.map(|_| BareTcp {
                 figures: Figures::new(&bare.report, offered, bare.cpu),
                 sent_bytes_per_request: bytes.sent_per_id * ids,
@@ -170,16 +210,18 @@ impl Bench<'_> {
         steps: Steps,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Report, BenchError> {
-        let (mut found, mut broken_by) = (Vec::new(), None);
+        let (mut found, mut broken_by, mut sent) = (Vec::new(), None, 0);
         for step in 0..steps.most.max(1) {
             let rate = first * STEP_FACTOR.powi(step as i32);
             let seed = self.asked.seed.wrapping_add((step as u64) << 32);
-            let loaded = self.lookups(Rate::PerSecond(rate), self.params.time, seed).await?;
+            let part = Part { seed, first: sent };
+            let loaded = self.lookups(Rate::PerSecond(rate), self.params.time, part).await?;
+            sent += loaded.report.requests;
             let figures = Figures::new(&loaded.report, Some(rate), loaded.cpu);
             progress(Progress::Measuring(step as u64 + 1, steps.most as u64));
             broken_by = Break::of(&figures, self.params.time, steps.slo_p99_us);
             found.push(figures);
-            if broken_by.is_some() {
+            if broken_by.is_some() || self.is_over(sent) {
                 break;
             }
         }
@@ -188,6 +230,7 @@ impl Bench<'_> {
         let head = found.get(held.saturating_sub(1)).cloned();
         let head = head.ok_or(BenchError::Parameters("there is at least one step"))?;
         Ok(Report {
+            trace: self.traced.as_ref().map(|traced| traced.of(sent)),
             steps_held: Some(held),
             steps_ended_by: broken_by,
             steps: found,
@@ -199,7 +242,13 @@ impl Bench<'_> {
     /// What was asked for, and `figures`.
     fn report(&self, figures: Figures) -> Report {
         let Params { options, client_threads, rate, .. } = self.params;
-        let Asked { table, batch, shape, bag, pooling, weighted, skew, seed } = self.asked;
+        let Asked { table, mut batch, shape, mut bag, pooling, weighted, skew, seed } = self.asked;
+        let (mut shape, mut skew) = (shape.to_string(), skew.to_string());
+        if let Some(Traced { survey, .. }) = &self.traced {
+            batch = whole(survey.bags, survey.requests);
+            bag = whole(survey.ids, survey.bags);
+            (shape, skew) = ("trace".to_owned(), "trace".to_owned());
+        }
         Report {
             nodes: self.site.nodes,
             groups: self.site.groups,
@@ -211,11 +260,11 @@ impl Bench<'_> {
             keys: table.keying,
             built: self.site.built,
             batch,
-            batch_shape: shape.to_string(),
+            batch_shape: shape,
             bag,
-            pooling,
-            weighted,
-            skew: skew.to_string(),
+            pooling: self.traced.is_none().then_some(pooling),
+            weighted: self.traced.is_none().then_some(weighted),
+            skew,
             exact: options.exact,
             wire_form: options.wire_form.map(|form| format!("{form:?}").to_lowercase()),
             seed,
@@ -229,6 +278,7 @@ impl Bench<'_> {
             rounds: 0,
             bare_tcp: None,
             kernel: None,
+            trace: None,
             steps: Vec::new(),
             steps_held: None,
             steps_ended_by: None,
@@ -236,6 +286,11 @@ impl Bench<'_> {
             machine: Machine::here(),
         }
     }
+}
+
+/// `total` for each of `count`, rounded; 0 when there is none.
+fn whole(total: u64, count: u64) -> usize {
+    usize::try_from((total + count / 2).checked_div(count).unwrap_or(0)).unwrap_or(usize::MAX)
 }
 
 fn offered(rate: Rate) -> Option<f64> {

@@ -11,6 +11,7 @@ mod kernel;
 mod measure;
 mod plot;
 mod site;
+mod traced;
 
 use std::{num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 
@@ -19,8 +20,13 @@ use tidepool_client::{ClientConfig, LookupOptions};
 use tidepool_types::{Keying, Pooling, RowFormat, TableVersion};
 use tokio::runtime::Runtime;
 
-pub use self::{echo::serve_bytes, figures::Figures, plot::plot};
-use self::{measure::Bench, site::Site};
+pub use self::{
+    echo::serve_bytes,
+    figures::Figures,
+    plot::{plot, plot_replay},
+    traced::{TraceParams, TraceUse},
+};
+use self::{measure::Bench, site::Site, traced::Traced};
 use crate::{
     BenchError, Machine, Spread, Step,
     load::{Asked, Rate},
@@ -45,6 +51,9 @@ pub struct Params {
     pub place: Place,
     /// What requests ask. In a running cluster its table is replaced by the one that is served.
     pub asked: Asked,
+    /// A trace whose lookups are asked in the place of what is drawn: their ids laid onto the rows of the bench
+    /// table, all features of all its tables.
+    pub trace: Option<TraceParams>,
     /// How many requests there are.
     pub rate: Rate,
     /// How long they are sent, all rounds together; in steps, in each of them.
@@ -169,18 +178,20 @@ pub struct Report {
     pub keys: Keying,
     /// Whether the table was built for this run.
     pub built: bool,
-    /// Bags of a request, on average.
+    /// Bags of a request, on average; of a trace, of all its features.
     pub batch: usize,
-    /// `fixed` or `heavy`.
+    /// `fixed`, `heavy` or `trace`.
     pub batch_shape: String,
-    /// Ids of a bag.
+    /// Ids of a bag; of a trace, on average.
     pub bag: usize,
-    /// How a bag becomes a vector.
-    pub pooling: Pooling,
-    /// Whether ids have weights.
-    pub weighted: bool,
-    /// `uniform` or `zipf:EXPONENT`.
+    /// How a bag becomes a vector; none: a trace says it for each feature.
+    pub pooling: Option<Pooling>,
+    /// Whether ids have weights; none as above.
+    pub weighted: Option<bool>,
+    /// `uniform`, `zipf:EXPONENT` or `trace`.
     pub skew: String,
+    /// The trace that requests were taken from.
+    pub trace: Option<TraceUse>,
     /// Whether stored rows had to travel and be pooled by the client in the order of the request.
     pub exact: bool,
     /// The wire form that was insisted on: `gather` or `pool`.
@@ -273,8 +284,15 @@ fn runtime(threads: usize) -> std::io::Result<Runtime> {
 }
 
 async fn measure(params: &Params, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<Report, BenchError> {
+    if params.trace.is_some() && params.kernel {
+        return Err(BenchError::Parameters(
+            "the kernel is timed with drawn requests, not with those of a trace",
+        ));
+    }
     let site = Site::open(params, progress).await?;
-    let bench = Bench { params, asked: Asked { table: site.table, ..params.asked }, site: &site };
+    let asked = Asked { table: site.table, ..params.asked };
+    let traced = params.trace.as_ref().map(|trace| Traced::open(trace, site.table)).transpose()?;
+    let bench = Bench { params, asked, traced, site: &site };
     bench.warm_up(WARM_UP, WARM_UP_IN_FLIGHT).await?;
     let report = match (params.steps, params.rate) {
         (Some(steps), Rate::PerSecond(first)) => bench.steps(first, steps, progress).await?,

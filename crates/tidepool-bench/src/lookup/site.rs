@@ -97,7 +97,7 @@ impl Site {
     /// CPU time of both sides so far.
     pub(super) fn cpu(&self) -> Cpu {
         let nodes = self.local.as_ref().map(|local| local.cluster.nodes_cpu_time());
-        Cpu { nodes, client: client_cpu() }
+        Cpu { nodes, client: Some(client_cpu()) }
     }
 
     /// Ends what was started here.

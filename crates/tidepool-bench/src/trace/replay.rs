@@ -1,10 +1,9 @@
 //! Asking a trace again: the lookups of real traffic, at their times, of a cluster.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     io::Read,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,6 +14,10 @@ use tidepool_client::{
 };
 use tidepool_types::{Name, TableVersion};
 
+use super::{
+    in_order::{Damage, InOrder},
+    summary::vectors,
+};
 use crate::{
     BenchError, BenchTable,
     load::{
@@ -22,9 +25,6 @@ use crate::{
     },
 };
 
-/// Lookups that are held to bring them into the order of their times: on several threads they are written
-/// down a little out of it.
-const REORDERED: usize = 1024;
 /// Between tenant and number in the request id.
 const TENANT_END: char = '#';
 
@@ -68,6 +68,8 @@ pub struct Survey {
     pub requests: u64,
     /// Their ids.
     pub ids: u64,
+    /// Vectors that they ask for.
+    pub bags: u64,
     /// From the first to the last of them, as recorded.
     pub seconds: f64,
     /// Every table version that is asked for.
@@ -83,7 +85,7 @@ impl Survey {
     /// What the reader says of damaged bytes.
     pub fn of<R: Read>(trace: &mut TraceReader<R>) -> Result<Self, TraceError> {
         let start = trace.start().clone();
-        let (mut requests, mut ids) = (0, 0);
+        let (mut requests, mut ids, mut bags) = (0, 0, 0);
         let (mut first, mut last) = (Duration::MAX, Duration::ZERO);
         let mut table_versions = BTreeSet::new();
         while let Some(lookup) = trace.next_lookup()? {
@@ -92,6 +94,7 @@ impl Survey {
             last = last.max(lookup.arrival);
             for feature in &lookup.features {
                 ids += feature.ids.len() as u64;
+                bags += vectors(feature);
                 if !table_versions.contains(&feature.table_version) {
                     table_versions.insert(feature.table_version.clone());
                 }
@@ -106,10 +109,16 @@ impl Survey {
             complete,
             requests,
             ids,
+            bags,
             seconds,
             table_versions,
             first,
         })
+    }
+
+    /// Ids of a lookup, on average.
+    pub(crate) fn mean_ids(&self) -> usize {
+        usize::try_from(self.ids.checked_div(self.requests).unwrap_or(0)).unwrap_or(usize::MAX)
     }
 }
 
@@ -160,56 +169,30 @@ pub async fn replay<R: Read + Send + 'static>(
     unchecked_tables.sort();
     unchecked_tables.dedup();
     let checked_tables = bench_tables.keys().cloned().collect();
-    let damage = Arc::new(Mutex::new(None));
-    let items = Items {
-        trace,
-        spec: spec.clone(),
-        first: survey.first,
-        waiting: BinaryHeap::new(),
-        damage: Arc::clone(&damage),
-    };
-    let mean_ids = survey.ids.checked_div(survey.requests).unwrap_or(0);
-    let plan = Plan::new(items, usize::try_from(mean_ids).unwrap_or(usize::MAX));
+    let damage = Damage::default();
+    let items = planned(InOrder::new(trace, damage.clone()), spec.clone(), survey.first);
+    let plan = Plan::new(items, survey.mean_ids());
     let lookups = Lookups { client: client.clone(), options: spec.options.clone() };
     let check = (Arc::new(CheckBenchTables(bench_tables)) as _, spec.keep);
     let pace = Pace::Planned { max_in_flight: spec.max_in_flight };
     let load = drive(Arc::new(AsRecorded(lookups)), plan, pace, Some(check)).await?;
-    match damage.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(error) => Err(BenchError::Trace(error)),
-        None => Ok(Replayed { load, checked_tables, unchecked_tables }),
-    }
+    damage.check()?;
+    Ok(Replayed { load, checked_tables, unchecked_tables })
 }
 
-/// The lookups of a trace in the order of their times.
-struct Items<R> {
-    trace: TraceReader<R>,
+/// The lookups of `trace` as they are asked; `first` is the time of the first of them.
+fn planned<R: Read>(
+    trace: InOrder<R>,
     spec: ReplaySpec,
     first: Duration,
-    waiting: BinaryHeap<Reverse<ByArrival>>,
-    damage: Arc<Mutex<Option<TraceError>>>,
-}
-
-impl<R: Read> Iterator for Items<R> {
-    type Item = Planned;
-
-    fn next(&mut self) -> Option<Planned> {
-        while self.waiting.len() < REORDERED {
-            match self.trace.next_lookup() {
-                Ok(Some(lookup)) => self.waiting.push(Reverse(ByArrival(lookup))),
-                Ok(None) => break,
-                Err(error) => {
-                    *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return None;
-                }
-            }
-        }
-        let Reverse(ByArrival(lookup)) = self.waiting.pop()?;
-        let at = lookup.arrival.saturating_sub(self.first).as_secs_f64() / self.spec.speed;
-        Some(Planned {
+) -> impl Iterator<Item = Planned> + use<R> {
+    trace.map(move |lookup| {
+        let at = lookup.arrival.saturating_sub(first).as_secs_f64() / spec.speed;
+        Planned {
             at: Duration::try_from_secs_f64(at).unwrap_or(Duration::MAX),
-            request: request(&self.spec, lookup),
-        })
-    }
+            request: request(&spec, lookup),
+        }
+    })
 }
 
 fn request(spec: &ReplaySpec, lookup: TracedLookup) -> LookupRequest {
@@ -220,36 +203,6 @@ fn request(spec: &ReplaySpec, lookup: TracedLookup) -> LookupRequest {
     // A plan is of requests alone: the tenant travels in the id, which nodes show in their logs.
     let tenant = lookup.tenant.unwrap_or_default();
     LookupRequest { request_id: format!("{tenant}{TENANT_END}{}", lookup.number), features }
-}
-
-/// By time, then by number.
-#[derive(Debug)]
-struct ByArrival(TracedLookup);
-
-impl ByArrival {
-    const fn key(&self) -> (Duration, u64) {
-        (self.0.arrival, self.0.number)
-    }
-}
-
-impl PartialEq for ByArrival {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for ByArrival {}
-
-impl PartialOrd for ByArrival {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for ByArrival {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key().cmp(&other.key())
-    }
 }
 
 /// Lookups on behalf of the tenants that were recorded.
@@ -331,19 +284,14 @@ mod tests {
     fn lookups_are_asked_in_their_order_at_their_times_of_the_version_wanted() {
         let bytes = trace();
         let survey = Survey::of(&mut TraceReader::new(&bytes[..]).unwrap()).unwrap();
-        assert_eq!((survey.requests, survey.ids, survey.seconds, survey.complete), (3, 18, 0.04, true));
+        assert_eq!((survey.requests, survey.ids, survey.bags, survey.mean_ids()), (3, 18, 6, 6));
+        assert_eq!((survey.seconds, survey.complete), (0.04, true));
         let tables: Vec<_> = survey.table_versions.iter().map(ToString::to_string).collect();
         assert_eq!(tables, ["item@v1", "user@v1"]);
         let spec =
             ReplaySpec { speed: 2.0, versions: [(name("item"), name("v2"))].into(), ..ReplaySpec::default() };
-        let items = Items {
-            trace: TraceReader::new(&bytes[..]).unwrap(),
-            spec,
-            first: survey.first,
-            waiting: BinaryHeap::new(),
-            damage: Arc::default(),
-        };
-        let items: Vec<_> = items.collect();
+        let trace = InOrder::new(TraceReader::new(&bytes[..]).unwrap(), Damage::default());
+        let items: Vec<_> = planned(trace, spec, survey.first).collect();
         let at: Vec<_> = items.iter().map(|item| item.at.as_millis()).collect();
         assert_eq!(at, [0, 10, 20]);
         let ids: Vec<_> = items.iter().map(|item| item.request.request_id.as_str()).collect();
@@ -357,15 +305,10 @@ mod tests {
         let mut bytes = trace();
         let at = bytes.len() - 40;
         bytes[at] ^= 1;
-        let damage = Arc::new(Mutex::new(None));
-        let items = Items {
-            trace: TraceReader::new(&bytes[..]).unwrap(),
-            spec: ReplaySpec::default(),
-            first: Duration::ZERO,
-            waiting: BinaryHeap::new(),
-            damage: Arc::clone(&damage),
-        };
+        let damage = Damage::default();
+        let items = InOrder::new(TraceReader::new(&bytes[..]).unwrap(), damage.clone());
         assert_eq!(items.count(), 0, "no figure is made of half a trace");
-        assert!(matches!(*damage.lock().unwrap(), Some(TraceError::Damaged { .. })));
+        assert!(matches!(damage.check(), Err(BenchError::Trace(TraceError::Damaged { .. }))));
+        assert!(damage.check().is_ok(), "it is told once");
     }
 }

@@ -227,7 +227,7 @@ pub fn summarize<R: Read>(trace: &mut TraceReader<R>) -> Result<TraceSummary, Tr
 }
 
 /// Vectors that the answer to a feature has.
-fn vectors(feature: &FeatureLookup) -> u64 {
+pub(super) fn vectors(feature: &FeatureLookup) -> u64 {
     match &feature.lengths {
         Some(lengths) if feature.pooling != Pooling::None => lengths.len() as u64,
         _ => feature.ids.len() as u64,

@@ -295,6 +295,21 @@ fn traced(dir: &Path, controller: &str, request: &Path, ranker: Role) {
     assert_eq!((&replayed["failed_requests"], &replayed["missing_ids"]), (&json!(0), &json!(missing)));
     assert_eq!((&replayed["checked_tables"], &replayed["wrong_answers"]), (&json!([]), &json!(0)));
     assert_eq!(replayed["unchecked_tables"].as_array().map(Vec::len), Some(4));
+    let page = text(&dir.join("replay.html"));
+    let several = ["--speed", "500,1000", "--timeout-ms", "20000", "--html", &page];
+    let (code, replayed) = json(&[&replay[..replay.len() - 2], &several].concat());
+    let runs = replayed["runs"].as_array().unwrap();
+    assert_eq!((code, runs.len(), &runs[1]["speed"]), (0, 2, &json!(1000.0)), "{replayed:#}");
+    assert!(
+        runs.iter().all(|run| run["answered_requests"] == 3 && run["offered_rate"].is_f64()),
+        "{replayed:#}"
+    );
+    let page = fs::read_to_string(page).unwrap();
+    for words in
+        ["500 times the speed", "1000 times the speed", "answered requests per second", "p99.9", "r-1"]
+    {
+        assert!(page.contains(words), "{words}");
+    }
     let (code, said) = failure(&[&replay[..], &["--as-version", "item@v9"]].concat());
     assert!(code == 1 && said.contains("item@v9 is not served"), "{said}");
     let (code, said) = failure(&["trace", "inspect", &text(request)]);

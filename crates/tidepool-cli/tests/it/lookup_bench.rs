@@ -2,12 +2,18 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tidepool_client::{
+    FeatureLookup,
+    trace::{TraceEnd, TraceStart, TraceWriter, TracedLookup},
+};
+use tidepool_types::{Name, Pooling, TableVersion};
 
 use crate::command::{Role, failure, json, tidepool};
 
@@ -99,7 +105,8 @@ fn steps_grow_and_several_numbers_of_nodes_are_plotted() {
     }
     assert_eq!(runs[1]["built"], false);
     let page = fs::read_to_string(page).unwrap();
-    assert_eq!(page.matches("<svg").count(), 2);
+    assert_eq!(page.matches("<svg").count(), 3, "each number of nodes, and both side by side");
+    assert!(page.contains("1 nodes p99") && page.contains("2 nodes p50"));
     assert!(!page.contains("http"), "nothing is fetched");
     for words in ["p99.9", "latency (log scale)", "answered requests per second", "prefers-color-scheme"] {
         assert!(page.contains(words), "{words}");
@@ -113,6 +120,61 @@ fn steps_grow_and_several_numbers_of_nodes_are_plotted() {
         "the SLO breaks at once: {report:#}"
     );
     assert_eq!((&report["steps_held"], &report["steps_ended_by"]), (&0.into(), &"slo".into()));
+}
+
+/// A trace of 30 lookups of two tables, 5 bags with 8 ids each.
+fn trace(file: &Path) {
+    let name = |text: &str| Name::new(text).unwrap();
+    let feature = |table, ids: Vec<u64>, lengths: Option<Vec<u32>>| FeatureLookup {
+        table_version: TableVersion { table: name(table), version: name("v1") },
+        pooling: if lengths.is_some() { Pooling::Mean } else { Pooling::None },
+        ids,
+        lengths,
+        weights: None,
+    };
+    let start = TraceStart { began: UNIX_EPOCH, every: 1, source: "r-7".into() };
+    let mut writer = TraceWriter::new(fs::File::create(file).unwrap(), &start).unwrap();
+    for number in 0..30 {
+        let features = vec![
+            feature("item", vec![number, u64::MAX, 3, 3, number], Some(vec![2, 0, 3])),
+            feature("user", vec![number, 3, 3], None),
+        ];
+        let arrival = Duration::from_secs(number);
+        writer.lookup(&TracedLookup { arrival, number, tenant: None, features }).unwrap();
+    }
+    writer.finish(&TraceEnd::default()).unwrap();
+}
+
+#[test]
+fn what_a_trace_asks_is_asked_of_a_bench_table_in_order_and_once() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("day.trace");
+    trace(&file);
+    let traced = format!("--nodes 2 --rate 400 --trace {}", file.display());
+    let (code, report) = bench(&dir, &format!("{traced} --seconds 10"));
+    assert_eq!(code, 0, "{report:#}");
+    let used = &report["trace"];
+    assert_eq!((number(used, "lookups"), number(used, "asked")), (30.0, 30.0), "{report:#}");
+    assert_eq!(
+        (&used["ended"], &used["repeat"], &used["source"]),
+        (&true.into(), &false.into(), &"r-7".into())
+    );
+    assert_eq!((number(&report, "requests"), number(&report["bare_tcp"], "requests")), (30.0, 30.0));
+    assert_eq!((number(&report, "checked_answers"), number(&report, "wrong_answers")), (180.0, 0.0));
+    assert_eq!((&report["skew"], &report["pooling"]), (&"trace".into(), &Value::Null));
+    assert!(number(&report, "seconds") < 5.0, "it ends with the trace: {report:#}");
+    // Each has three rows of one table and two of the other, but for number 3, which has one less of both.
+    assert_eq!(number(&report, "looked_up_rows_per_request"), 148.0 / 30.0, "{report:#}");
+
+    let (code, report) = bench(&dir, &format!("{traced} --seconds 0.4 --no-baseline --trace-repeat"));
+    assert_eq!((code, &report["trace"]["ended"]), (0, &false.into()), "{report:#}");
+    assert!(number(&report["trace"], "asked") > 30.0, "it begins again: {report:#}");
+    let (code, report) = bench(&dir, &format!("{traced} --seconds 0.05 --steps 9 --trace-repeat"));
+    assert!(code == 0 || report["steps_held"] == 0, "{report:#}");
+    assert_eq!(
+        report["steps"].as_array().unwrap().iter().map(|s| number(s, "requests")).sum::<f64>(),
+        number(&report["trace"], "asked")
+    );
 }
 
 #[test]
@@ -147,6 +209,8 @@ fn what_cannot_be_benched_is_refused() {
         ("--slo-p99-us 100", 2, "--steps"),
         ("--batch 0", 2, "--batch"),
         ("--wire-form rows", 2, "gather or pool"),
+        ("--trace x --batch 3", 2, "--batch"),
+        ("--trace-repeat", 2, "--trace"),
         ("--weighted --pooling none", 1, "weights go with sum or mean"),
     ];
     let dir = TempDir::new().unwrap();

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tidepool_bench::{
     Skew, Spread,
     load::{Asked, BatchShape, Rate},
-    lookup::{self, Break, Figures, Params, Place, Progress, Report, Steps},
+    lookup::{self, Break, Figures, Params, Place, Progress, Report, Steps, TraceParams, TraceUse},
 };
 use tidepool_client::{ClientConfig, LookupOptions, WireForm};
 use tidepool_types::{PartitionCount, Pooling, TableVersion};
@@ -73,6 +73,14 @@ pub(crate) struct Lookup {
     /// Give every id a weight.
     #[arg(long)]
     weighted: bool,
+    /// Ask what a trace has (tidepool trace record), in its order, in the place of requests that are drawn; its ids
+    /// become rows of the bench table. Load ends with the trace. For the recorded tables and times: trace replay.
+    #[arg(long, value_name = "FILE")]
+    #[arg(conflicts_with_all = ["batch", "batch_shape", "bag", "skew", "pooling", "weighted", "kernel"])]
+    trace: Option<PathBuf>,
+    /// Begin again at the end of the trace, until --seconds are over.
+    #[arg(long, requires = "trace")]
+    trace_repeat: bool,
     /// Insist on a wire form: gather or pool. Without it the one with fewer bytes, for each node.
     #[arg(long, value_parser = wire_form)]
     wire_form: Option<WireForm>,
@@ -210,6 +218,7 @@ fn one(args: &Lookup, place: Place) -> Result<Report> {
             skew: args.skew,
             seed: args.seed,
         },
+        trace: args.trace.clone().map(|file| TraceParams { file, repeat: args.trace_repeat }),
         rate: match args.rate {
             Offered::PerSecond(rate) => Rate::PerSecond(rate),
             Offered::Max => Rate::Max { in_flight: args.in_flight.get() },
@@ -245,11 +254,19 @@ fn show(report: &Report, output: Output) {
         if *groups == 1 { "one".to_owned() } else { format!("each of {groups}") },
         if *groups == 1 { "" } else { "s" },
         report.batch_shape,
-        report.pooling.as_str(),
-        if report.weighted { ", weighted" } else { "" },
+        report.pooling.map_or("pooled as recorded", Pooling::as_str),
+        if report.weighted == Some(true) { ", weighted" } else { "" },
         report.skew,
         report.table_version,
     ));
+    if let Some(TraceUse { file, source, lookups, asked, repeat, ended }) = &report.trace {
+        let then = match (ended, repeat) {
+            (true, _) => "; it was over before the time was",
+            (false, true) => "; it begins again at its end",
+            (false, false) => "",
+        };
+        output.line(format!("{asked} of {lookups} lookups of {source} in {}{then}", file.display()));
+    }
     output.line(format!("on {}, {} cores, {}", machine.cpu, machine.cores, machine.kernel));
     if report.steps.is_empty() {
         head(output);
@@ -328,30 +345,35 @@ fn head(output: Output) {
 /// A load in one line; CPU time is for a request, in microseconds.
 fn line(what: &str, figures: &Figures, output: Output) {
     output.line(format!(
-        "{what:<16} {:>10.1} {:>10.0} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>10} {:>10.0} {:>7} {:>6}",
+        "{what:<16} {:>10.1} {:>10.0} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>10} {:>10} {:>7} {:>6}",
         figures.requests_per_second,
         figures.rows_per_second,
         figures.mean_us,
         figures.p50_us,
         figures.p99_us,
         figures.p999_us,
-        figures.node_cpu_us_per_request.map_or_else(|| "-".into(), |us| format!("{us:.0}")),
-        figures.client_cpu_us_per_request,
+        whole(figures.node_cpu_us_per_request),
+        whole(figures.client_cpu_us_per_request),
         figures.failed_requests,
         figures.wrong_answers,
     ));
 }
 
+/// A number without its fraction; `-`: it is not known.
+fn whole(number: Option<f64>) -> String {
+    number.map_or_else(|| "-".into(), |number| format!("{number:.0}"))
+}
+
 fn of_a_request(figures: &Figures, output: Output) {
     output.line(format!(
         "a request: {:.1} nodes, {:.0} bytes ({:.0} of rows, {:.0} of sums); a row looked up: {} ns of nodes; an \
-         id: {:.0} ns of the client; sent {:.0} us late (p99 {:.0})",
+         id: {} ns of the client; sent {:.0} us late (p99 {:.0})",
         figures.nodes_touched_per_request,
         figures.wire_bytes_per_request,
         figures.gather_bytes_per_request,
         figures.pool_bytes_per_request,
-        figures.node_cpu_ns_per_row.map_or_else(|| "?".into(), |ns| format!("{ns:.0}")),
-        figures.client_cpu_ns_per_row,
+        whole(figures.node_cpu_ns_per_row),
+        whole(figures.client_cpu_ns_per_row),
         figures.start_delay_p50_us,
         figures.start_delay_p99_us,
     ));

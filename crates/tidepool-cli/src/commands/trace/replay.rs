@@ -1,11 +1,17 @@
 //! `tidepool trace replay`: the lookups of a trace asked of a cluster, at the times at which they came.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tidepool_bench::{
     Machine,
+    lookup::{self, Figures},
     trace::{ReplaySpec, Replayed, Survey, replay},
 };
 use tidepool_client::{Client, ClientConfig, LookupOptions, trace::TraceReader};
@@ -22,9 +28,9 @@ const WAIT_FOR_MAP: Duration = Duration::from_secs(5);
 pub(crate) struct Args {
     /// The file.
     file: PathBuf,
-    /// How much faster than it was recorded.
-    #[arg(long, default_value_t = 1.0)]
-    speed: f64,
+    /// How much faster than it was recorded. Several numbers, as in 1,2,4, are asked one after the other.
+    #[arg(long, value_name = "FACTOR", value_delimiter = ',', default_value = "1")]
+    speed: Vec<f64>,
     /// Ask this version of a table instead of the recorded one; once per table.
     #[arg(long = "as-version", value_name = "TABLE@VERSION", value_parser = control::table_version)]
     versions: Vec<TableVersion>,
@@ -34,6 +40,9 @@ pub(crate) struct Args {
     /// Lookups in flight at most; more are held back, and their latency runs.
     #[arg(long, default_value_t = 4096)]
     max_in_flight: usize,
+    /// Write a page that plots latency against throughput, a point for each speed.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
@@ -58,21 +67,38 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
         ensure!(!twice, "--as-version names two versions of {table}");
     }
     let timeout = Duration::from_millis(args.timeout_ms);
-    let spec = ReplaySpec {
-        speed: args.speed,
+    let mut spec = ReplaySpec {
         versions,
         options: LookupOptions { timeout, ..client.default_options() },
         max_in_flight: args.max_in_flight,
         ..ReplaySpec::default()
     };
-    output.line(format!(
-        "{} lookups of {} with {} ids over {:.1} s, at {} times the speed",
-        survey.requests, survey.source, survey.ids, survey.seconds, args.speed
-    ));
-    let replayed = replay(&client, open()?, &survey, &spec).await?;
-    show(&replayed, output);
-    output.object(object(&args.file, args.speed, &survey, &replayed)?);
-    Ok(if replayed.load.verdict.wrong == 0 { Outcome::Done } else { Outcome::PromiseBroken })
+    let (mut runs, mut plotted, mut wrong) = (Vec::new(), Vec::new(), 0);
+    for speed in args.speed {
+        spec.speed = speed;
+        output.line(format!(
+            "{} lookups of {} with {} ids over {:.1} s, at {speed} times the speed",
+            survey.requests, survey.source, survey.ids, survey.seconds
+        ));
+        let replayed = replay(&client, open()?, &survey, &spec).await?;
+        show(&replayed, output);
+        let offered = (survey.seconds > 0.0).then(|| survey.requests as f64 / survey.seconds * speed);
+        let figures = Figures::of(&replayed.load, offered);
+        runs.push(object(&args.file, speed, &survey, &replayed, &figures)?);
+        plotted.push((format!("{speed} times the speed"), figures));
+        wrong += replayed.load.verdict.wrong;
+    }
+    if let Some(path) = &args.html {
+        let title = format!("{} lookups of {} in {}", survey.requests, survey.source, args.file.display());
+        let page = lookup::plot_replay(&title, &plotted);
+        fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
+        output.line(format!("plotted in {}", path.display()));
+    }
+    output.object(match runs.len() {
+        1 => runs.remove(0),
+        _ => json!({ "runs": runs, "wrong_answers": wrong }),
+    });
+    Ok(if wrong == 0 { Outcome::Done } else { Outcome::PromiseBroken })
 }
 
 fn show(Replayed { load, checked_tables, unchecked_tables }: &Replayed, output: Output) {
@@ -124,33 +150,27 @@ fn show(Replayed { load, checked_tables, unchecked_tables }: &Replayed, output: 
     }
 }
 
+/// The figures of a load, and what is said of a trace besides.
 fn object(
-    file: &std::path::Path,
+    file: &Path,
     speed: f64,
     survey: &Survey,
     Replayed { load, checked_tables, unchecked_tables }: &Replayed,
+    figures: &Figures,
 ) -> Result<Value> {
     let Survey { source, every, complete, requests, ids, seconds, .. } = survey;
-    let times = &load.latency;
-    let offered = if *seconds > 0.0 { *requests as f64 / seconds * speed } else { 0.0 };
-    Ok(json!({
+    let mut object = serde_json::to_value(figures)?;
+    let more = json!({
         "trace": {
             "file": file.display().to_string(), "source": source, "every": every, "complete": complete,
             "requests": requests, "ids": ids, "seconds": seconds,
         },
-        "machine": Machine::here(), "speed": speed, "offered_rate": offered,
-        "seconds": load.elapsed.as_secs_f64(), "requests": load.requests, "answered_requests": load.answered,
-        "mean_us": times.mean_us(), "p50_us": times.quantile_us(0.5), "p90_us": times.quantile_us(0.9),
-        "p99_us": times.quantile_us(0.99), "p999_us": times.quantile_us(0.999), "max_us": times.max_us(),
-        "requests_per_second": load.requests_per_second(), "rows_per_second": load.rows_per_second(),
-        "nodes_touched_per_request": load.per_request(load.nodes_touched),
-        "wire_bytes_per_request": load.per_request(load.gather_bytes + load.pool_bytes),
-        "failed_requests": load.failed_requests(), "failed_requests_by_code": load.failed,
-        "first_failure": load.first_failure, "missing_ids": load.missing_ids,
-        "defaulted_bags": load.defaulted_bags, "fallbacks": load.fallbacks,
-        "checked_answers": load.verdict.checked, "wrong_answers": load.verdict.wrong,
-        "unchecked_requests": load.unchecked, "checked_tables": checked_tables,
-        "unchecked_tables": unchecked_tables, "held_back_requests": load.held_back,
-        "unprepared_requests": load.unprepared, "start_delay_p99_us": load.start_delay.quantile_us(0.99),
-    }))
+        "machine": Machine::here(), "speed": speed, "answered_requests": load.answered,
+        "defaulted_bags": load.defaulted_bags, "checked_tables": checked_tables,
+        "unchecked_tables": unchecked_tables,
+    });
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+    Ok(object)
 }
