@@ -2,6 +2,24 @@
 
 use std::{error::Error, path::Path};
 
+/// Requests for changes, and what is in them: the audit log of the controller has them as JSON.
+const WRITTEN_DOWN: &[&str] = &[
+    "PublishReleaseRequest",
+    "PromoteReleaseRequest",
+    "ServeTableRequest",
+    "TableVersion",
+    "QuotaRule",
+    "Quota",
+    "RemoveQuotaRequest",
+    "RebuildRequest",
+    "SetSharesRequest",
+    "Share",
+    "Guards",
+    "ShadowReleaseRequest",
+    "RollbackRequest",
+    "RetireReleaseRequest",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../../proto");
     let files = ["common", "lookup", "control", "controllers", "rank", "trace"]
@@ -9,6 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;
     let configured = tonic_prost_build::configure().bytes(".").codec_path("crate::BoundedCodec");
+    let configured = WRITTEN_DOWN.iter().fold(configured, |configured, message| {
+        configured.type_attribute(format!(".tidepool.v1.{message}"), "#[derive(serde::Serialize)]")
+    });
     configured.compile_fds(descriptors)?;
     Ok(())
 }

@@ -6,6 +6,7 @@ mod composite;
 mod conventions;
 mod fixture;
 mod lifecycle;
+mod locks;
 mod metrics;
 mod mutations;
 mod same_answers;

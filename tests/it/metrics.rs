@@ -50,7 +50,8 @@ fn shown(registries: &[Registry]) -> BTreeMap<String, Kind> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_on_metrics_is_what_the_processes_show() -> Result<()> {
-    let mut sandbox = Sandbox::start(Shape { groups: 1, nodes_per_group: 1 }).await?;
+    // Behind locks, which have metrics of their own.
+    let mut sandbox = Sandbox::start_locked(Shape { groups: 1, nodes_per_group: 1 }).await?;
     let ranker = sandbox.start_ranker_with_cache(false, 1 << 20).await?;
     let release = fixture::export(&sandbox.store, "r1", 4);
     sandbox.promote(&name(MODEL), &release.release).await?;

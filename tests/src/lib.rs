@@ -9,12 +9,17 @@ use anyhow::{Context, Result, bail};
 use prometheus::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
-use tidepool_client::{Client, ClientConfig};
+use tidepool_client::{Client, ClientConfig, Connector};
 use tidepool_proto::v1::{self, control_client::ControlClient, ranker_client::RankerClient};
+use tidepool_runtime::tls::Dial;
 use tidepool_store::ArtifactStore;
 use tidepool_types::{Name, TableVersion};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::locks::Locks;
+
+pub mod locks;
 
 /// How long anything in a sandbox may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -37,6 +42,7 @@ pub struct Sandbox {
     nodes: Vec<(String, Option<Role<tidepool_node::Running>>)>,
     rankers: Vec<Role<tidepool_ranker::Running>>,
     shape: Shape,
+    locks: Option<Locks>,
     folder: TempDir,
 }
 
@@ -52,9 +58,22 @@ impl Sandbox {
     /// # Errors
     /// What a role says when it cannot start.
     pub async fn start(shape: Shape) -> Result<Self> {
+        Self::start_in(TempDir::new()?, shape, None).await
+    }
+
+    /// The same behind locks: TLS on every port, certificates of every role, and rules about who may do what.
+    ///
+    /// # Errors
+    /// What a role says when it cannot start.
+    pub async fn start_locked(shape: Shape) -> Result<Self> {
         let folder = TempDir::new()?;
+        let locks = Locks::make(&folder.path().join("certs"))?;
+        Self::start_in(folder, shape, Some(locks)).await
+    }
+
+    async fn start_in(folder: TempDir, shape: Shape, locks: Option<Locks>) -> Result<Self> {
         let store = ArtifactStore::open(folder.path().join("store"))?;
-        let controller = start_controller(folder.path(), store.root(), "127.0.0.1:0").await?;
+        let controller = start_controller(folder.path(), store.root(), "127.0.0.1:0", locks.as_ref()).await?;
         let controller_address = controller.running.grpc_address.to_string();
         let controller = Some(controller);
         let mut sandbox = Self {
@@ -64,6 +83,7 @@ impl Sandbox {
             nodes: Vec::new(),
             rankers: Vec::new(),
             shape,
+            locks,
             folder,
         };
         for (group, letter) in (0..shape.groups).zip('a'..='z') {
@@ -92,6 +112,8 @@ impl Sandbox {
             data_dir: path(&self.folder.path().join(&name)),
             report_interval_ms: 200,
             node: name,
+            tls: self.locks.as_ref().map(|locks| locks.tls("node")).unwrap_or_default(),
+            auth: self.locks.as_ref().map(Locks::auth).unwrap_or_default(),
             ..tidepool_node::RawConfig::default()
         };
         let token = CancellationToken::new();
@@ -126,7 +148,8 @@ impl Sandbox {
     /// What the controller says when it cannot start.
     pub async fn restart_controller(&mut self) -> Result<()> {
         let address = self.controller_address.clone();
-        self.controller = Some(start_controller(self.folder.path(), self.store.root(), &address).await?);
+        let (folder, locks) = (self.folder.path(), self.locks.as_ref());
+        self.controller = Some(start_controller(folder, self.store.root(), &address, locks).await?);
         Ok(())
     }
 
@@ -152,6 +175,8 @@ impl Sandbox {
             data_dir: path(&self.folder.path().join(&name)),
             exact,
             ranker: name,
+            tls: self.locks.as_ref().map(|locks| locks.tls("ranker")).unwrap_or_default(),
+            auth: self.locks.as_ref().map(Locks::auth).unwrap_or_default(),
             default_deadline_ms: 10_000,
             cache_bytes,
             ..tidepool_ranker::RawConfig::default()
@@ -169,7 +194,8 @@ impl Sandbox {
     /// # Errors
     /// When it cannot be reached.
     pub async fn ranker(&self, at: usize) -> Result<RankerClient<Channel>> {
-        Ok(RankerClient::connect(format!("http://{}", self.rankers[at].running.grpc_address)).await?)
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.rankers[at].running.grpc_address))?;
+        Ok(RankerClient::new(self.dial()?.connect(endpoint).await?))
     }
 
     /// `host:port` of the HTTP side of ranker number `at`.
@@ -183,7 +209,33 @@ impl Sandbox {
     /// # Errors
     /// When it cannot be reached.
     pub async fn control(&self) -> Result<ControlClient<Channel>> {
-        Ok(ControlClient::connect(format!("http://{}", self.controller_address)).await?)
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.controller_address))?;
+        Ok(ControlClient::new(self.dial()?.connect(endpoint).await?))
+    }
+
+    /// What opens the doors of this sandbox to an administrator.
+    ///
+    /// # Errors
+    /// What is wrong with the certificates.
+    pub fn dial(&self) -> Result<Dial> {
+        self.locks.as_ref().map_or_else(|| Ok(Dial::default()), |locks| locks.dial("client"))
+    }
+
+    /// The locks of one that was started with them.
+    #[must_use]
+    pub const fn locks(&self) -> Option<&Locks> {
+        self.locks.as_ref()
+    }
+
+    /// `host:port` of the controller.
+    #[must_use]
+    pub fn controller_address(&self) -> &str {
+        &self.controller_address
+    }
+
+    /// The nodes that run.
+    pub fn nodes(&self) -> impl Iterator<Item = &tidepool_node::Running> {
+        self.nodes.iter().filter_map(|(_, role)| Some(&role.as_ref()?.running))
     }
 
     /// A lookup client that has a map.
@@ -191,8 +243,10 @@ impl Sandbox {
     /// # Errors
     /// When no map comes.
     pub async fn client(&self) -> Result<Client> {
+        let dial = self.dial()?;
         let config = ClientConfig {
             controllers: vec![self.controller_address.clone()],
+            connector: dial.is_tls().then(|| Connector::new(move |endpoint| dial.channel(endpoint))),
             default_timeout: DEADLINE,
             ..ClientConfig::default()
         };
@@ -335,6 +389,7 @@ async fn start_controller(
     folder: &Path,
     store: &Path,
     grpc_address: &str,
+    locks: Option<&Locks>,
 ) -> Result<Role<tidepool_controller::Running>> {
     let raw = tidepool_controller::RawConfig {
         grpc_address: grpc_address.into(),
@@ -344,6 +399,9 @@ async fn start_controller(
         // Every node is awaited before anything is placed.
         group_settle_ms: 0,
         reconnect_grace_ms: 2000,
+        tls: locks.map(|locks| locks.tls("controller")).unwrap_or_default(),
+        auth: locks.map(Locks::auth).unwrap_or_default(),
+        audit_log: locks.map(|_| path(&folder.join("audit.log"))).unwrap_or_default(),
         ..tidepool_controller::RawConfig::default()
     };
     let token = CancellationToken::new();

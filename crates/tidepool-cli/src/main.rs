@@ -2,14 +2,19 @@
 
 mod commands;
 mod demo;
+mod leader;
 mod memory;
 mod output;
+mod remote;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::RemoteArgs,
+};
 
 /// Lookups make and drop buffers of some hundred KiB at a high rate, for which the system's allocator asks the
 /// kernel each time: a page fault for every 4 KiB of every answer.
@@ -27,9 +32,8 @@ struct Cli {
     /// Print one JSON object as the last line of stdout; everything else goes to stderr.
     #[arg(long, global = true)]
     json: bool,
-    /// The controller's gRPC address; without it 127.0.0.1:7400, but for benches, which start a cluster then.
-    #[arg(long, global = true, env = "TIDEPOOL_CONTROLLER", value_name = "HOST:PORT")]
-    controller: Option<String>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,6 +51,9 @@ enum Command {
     /// Build table versions and have them served.
     #[command(subcommand)]
     Table(commands::table::Command),
+    /// What lies in the artifact store: list it, take it elsewhere, collect what nobody refers to.
+    #[command(subcommand)]
+    Store(commands::store::Command),
     /// Publish releases and promote them.
     #[command(subcommand)]
     Release(commands::release::Command),
@@ -63,9 +70,14 @@ enum Command {
     /// Ids that are asked for most: from a ranker's cache to a file, and from a file to the nodes' memory.
     #[command(subcommand)]
     HotIds(commands::hot_ids::Command),
+    /// Back up, restore or rebuild the durable state of the cluster.
+    #[command(subcommand)]
+    Metastore(commands::metastore::Command),
     /// Measure, beside what the machine would allow.
     #[command(subcommand)]
     Bench(commands::bench::Command),
+    /// Make an authority and certificates of it, for development.
+    Certs(commands::certs::Args),
     /// Check configuration files.
     #[command(subcommand)]
     Config(commands::config::Command),
@@ -85,9 +97,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
-    let Cli { controller: named, command, .. } = cli;
-    let default = || format!("127.0.0.1:{}", tidepool_types::ports::CONTROLLER_GRPC);
-    let controller = named.clone().unwrap_or_else(default);
+    let Cli { remote, command, .. } = cli;
+    let named = remote.controller.clone();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Command::Node(args) = command {
         // Its configuration says how many threads the runtime has.
@@ -104,14 +115,17 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
             Command::Node(_) => unreachable!("it has a runtime of its own"),
             Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,
-            Command::Table(command) => commands::table::run(command, &controller, output).await,
-            Command::Release(command) => commands::release::run(command, &controller, output).await,
-            Command::Quota(command) => commands::quota::run(command, &controller, output).await,
-            Command::Lookup(args) => commands::lookup::run(args, &controller, output).await,
-            Command::Rank(args) => commands::rank::run(args, &controller, output).await,
-            Command::Trace(command) => commands::trace::run(command, &controller, output).await,
-            Command::HotIds(command) => commands::hot_ids::run(command, &controller, output).await,
+            Command::Table(command) => commands::table::run(command, &remote.read()?, output).await,
+            Command::Store(command) => commands::store::run(command, &remote.read()?, output).await,
+            Command::Release(command) => commands::release::run(command, &remote.read()?, output).await,
+            Command::Quota(command) => commands::quota::run(command, &remote.read()?, output).await,
+            Command::Lookup(args) => commands::lookup::run(args, &remote.read()?, output).await,
+            Command::Rank(args) => commands::rank::run(args, &remote.read()?, output).await,
+            Command::Trace(command) => commands::trace::run(command, &remote.read()?, output).await,
+            Command::HotIds(command) => commands::hot_ids::run(command, &remote.read()?, output).await,
             Command::Bench(command) => commands::bench::run(command, named, output).await,
+            Command::Metastore(command) => commands::metastore::run(command, &remote.read()?, output).await,
+            Command::Certs(args) => commands::certs::run(args, output),
             Command::Config(command) => commands::config::run(command, output),
         }
     })

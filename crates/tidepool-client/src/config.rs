@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use prometheus::Registry;
 use tidepool_types::Name;
 
-use crate::{channels, error::ClientError, request::OnUnavailable};
+use crate::{
+    channels::{self, BearerToken, Connector},
+    error::ClientError,
+    request::OnUnavailable,
+};
 
 /// How a [`Client`](crate::Client) finds its cluster and how it asks.
 #[derive(Clone, Debug)]
@@ -20,6 +24,10 @@ pub struct ClientConfig {
     pub spill_factor: f64,
     /// Where the last cluster map is kept, so that a restart needs no controller.
     pub map_file: Option<PathBuf>,
+    /// How connections are made; None: over plain TCP.
+    pub connector: Option<Connector>,
+    /// What is shown to controllers and nodes, so that they know who asks; None: the connection alone.
+    pub token: Option<BearerToken>,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
     /// The budget of a lookup that [`Client::default_options`](crate::Client::default_options) gives.
@@ -128,6 +136,8 @@ impl Default for ClientConfig {
             preferred_group: None,
             spill_factor: 4.0,
             map_file: None,
+            connector: None,
+            token: None,
             connect_timeout: Duration::from_millis(500),
             default_timeout: Duration::from_millis(500),
             exact: false,

@@ -39,7 +39,7 @@ impl Follow {
     ) -> Self {
         let dial = Dial::new(&config);
         let nothing = Arc::new(ClusterMap::default());
-        let nothing = Topology::new(nothing, None, Instant::now(), |entry| connect(entry, dial, &config));
+        let nothing = Topology::new(nothing, None, Instant::now(), |entry| connect(entry, &dial, &config));
         Self { maps, dial, config, metrics, topology: ArcSwap::from_pointee(nothing), making: Mutex::new(()) }
     }
 
@@ -67,7 +67,7 @@ impl Follow {
         if Arc::ptr_eq(&known.map, &map) {
             return known;
         }
-        let connect = |entry: &NodeEntry| connect(entry, self.dial, &self.config);
+        let connect = |entry: &NodeEntry| connect(entry, &self.dial, &self.config);
         let mut topology = Topology::new(map, Some(&known), Instant::now(), connect);
         if let Some(metrics) = &self.metrics {
             topology.metrics = metrics.tables(&topology.map);
@@ -123,7 +123,7 @@ impl Follow {
     }
 }
 
-fn connect(entry: &NodeEntry, dial: Dial, config: &ClientConfig) -> Peer {
+fn connect(entry: &NodeEntry, dial: &Dial, config: &ClientConfig) -> Peer {
     let address = entry.grpc_address.as_str();
     Peer::new(address, dial.channel(address).map(Connection::new), config.breaker)
 }

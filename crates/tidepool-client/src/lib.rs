@@ -48,6 +48,7 @@ pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
 
 pub use answer::BadAnswer;
 pub use cache::{BadHotIds, HotIds, Warmed};
+pub use channels::{BearerToken, Connector};
 pub use client::Client;
 pub use config::{BreakerConfig, ClientConfig, HedgeConfig, RetryConfig};
 pub use error::{ClientError, NodeError, NodeFailure};

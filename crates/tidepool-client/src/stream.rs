@@ -16,10 +16,10 @@ use tidepool_types::ErrorCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 use tracing::info;
 
-use crate::{error::NodeFailure, transport::failure};
+use crate::{channels::Line, error::NodeFailure, transport::failure};
 
 /// Lookups that wait to be sent; whoever comes then waits for room, as long as its budget lasts.
 const QUEUE_LEN: usize = 64;
@@ -69,7 +69,7 @@ pub(crate) enum NoAnswer {
 
 impl LookupStream {
     /// Opens a stream over `channel`, in the background: lookups may be sent at once.
-    pub(crate) fn open(channel: Channel, max_message_bytes: usize) -> Self {
+    pub(crate) fn open(channel: Line, max_message_bytes: usize) -> Self {
         let (send, outgoing) = mpsc::channel(QUEUE_LEN);
         let calls = Arc::new(Calls(Mutex::new(Some(HashMap::new()))));
         let reader = tokio::spawn(read(channel, outgoing, calls.clone(), max_message_bytes));
@@ -172,7 +172,7 @@ fn ended() -> NodeFailure {
 
 /// The life of a stream: hands out answers until it ends, then fails whoever still waits.
 async fn read(
-    channel: Channel,
+    channel: Line,
     outgoing: mpsc::Receiver<v1::LookupRequest>,
     calls: Arc<Calls>,
     max_message_bytes: usize,

@@ -19,9 +19,10 @@ use tidepool_proto::{
     v1::{self, embedding_client::EmbeddingClient},
 };
 use tidepool_types::ErrorCode;
-use tonic::{Status, body::Body, client::GrpcService, codegen::http, transport::Channel};
+use tonic::{Status, body::Body, client::GrpcService, codegen::http};
 
 use crate::{
+    channels::Line,
     error::NodeFailure,
     stream::{LookupStream, NoAnswer},
 };
@@ -51,14 +52,14 @@ impl Wire {
 /// The connection to a node. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Line,
     stream: Arc<Mutex<Option<Arc<LookupStream>>>>,
     /// The largest message that goes over the stream, as far as the node has shown by refusing larger ones.
     stream_takes: Arc<AtomicUsize>,
 }
 
 impl Connection {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Line) -> Self {
         Self { channel, stream: Arc::default(), stream_takes: Arc::new(AtomicUsize::new(usize::MAX)) }
     }
 

@@ -6,8 +6,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidepool_cluster::Settings;
 use tidepool_runtime::{
+    audit::AuditOptions,
     config::{InvalidConfig, Problems},
     logs::{self, LogOptions},
+    security::{RawAuth, RawTls, SecurityOptions},
 };
 use tidepool_types::ports;
 
@@ -49,6 +51,16 @@ pub struct RawConfig {
     pub event_queue_len: usize,
     /// For what is in flight when the controller is told to stop.
     pub drain_timeout_ms: u64,
+    /// Where changes are written down; empty: in the log of the process only.
+    pub audit_log: String,
+    /// Bytes of that file until it is put aside.
+    pub audit_log_max_bytes: u64,
+    /// How many such files are kept.
+    pub audit_log_keep: u32,
+    /// TLS on both ports, and with other roles.
+    pub tls: RawTls,
+    /// Who may do what.
+    pub auth: RawAuth,
     /// Log lines.
     pub log: LogOptions,
 }
@@ -83,6 +95,11 @@ impl Default for RawConfig {
             keepalive_timeout_ms: 2000,
             event_queue_len: 1024,
             drain_timeout_ms: 5000,
+            audit_log: String::new(),
+            audit_log_max_bytes: 64 << 20,
+            audit_log_keep: 8,
+            tls: RawTls::default(),
+            auth: RawAuth::default(),
             log: LogOptions::default(),
         }
     }
@@ -111,6 +128,10 @@ pub struct Config {
     pub event_queue_len: usize,
     /// For what is in flight at the end.
     pub drain_timeout: Duration,
+    /// Where changes are written down beside the log.
+    pub audit: Option<AuditOptions>,
+    /// What locks its doors.
+    pub security: SecurityOptions,
     /// Log lines; whoever owns the process sets them up.
     pub log: LogOptions,
 }
@@ -182,6 +203,14 @@ impl TryFrom<RawConfig> for Config {
         p.check(raw.keepalive_interval_ms > 0, "keepalive_interval_ms: at least 1");
         p.check(raw.keepalive_timeout_ms > 0, "keepalive_timeout_ms: at least 1");
         p.check(raw.event_queue_len > 0, "event_queue_len: at least 1");
+        let listens = [("grpc_address", grpc_address), ("http_address", http_address)];
+        let security = SecurityOptions::check(p, (raw.tls, raw.auth), &listens, false);
+        p.check(raw.audit_log_max_bytes > 0, "audit_log_max_bytes: at least 1");
+        let audit = (!raw.audit_log.is_empty()).then(|| AuditOptions {
+            path: raw.audit_log.into(),
+            max_bytes: raw.audit_log_max_bytes,
+            keep: raw.audit_log_keep,
+        });
         if let Err(error) = logs::check(&raw.log) {
             p.add(error.to_string());
         }
@@ -208,6 +237,8 @@ impl TryFrom<RawConfig> for Config {
                 keepalive_timeout: Duration::from_millis(raw.keepalive_timeout_ms),
                 event_queue_len: raw.event_queue_len,
                 drain_timeout: Duration::from_millis(raw.drain_timeout_ms),
+                audit,
+                security,
                 log: raw.log,
             })
         })

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use prometheus::Registry;
 use tidepool_proto::v1::{control_server::ControlServer, controllers_server::ControllersServer};
 use tidepool_runtime::{
+    audit::AuditLog,
     health::Health,
-    http::{HttpServer, StatusFn},
+    http::{HttpServer, Routes, StatusFn},
     metrics::register_process,
     net::bind_tcp,
+    security::Security,
     serve::{Role, Running},
     shutdown::Shutdown,
 };
 use tidepool_store::ArtifactStore;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 
 use crate::{
+    access::CALLS,
+    changes::Changes,
     config::{Config, MetastoreConfig},
     controllers::ControllersService,
     error::StartError,
@@ -41,6 +45,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
+    let audit_failures = metrics.audit_failures.clone();
+    let security = Security::open(&config.security, &registry)?;
+    let audit = AuditLog::open(config.audit.clone())?;
 
     let listen = |what| move |source| StartError::Listen { what, source };
     let grpc = bind_tcp(config.grpc_address).await.map_err(listen("control (grpc_address)"))?;
@@ -83,9 +90,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     };
     let services = Services {
         control: ControlService { lead: lead.clone(), store: store.clone(), lifecycle: lifecycle.clone() },
-        controllers: ControllersService { lead, store },
+        controllers: ControllersService { lead: lead.clone(), store },
     };
-    let grpc = serve_grpc(&config, services, grpc, lifecycle.draining());
+    let changes =
+        Changes { audit, lead: lead.clone(), lifecycle: lifecycle.clone(), failures: audit_failures };
+    let grpc = serve_grpc(&config, services, (&security, changes), grpc, lifecycle.draining());
     let drain_timeout = config.drain_timeout;
     // The lead goes last: another controller has it as soon as nobody is served by this one any more.
     let last = async move {
@@ -94,8 +103,9 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
             tracing::warn!("the controller could not resign in time; its lease ends by itself");
         }
     };
-    let role = Role { word: "controller", registry, health, status, shutdown: lifecycle, drain_timeout };
-    Ok(role.serve((grpc_address, grpc), (http, axum::Router::new()), shutdown, last))
+    let role =
+        Role { word: "controller", registry, health, status, shutdown: lifecycle, drain_timeout, security };
+    Ok(role.serve((grpc_address, grpc), (http, Routes::default()), shutdown, last))
 }
 
 /// What decides who leads.
@@ -115,15 +125,18 @@ struct Services {
 fn serve_grpc<F: Future<Output = ()>>(
     config: &Config,
     services: Services,
+    (security, changes): (&Security, Changes),
     listener: TcpListener,
     draining: F,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
-    // The server's own nodelay option does nothing for a listener of ours: the incoming stream must set it.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let refusing = changes.clone();
+    let gate = security.gate(CALLS, move |refused| refusing.refuse(refused));
     Server::builder()
+        .layer(gate)
+        .layer(changes)
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .add_service(ControlServer::new(services.control).max_decoding_message_size(MAX_REPORT_BYTES))
         .add_service(ControllersServer::new(services.controllers))
-        .serve_with_incoming_shutdown(incoming, draining)
+        .serve_with_incoming_shutdown(security.grpc(listener), draining)
 }

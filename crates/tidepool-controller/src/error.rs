@@ -3,7 +3,7 @@
 use thiserror::Error;
 use tidepool_cluster::StepError;
 use tidepool_proto::{WireError, not_leader, status_of};
-use tidepool_runtime::{error::chain, net::NetError};
+use tidepool_runtime::{audit::AuditError, error::chain, net::NetError, security::SecurityError};
 use tidepool_store::StoreError;
 use tidepool_types::ErrorCode;
 use tonic::Status;
@@ -96,6 +96,12 @@ pub enum StartError {
     /// The durable state cannot be read, or is in use.
     #[error("could not recover the state of the cluster")]
     Metastore(#[from] MetastoreError),
+    /// The file of the audit log cannot be written.
+    #[error("changes could not be written down")]
+    Audit(#[from] AuditError),
+    /// Certificates or rules do not do; the source names the file.
+    #[error("could not lock the doors")]
+    Security(#[from] SecurityError),
     /// A metric could not be registered: a defect.
     #[error("could not register the metrics")]
     Metrics(#[from] prometheus::Error),

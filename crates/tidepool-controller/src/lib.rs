@@ -8,7 +8,9 @@
 //! Read first: [`start`], `lead::Candidate` (who leads), `actor::Actor` (events in, effects out),
 //! [`metastore::Metastore`].
 
+mod access;
 mod actor;
+mod changes;
 mod config;
 mod controller;
 mod controllers;

@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) persist_seconds: Histogram,
     /// States that could not be written down.
     pub(crate) persist_failures: IntCounter,
+    /// Changes that could not be written into the audit log.
+    pub(crate) audit_failures: IntCounter,
 }
 
 impl Metrics {
@@ -72,8 +74,12 @@ impl Metrics {
                 name("persist_failures_total"),
                 "States that could not be written down",
             )?,
+            audit_failures: IntCounter::new(
+                name("audit_failures_total"),
+                "Changes that could not be written into the audit log",
+            )?,
         };
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 14] = [
             Box::new(metrics.is_leader.clone()),
             Box::new(metrics.term.clone()),
             Box::new(metrics.terms.clone()),
@@ -87,6 +93,7 @@ impl Metrics {
             Box::new(metrics.events.clone()),
             Box::new(metrics.persist_seconds.clone()),
             Box::new(metrics.persist_failures.clone()),
+            Box::new(metrics.audit_failures.clone()),
         ];
         all.into_iter().try_for_each(|metric| registry.register(metric))?;
         Ok(metrics)

@@ -9,6 +9,7 @@ use tidepool_runtime::{
     config::{InvalidConfig, Problems},
     logs::{self, LogOptions},
     pool::CpuPool,
+    security::{RawAuth, RawTls, SecurityOptions},
 };
 use tidepool_store::StoreLocation;
 use tidepool_table::Residency;
@@ -98,6 +99,10 @@ pub struct RawConfig {
     pub keepalive_timeout_ms: u64,
     /// For requests in flight when the node is told to stop.
     pub drain_timeout_ms: u64,
+    /// TLS on both ports, and with other roles.
+    pub tls: RawTls,
+    /// Who may do what.
+    pub auth: RawAuth,
     /// Log lines.
     pub log: LogOptions,
 }
@@ -145,6 +150,8 @@ impl Default for RawConfig {
             keepalive_interval_ms: 10_000,
             keepalive_timeout_ms: 5000,
             drain_timeout_ms: 10_000,
+            tls: RawTls::default(),
+            auth: RawAuth::default(),
             log: LogOptions::default(),
         }
     }
@@ -233,6 +240,8 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// For requests in flight at the end.
     pub drain_timeout: Duration,
+    /// What locks its doors.
+    pub security: SecurityOptions,
     /// Log lines; whoever owns the process sets them up.
     pub log: LogOptions,
 }
@@ -298,6 +307,9 @@ impl TryFrom<RawConfig> for Config {
             p.check(millis > 0, format!("{key}: at least 1"));
         }
         p.check(raw.reconnect_max_ms >= raw.reconnect_min_ms, "reconnect_max_ms: at least reconnect_min_ms");
+        let listens = [("grpc_address", grpc_address), ("http_address", http_address)];
+        let connects = !raw.controllers.is_empty();
+        let security = SecurityOptions::check(p, (raw.tls, raw.auth), &listens, connects);
         if let Err(error) = logs::check(&raw.log) {
             p.add(error.to_string());
         }
@@ -349,6 +361,7 @@ impl TryFrom<RawConfig> for Config {
                 keepalive_interval: Duration::from_millis(raw.keepalive_interval_ms),
                 keepalive_timeout: Duration::from_millis(raw.keepalive_timeout_ms),
                 drain_timeout: Duration::from_millis(raw.drain_timeout_ms),
+                security,
                 log: raw.log,
             })
         })
@@ -418,6 +431,7 @@ mod tests {
             "max_ids_per_request",
             "report_interval_ms",
             "reconnect_max_ms",
+            "grpc_address",
         ];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
@@ -430,6 +444,7 @@ mod tests {
         let raw = RawConfig {
             grpc_address: "0.0.0.0:7410".into(),
             advertise_address: "node-1.example:7410".into(),
+            tls: RawTls { insecure_plaintext: true, ..RawTls::default() },
             ..named()
         };
         assert_eq!(Config::try_from(raw).unwrap().advertise_address.unwrap(), "node-1.example:7410");

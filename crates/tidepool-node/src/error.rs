@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use thiserror::Error;
 use tidepool_kernels::Isa;
 use tidepool_proto::{failure_of, status_of, v1};
-use tidepool_runtime::{net::NetError, pool::SpawnError};
+use tidepool_runtime::{net::NetError, pool::SpawnError, security::SecurityError};
 use tidepool_store::StoreError;
 use tidepool_table::{Damage, OpenError, ResidencyError};
 use tidepool_types::{Epoch, ErrorCode, NameError, PartitionCount, PartitionIndex, TableVersion};
@@ -35,6 +35,8 @@ pub(crate) enum LookupError {
     RowsPerSecond { rows: u64, limit: u64 },
     #[error("{0}")]
     Tenant(Problem),
+    #[error("{caller} may not ask in the name of tenant {tenant:?}: its rule names others (auth.rules)")]
+    OtherTenant { caller: String, tenant: String },
     #[error(
         "tenant {tenant:?} has used up its quota of {limit} {unit} per second on this node; ask again in {wait_ms} ms"
     )]
@@ -117,6 +119,7 @@ impl LookupError {
             | Self::AnswerTooLarge { .. }
             | Self::Tenant(_)
             | Self::TooMuchWork { .. } => ErrorCode::InvalidRequest,
+            Self::OtherTenant { .. } => ErrorCode::Forbidden,
             Self::NotServed { .. } => ErrorCode::NotServed,
             Self::Quota { .. } => ErrorCode::QuotaExceeded,
             Self::DeadlineExceeded | Self::SentTooSlowly { .. } => ErrorCode::DeadlineExceeded,
@@ -231,6 +234,9 @@ pub enum StartError {
     /// The threads for large lookups could not be started.
     #[error("could not start the threads for large lookups")]
     Pool(#[from] SpawnError),
+    /// Certificates or rules do not do; the source names the file.
+    #[error("could not lock the doors")]
+    Security(#[from] SecurityError),
     /// A metric could not be registered: a defect.
     #[error("could not register the metrics")]
     Metrics(#[from] prometheus::Error),

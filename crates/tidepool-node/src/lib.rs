@@ -6,6 +6,7 @@
 //!
 //! Read first: [`start`], `lookup::answer` (a request from end to end), `loader::Loader`.
 
+mod access;
 mod admission;
 mod config;
 mod cut;

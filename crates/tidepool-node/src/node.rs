@@ -5,13 +5,17 @@ use std::{fs, path::Path, sync::Arc};
 use arc_swap::ArcSwap;
 use prometheus::Registry;
 use tidepool_kernels::Isa;
-use tidepool_proto::v1::{self, embedding_server::EmbeddingServer};
+use tidepool_proto::{
+    refusal,
+    v1::{self, embedding_server::EmbeddingServer},
+};
 use tidepool_runtime::{
     health::Health,
-    http::{HttpServer, StatusFn},
+    http::{HttpServer, Routes, StatusFn},
     metrics::register_process,
     net::bind_tcp,
     pool::CpuPool,
+    security::Security,
     serve::{Role, Running},
     shutdown::Shutdown,
 };
@@ -22,9 +26,10 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 
 use crate::{
+    access::CALLS,
     admission::Admission,
     config::Config,
     disk::{LastAssignment, VerifiedFiles},
@@ -79,6 +84,7 @@ pub async fn start_on(
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
+    let security = Security::open(&config.security, &registry)?;
     let limits = FetchLimits {
         parallelism: config.fetch_parallelism,
         bytes_per_second: config.fetch_bytes_per_second,
@@ -143,6 +149,7 @@ pub async fn start_on(
 
     let session = Session {
         controllers: config.controllers.clone(),
+        dial: security.dial(),
         introduction: introduction.clone(),
         report_interval: config.report_interval,
         connect_timeout: config.connect_timeout,
@@ -181,10 +188,10 @@ pub async fn start_on(
         metrics,
         draining: lifecycle.token(),
     };
-    let grpc = serve_grpc(&config, service, grpc, lifecycle.draining());
+    let grpc = serve_grpc(&config, service, &security, grpc, lifecycle.draining());
     let drain_timeout = config.drain_timeout;
-    let role = Role { word: "node", registry, health, status, shutdown: lifecycle, drain_timeout };
-    Ok(role.serve((grpc_address, grpc), (http, axum::Router::new()), shutdown, std::future::ready(())))
+    let role = Role { word: "node", registry, health, status, shutdown: lifecycle, drain_timeout, security };
+    Ok(role.serve((grpc_address, grpc), (http, Routes::default()), shutdown, std::future::ready(())))
 }
 
 fn make_data_dir(path: &Path) -> Result<(), StartError> {
@@ -194,13 +201,19 @@ fn make_data_dir(path: &Path) -> Result<(), StartError> {
 fn serve_grpc<F: Future<Output = ()>>(
     config: &Config,
     service: EmbeddingService<PartitionFile>,
+    security: &Security,
     listener: TcpListener,
     draining: F,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
     let guard = service.guard.clone();
     let service =
         EmbeddingServer::new(Grpc(Arc::new(service))).max_decoding_message_size(config.max_request_bytes);
+    let gate = security.gate(CALLS, |refused| {
+        let why = refused.refusal;
+        refusal(why.known, why.message).into_http()
+    });
     Server::builder()
+        .layer(gate)
         .max_concurrent_streams(config.max_streams_per_connection)
         .http2_max_local_error_reset_streams(Some(MAX_RESETS))
         .http2_keepalive_interval(Some(config.keepalive_interval))
@@ -209,27 +222,5 @@ fn serve_grpc<F: Future<Output = ()>>(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(guard.before(service))
-        .serve_with_incoming_shutdown(without_delay(listener), draining)
-}
-
-/// Answers go out at once: without this, small ones wait for the peer's delayed acknowledgement (40 ms).
-/// The server's own nodelay option does nothing for a listener that is handed to it.
-fn without_delay(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
-#[cfg(test)]
-mod tests {
-    use futures::StreamExt;
-    use tokio::net::TcpStream;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_connections_have_tcp_nodelay() {
-        let listener = bind_tcp("127.0.0.1:0").await.unwrap();
-        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let accepted = without_delay(listener).next().await.unwrap().unwrap();
-        assert!(accepted.nodelay().unwrap());
-    }
+        .serve_with_incoming_shutdown(security.grpc(listener), draining)
 }

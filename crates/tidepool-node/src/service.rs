@@ -9,7 +9,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tidepool_proto::v1::{self, embedding_server::Embedding};
-use tidepool_runtime::pool::{CpuPool, PoolError};
+use tidepool_runtime::{
+    auth::Caller,
+    pool::{CpuPool, PoolError},
+};
 use tidepool_table::PartitionRows;
 use tidepool_types::NodeId;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,9 @@ use crate::{
     quota::TenantQuotas,
     stream::Answers,
 };
+
+/// Letters of a tenant's name that a refusal repeats.
+const MAX_TOLD_CHARS: usize = 64;
 
 /// What lookups are answered with.
 pub(crate) struct EmbeddingService<P> {
@@ -51,6 +57,22 @@ pub(crate) struct EmbeddingService<P> {
 pub(crate) struct Grpc<P>(pub(crate) Arc<EmbeddingService<P>>);
 
 impl<P: PartitionRows> EmbeddingService<P> {
+    /// [`respond`](Self::respond), if `caller` may ask in the name of the lookup's tenant.
+    pub(crate) async fn respond_to(
+        &self,
+        caller: &Caller,
+        request: v1::LookupRequest,
+        received: Instant,
+    ) -> Result<v1::LookupResponse, LookupError> {
+        if caller.may_ask_for(&request.tenant) {
+            return self.respond(request, received).await;
+        }
+        let tenant = request.tenant.chars().take(MAX_TOLD_CHARS).collect();
+        let refused = Err(LookupError::OtherTenant { caller: caller.name.to_string(), tenant });
+        self.metrics.count(&refused, received.elapsed());
+        refused.map(|(answer, _)| answer.response)
+    }
+
     /// Answers a lookup and counts it.
     pub(crate) async fn respond(
         &self,
@@ -193,7 +215,8 @@ impl<P: PartitionRows> Embedding for Grpc<P> {
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
-        let answered = self.0.respond(request.into_inner(), Instant::now()).await;
+        let (_, extensions, request) = request.into_parts();
+        let answered = self.0.respond_to(&Caller::of(&extensions), request, Instant::now()).await;
         answered.map(Response::new).map_err(|error| error.status())
     }
 
@@ -201,7 +224,8 @@ impl<P: PartitionRows> Embedding for Grpc<P> {
         &self,
         request: Request<Streaming<v1::LookupRequest>>,
     ) -> Result<Response<Answers<P>>, Status> {
-        Ok(Response::new(Answers::new(self.0.clone(), request.into_inner())))
+        let (_, extensions, requests) = request.into_parts();
+        Ok(Response::new(Answers::new(self.0.clone(), Caller::of(&extensions), requests)))
     }
 }
 

@@ -9,7 +9,7 @@ use tidepool_proto::{
     WireError, leader_of,
     v1::{self, control_client::ControlClient},
 };
-use tidepool_runtime::error::chain;
+use tidepool_runtime::{error::chain, tls::Dial};
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -32,6 +32,7 @@ const MAX_ASSIGNMENT_BYTES: usize = 64 << 20;
 /// Who the node is, to whom it reports, and how patiently.
 pub(crate) struct Session {
     pub(crate) controllers: Vec<String>,
+    pub(crate) dial: Dial,
     /// A report without partitions: names, addresses and capacity.
     pub(crate) introduction: v1::NodeReport,
     pub(crate) report_interval: Duration,
@@ -110,7 +111,7 @@ impl Session {
             .http2_keep_alive_interval(self.keepalive_interval)
             .keep_alive_timeout(self.keepalive_timeout)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect().await.map_err(SessionError::Connect)?;
+        let channel = self.dial.connect(endpoint).await.map_err(SessionError::Connect)?;
         let mut client = ControlClient::new(channel).max_decoding_message_size(MAX_ASSIGNMENT_BYTES);
 
         let mut state = self.state.clone();

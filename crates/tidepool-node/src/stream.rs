@@ -17,6 +17,7 @@ use futures::{
     stream::FuturesUnordered,
 };
 use tidepool_proto::v1;
+use tidepool_runtime::auth::Caller;
 use tidepool_table::PartitionRows;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
@@ -30,6 +31,7 @@ const MAX_IN_FLIGHT: usize = 1024;
 /// The answers to a stream of lookups.
 pub(crate) struct Answers<P> {
     service: Arc<EmbeddingService<P>>,
+    caller: Arc<Caller>,
     requests: Streaming<v1::LookupRequest>,
     /// Resolves when the node shuts down: what has been read is still answered.
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -41,10 +43,15 @@ pub(crate) struct Answers<P> {
 }
 
 impl<P: PartitionRows> Answers<P> {
-    pub(crate) fn new(service: Arc<EmbeddingService<P>>, requests: Streaming<v1::LookupRequest>) -> Self {
+    pub(crate) fn new(
+        service: Arc<EmbeddingService<P>>,
+        caller: Caller,
+        requests: Streaming<v1::LookupRequest>,
+    ) -> Self {
         let draining = Box::pin(service.draining.clone().cancelled_owned());
         Self {
             service,
+            caller: Arc::new(caller),
             requests,
             draining,
             working: FuturesUnordered::new(),
@@ -62,10 +69,10 @@ impl<P: PartitionRows> Answers<P> {
             }
             return None;
         }
-        let service = self.service.clone();
+        let (service, caller) = (self.service.clone(), self.caller.clone());
         let received = Instant::now();
         let mut work = async move {
-            let mut response = match service.respond(request, received).await {
+            let mut response = match service.respond_to(&caller, request, received).await {
                 Ok(response) => response,
                 Err(error) => v1::LookupResponse { failure: Some(error.failure()), ..Default::default() },
             };

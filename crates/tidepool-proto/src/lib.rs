@@ -16,7 +16,7 @@ pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, deco
 pub use convert::{WireError, quota_rules, quota_tenant, quotas, release_state};
 pub use status::{
     CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, code_of, code_of_failure, epoch_of, failure_of, leader_of,
-    not_leader, status_of,
+    not_leader, refusal, status_of,
 };
 pub use stream::{StandIn, answer_stream};
 

@@ -17,6 +17,8 @@ pub const EPOCH_HEADER: &str = "tidepool-epoch";
 pub fn status_of(code: ErrorCode, message: impl Into<String>, epoch: Option<Epoch>) -> Status {
     let grpc = match code {
         ErrorCode::InvalidRequest => Code::InvalidArgument,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::Forbidden => Code::PermissionDenied,
         ErrorCode::NotFound => Code::NotFound,
         ErrorCode::NotServed | ErrorCode::NotLeader | ErrorCode::Conflict => Code::FailedPrecondition,
         ErrorCode::Overloaded | ErrorCode::QuotaExceeded => Code::ResourceExhausted,
@@ -43,6 +45,8 @@ pub fn code_of(status: &Status) -> ErrorCode {
     }
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidRequest,
+        Code::Unauthenticated => ErrorCode::Unauthenticated,
+        Code::PermissionDenied => ErrorCode::Forbidden,
         Code::NotFound => ErrorCode::NotFound,
         Code::FailedPrecondition | Code::AlreadyExists => ErrorCode::Conflict,
         Code::ResourceExhausted => ErrorCode::Overloaded,
@@ -52,6 +56,12 @@ pub fn code_of(status: &Status) -> ErrorCode {
         Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }
+}
+
+/// The status of a call that its caller may not make; `known` is whether it is known who that is.
+#[must_use]
+pub fn refusal(known: bool, message: impl Into<String>) -> Status {
+    status_of(if known { ErrorCode::Forbidden } else { ErrorCode::Unauthenticated }, message, None)
 }
 
 /// The status of a request that another controller must be asked, `leader` if it is known.

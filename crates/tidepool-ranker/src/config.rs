@@ -7,6 +7,7 @@ use tidepool_runtime::{
     config::{InvalidConfig, Problems},
     logs::{self, LogOptions},
     pool::CpuPool,
+    security::{RawAuth, RawTls, SecurityOptions},
 };
 use tidepool_types::{Name, ports};
 
@@ -75,6 +76,10 @@ pub struct RawConfig {
     pub retry: RawRetry,
     /// When a node is left alone for a while.
     pub breaker: RawBreaker,
+    /// TLS on both ports, and with other roles.
+    pub tls: RawTls,
+    /// Who may do what.
+    pub auth: RawAuth,
     /// Log lines.
     pub log: LogOptions,
 }
@@ -110,6 +115,8 @@ impl Default for RawConfig {
             hedge: RawHedge::default(),
             retry: RawRetry::default(),
             breaker: RawBreaker::default(),
+            tls: RawTls::default(),
+            auth: RawAuth::default(),
             log: LogOptions::default(),
         }
     }
@@ -164,6 +171,8 @@ pub struct Config {
     pub load_retry: Duration,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout: Duration,
+    /// What locks its doors.
+    pub security: SecurityOptions,
     /// Log lines; whoever owns the process sets them up.
     pub log: LogOptions,
 }
@@ -216,6 +225,8 @@ impl TryFrom<RawConfig> for Config {
         let warm_timeout = duration("warm_timeout_ms", raw.warm_timeout_ms);
         let load_retry = duration("load_retry_ms", raw.load_retry_ms);
         let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
+        let listens = [("grpc_address", grpc_address), ("http_address", http_address)];
+        let security = SecurityOptions::check(&mut problems, (raw.tls, raw.auth), &listens, true);
         if let Err(error) = logs::check(&raw.log) {
             problems.add(error.to_string());
         }
@@ -249,6 +260,7 @@ impl TryFrom<RawConfig> for Config {
                 connect_timeout,
                 load_retry,
                 drain_timeout,
+                security,
                 log: raw.log,
             })
         })
@@ -311,6 +323,7 @@ mod tests {
                 "breaker.failures",
                 "pool_queue_len",
                 "load_retry_ms",
+                "http_address",
                 "default_deadline_ms"
             ]
         );

@@ -8,6 +8,7 @@ use tidepool_dense::DenseError;
 use tidepool_runtime::{
     net::NetError,
     pool::{PoolError, SpawnError},
+    security::SecurityError,
 };
 use tidepool_store::StoreError;
 use tidepool_types::{Epoch, ErrorCode, Name, TableVersion};
@@ -178,6 +179,9 @@ pub enum StartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Certificates or rules do not do; the source names the file.
+    #[error("locking the doors")]
+    Security(#[from] SecurityError),
     /// The system gives no more threads.
     #[error("starting the CPU pool")]
     Pool(#[from] SpawnError),

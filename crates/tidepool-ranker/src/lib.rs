@@ -7,6 +7,7 @@
 //!
 //! Read first: [`Config`], [`start`], `rank::Ranker`.
 
+mod access;
 mod asking;
 mod config;
 mod error;

@@ -4,25 +4,30 @@ use std::{fs, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use prometheus::Registry;
-use tidepool_client::{Client, ClientConfig, ClusterMap};
-use tidepool_proto::v1::{RankerReport, ranker_server::RankerServer};
+use tidepool_client::{Client, ClientConfig, ClusterMap, Connector};
+use tidepool_proto::{
+    refusal,
+    v1::{RankerReport, ranker_server::RankerServer},
+};
 use tidepool_runtime::{
     health::Health,
-    http::HttpServer,
+    http::{HttpServer, Routes},
     metrics::register_process,
     net::bind_tcp,
     pool::CpuPool,
+    security::Security,
     serve::{Role, Running},
     shutdown::Shutdown,
 };
 use tidepool_store::ArtifactStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Server, TcpIncoming};
+use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
     Config, StartError,
+    access::{CALLS, ROUTES},
     hot_ids::{self, Warming},
     http,
     metrics::Metrics,
@@ -49,6 +54,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
+    let security = Security::open(&config.security, &registry)?;
     let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
     pool.register(&registry, "tidepool_ranker", None)?;
     let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
@@ -83,7 +89,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),
-            client: Client::with_map(client_config(&config, &registry), maps.subscribe())?,
+            client: Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?,
             pool: pool.clone(),
             limits: config.limits,
             exact: config.exact,
@@ -117,9 +123,14 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
+    let gate = security.gate(CALLS, |refused| {
+        let why = refused.refusal;
+        refusal(why.known, why.message).into_http()
+    });
     let serve = Server::builder()
+        .layer(gate)
         .add_service(grpc_service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), shutdown.draining());
+        .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());
     let loader = Loader {
         store,
         maps: followed,
@@ -134,6 +145,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     shutdown.spawn(loader.run());
     let session = Session {
         controllers: config.controllers.clone(),
+        dial: security.dial(),
         connect_timeout: config.connect_timeout,
         reports: to_send,
         maps,
@@ -151,13 +163,17 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     });
     info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
     let drain_timeout = config.drain_timeout;
-    let role = Role { word: "ranker", registry, health, status: Arc::new(status), shutdown, drain_timeout };
+    let status = Arc::new(status);
+    let routes = Routes { router: routes, table: ROUTES };
+    let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
     Ok(role.serve((grpc_address, serve), (admin, routes), token, std::future::ready(())))
 }
 
 /// How the ranker's client asks the cluster.
-fn client_config(config: &Config, registry: &Registry) -> ClientConfig {
+fn client_config(config: &Config, security: &Security, registry: &Registry) -> ClientConfig {
+    let dial = security.dial();
     ClientConfig {
+        connector: dial.is_tls().then(|| Connector::new(move |endpoint| dial.channel(endpoint))),
         preferred_group: config.preferred_group.clone(),
         connect_timeout: config.connect_timeout,
         default_timeout: config.default_deadline,

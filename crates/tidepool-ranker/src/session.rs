@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tidepool_client::ClusterMap;
 use tidepool_proto::v1::{RankerReport, control_client::ControlClient};
-use tidepool_runtime::{error::chain, shutdown::Shutdown};
+use tidepool_runtime::{error::chain, shutdown::Shutdown, tls::Dial};
 use tokio::{sync::watch, time};
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint};
@@ -28,6 +28,7 @@ const MAX_MAP_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) controllers: Vec<String>,
+    pub(crate) dial: Dial,
     pub(crate) connect_timeout: Duration,
     pub(crate) reports: watch::Receiver<RankerReport>,
     pub(crate) maps: watch::Sender<Arc<ClusterMap>>,
@@ -80,14 +81,13 @@ impl Session {
     }
 
     async fn connect(&self, controller: &str) -> Result<Channel, tonic::transport::Error> {
-        Endpoint::from_shared(format!("http://{controller}"))?
+        let endpoint = Endpoint::from_shared(format!("http://{controller}"))?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
+            .keep_alive_while_idle(true);
+        self.dial.connect(endpoint).await
     }
 
     /// Hands a newer map on, and saves it.

@@ -5,29 +5,36 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
-    serve::{Listener, ListenerExt},
 };
 use prometheus::{Registry, TextEncoder};
 use serde_json::json;
 use thiserror::Error;
 use tokio::{
-    net::{TcpListener, TcpStream, ToSocketAddrs},
+    net::{TcpListener, ToSocketAddrs},
     time,
 };
 
 use crate::{
+    auth::{Role, Table, pass},
     health::Health,
+    listen::Peer,
     net::{NetError, bind_tcp},
+    security::Security,
     shutdown::Shutdown,
 };
 
 /// The largest request body that a handler is given, unless its route says otherwise.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// Who may see what every role shows. Whether a process is alive and ready is no secret, and those who ask
+/// (kubelets, load balancers) have no certificate.
+const SHOWN: Table =
+    &[("/healthz", &[]), ("/readyz", &[]), ("/metrics", &[Role::Read]), ("/status", &[Role::Read])];
 
 /// How long connections may take to finish once the process has drained.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,6 +69,15 @@ pub struct HttpServer {
     address: SocketAddr,
 }
 
+/// What a role adds to the server.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// Its routes.
+    pub router: Router,
+    /// Who may call them, by path.
+    pub table: Table,
+}
+
 /// The server ended by itself.
 #[derive(Debug, Error)]
 #[error("the HTTP server at {address} failed")]
@@ -90,7 +106,7 @@ impl HttpServer {
         self.address
     }
 
-    /// Answers until `shutdown` has *stopped*: while the role drains, `/readyz` and `/metrics` still tell.
+    /// Answers, behind the locks of `security`, until `shutdown` has *stopped*: while the role drains, `/readyz` and `/metrics` still tell.
     ///
     /// The routes of `extra` are the role's work: each of their requests is in flight for the draining, and
     /// once that has begun, new ones are answered with 503. Bodies are bounded by [`MAX_BODY_BYTES`] unless
@@ -101,8 +117,16 @@ impl HttpServer {
     ///
     /// # Panics
     /// When `extra` has one of the four paths above, as axum does for any path that is routed twice.
-    pub async fn serve(self, state: AdminState, extra: Router, shutdown: Shutdown) -> Result<(), HttpError> {
-        let extra = extra.layer(middleware::from_fn_with_state(shutdown.clone(), track));
+    pub async fn serve(
+        self,
+        state: AdminState,
+        extra: Routes,
+        security: Security,
+        shutdown: Shutdown,
+    ) -> Result<(), HttpError> {
+        let Routes { router, table } = extra;
+        let extra = router.layer(middleware::from_fn_with_state(shutdown.clone(), track));
+        let incoming = security.http(self.listener);
         let app = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
@@ -110,10 +134,10 @@ impl HttpServer {
             .route("/status", get(status))
             .with_state(state)
             .merge(extra)
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
-        let server = axum::serve(without_delay(self.listener), app)
-            .with_graceful_shutdown(shutdown.stopped())
-            .into_future();
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(middleware::from_fn_with_state((security, table), let_pass))
+            .into_make_service_with_connect_info::<Peer>();
+        let server = axum::serve(incoming, app).with_graceful_shutdown(shutdown.stopped()).into_future();
         let too_late = async {
             shutdown.stopped().await;
             time::sleep(CLOSING_TIMEOUT).await;
@@ -126,13 +150,30 @@ impl HttpServer {
     }
 }
 
-/// Answers go out at once: without this, small ones wait for the peer's delayed acknowledgement (40 ms).
-fn without_delay(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
-    listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "could not set TCP_NODELAY on an HTTP connection");
+/// Lets a request through when its caller may make it.
+async fn let_pass(
+    State((security, table)): State<(Security, Table)>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path();
+    let table = if SHOWN.iter().any(|(shown, _)| *shown == path) { SHOWN } else { table };
+    match pass(security.access(), table, path, Some(&peer), request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
         }
-    })
+        Err(refused) => {
+            security.count(&refused);
+            let (status, code) = match refused.refusal.known {
+                true => (StatusCode::FORBIDDEN, "forbidden"),
+                false => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+            };
+            let body = json!({ "error": { "code": code, "message": refused.refusal.message } });
+            (status, [(header::WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response()
+        }
+    }
 }
 
 /// Counts a request of the role as in flight, or turns it away when the role drains.
@@ -173,18 +214,4 @@ fn verdict(good: &str, verdict: Result<(), String>) -> Response {
 
 async fn status(State(state): State<AdminState>) -> Response {
     Json((state.status)()).into_response()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_connections_have_no_delay() {
-        let listener = bind_tcp("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut listener = without_delay(listener);
-        let (_client, (stream, _)) = tokio::join!(TcpStream::connect(address), listener.accept());
-        assert!(stream.nodelay().unwrap());
-    }
 }

@@ -1,8 +1,7 @@
 //! A role that runs: its gRPC server and its HTTP server side by side, and their end in order.
 
-use std::{error::Error, fmt, future::Future, net::SocketAddr, time::Duration};
+use std::{error::Error, fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
 use prometheus::Registry;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::{ServeError, chain},
     health::Health,
-    http::{AdminState, HttpServer, StatusFn},
+    http::{AdminState, HttpServer, Routes, StatusFn},
+    security::Security,
     shutdown::Shutdown,
 };
 
@@ -28,6 +28,8 @@ pub struct Role {
     pub shutdown: Shutdown,
     /// For what is in flight at the end.
     pub drain_timeout: Duration,
+    /// What locks its doors.
+    pub security: Security,
 }
 
 impl fmt::Debug for Role {
@@ -81,14 +83,16 @@ impl Role {
     pub fn serve<E: Error + Send + 'static>(
         self,
         (grpc_address, grpc): (SocketAddr, impl Future<Output = Result<(), E>> + Send + 'static),
-        (http, routes): (HttpServer, Router),
+        (http, routes): (HttpServer, Routes),
         told: CancellationToken,
         last: impl Future<Output = ()> + Send + 'static,
     ) -> Running {
         let http_address = http.address();
-        let Self { word, registry, health, status, shutdown, drain_timeout } = self;
+        let Self { word, registry, health, status, shutdown, drain_timeout, security } = self;
+        let status = with_security(status, security.clone());
         let admin = AdminState { registry: registry.clone(), health: health.clone(), status: status.clone() };
-        let mut http_task = tokio::spawn(http.serve(admin, routes, shutdown.clone()));
+        tokio::spawn(security.clone().follow(shutdown.token()));
+        let mut http_task = tokio::spawn(http.serve(admin, routes, security, shutdown.clone()));
         let mut grpc_task = shutdown.spawn(grpc);
         let drained_health = health.clone();
         let supervisor = tokio::spawn(async move {
@@ -114,6 +118,17 @@ impl Role {
     }
 }
 
+/// What `/status` of every role shows besides its own.
+fn with_security(status: StatusFn, security: Security) -> StatusFn {
+    Arc::new(move || {
+        let mut shown = status();
+        if let Some(shown) = shown.as_object_mut() {
+            shown.insert("security".to_owned(), security.status());
+        }
+        shown
+    })
+}
+
 /// A server ended that nobody had told to.
 fn by_itself<E: Error>(
     what: &'static str,
@@ -132,13 +147,11 @@ fn by_itself<E: Error>(
 mod tests {
     use std::{
         io,
-        sync::{
-            Arc,
-            atomic::{AtomicBool, Ordering},
-        },
+        sync::atomic::{AtomicBool, Ordering},
     };
 
     use super::*;
+    use crate::security::SecurityOptions;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -150,9 +163,11 @@ mod tests {
         let (shutdown, ended) = (Shutdown::new(), Arc::new(AtomicBool::new(false)));
         let task = grpc(&shutdown);
         let grpc = async move { task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) };
+        let registry = Registry::new();
         let role = Role {
             word: "test",
-            registry: Registry::new(),
+            security: Security::open(&SecurityOptions::default(), &registry).unwrap(),
+            registry,
             health: Health::new(),
             status: Arc::new(|| serde_json::json!({ "role": "test" })),
             shutdown,
@@ -165,7 +180,7 @@ mod tests {
             let ended = ended.clone();
             async move { ended.store(true, Ordering::SeqCst) }
         };
-        (role.serve((address, grpc), (http, Router::new()), told, last), ended)
+        (role.serve((address, grpc), (http, Routes::default()), told, last), ended)
     }
 
     #[tokio::test]
@@ -183,6 +198,7 @@ mod tests {
         )
         .await;
         assert_eq!(running.status()["role"], "test");
+        assert_eq!(running.status()["security"]["rules"], false);
         assert!(running.health.is_ready());
         let health = running.health.clone();
         told.cancel();

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 pub enum ErrorCode {
     /// The request is malformed; sending it again cannot help.
     InvalidRequest,
+    /// Nobody is named who asks, or by a token that is not known.
+    Unauthenticated,
+    /// It is known who asks, and who asks may not.
+    Forbidden,
     /// The named thing (table, release, model, node) does not exist.
     NotFound,
     /// This process does not serve that partition or release now; the caller's cluster map may be old.
@@ -35,8 +39,10 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::InvalidRequest,
+        Self::Unauthenticated,
+        Self::Forbidden,
         Self::NotFound,
         Self::NotServed,
         Self::Overloaded,
@@ -68,6 +74,8 @@ impl ErrorCode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::NotServed => "not_served",
             Self::Overloaded => "overloaded",
@@ -92,6 +100,8 @@ impl ErrorCode {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
+            Self::Unauthenticated => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::NotServed | Self::NotLeader => 421,

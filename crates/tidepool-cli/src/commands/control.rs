@@ -1,43 +1,20 @@
-//! Talking to the controller: connection, errors in words, and waiting until a thing is loaded.
+//! Talking to the controller: errors in words, and waiting until a thing is loaded.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, anyhow, bail};
-use tidepool_proto::{
-    code_of,
-    v1::{self, control_client::ControlClient},
-};
-use tidepool_types::{Name, TableVersion};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
+use std::{
+    error::Error,
+    time::{Duration, Instant},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+use anyhow::{Result, anyhow, bail};
+use tidepool_proto::{code_of, v1};
+use tidepool_runtime::error::chain;
+use tidepool_types::{ErrorCode, Name, TableVersion};
+use tonic::{Code, Status};
+
+use crate::remote::Control;
+
 /// How often a wait asks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Opens a channel to `host:port`.
-pub(crate) async fn channel(what: &str, address: &str) -> Result<Channel> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .with_context(|| format!("{address:?} is no host:port"))?
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT);
-    endpoint.connect().await.with_context(|| format!("no {what} answers at {address}"))
-}
-
-/// Connects to the controller.
-pub(crate) async fn connect(controller: &str) -> Result<ControlClient<Channel>> {
-    let channel = channel("controller", controller).await.map_err(|error| {
-        error.context(format!(
-            "the controller at {controller} cannot be reached: start it with `tidepool controller`, or name \
-             yours with --controller HOST:PORT"
-        ))
-    })?;
-    Ok(ControlClient::new(channel))
-}
 
 /// A peer's refusal in words: its error code, then its message.
 pub(crate) fn refusal(status: &Status) -> anyhow::Error {
@@ -46,12 +23,19 @@ pub(crate) fn refusal(status: &Status) -> anyhow::Error {
     if another {
         return anyhow!("what answers there does not know this call: is it the gRPC port of the right role?");
     }
+    // Only what is made on this side has a source: nobody there has said anything.
+    if status.source().is_some() && code_of(status) == ErrorCode::Unavailable {
+        let problem = chain(status);
+        return anyhow!(
+            "unavailable: {problem}; where TLS is spoken, plaintext ends like this: see --tls-ca"
+        );
+    }
     anyhow!("{}: {}", code_of(status), status.message())
 }
 
 /// Publishes a release that lies in the artifact store.
 pub(crate) async fn publish(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     model: &Name,
     release: &Name,
 ) -> Result<v1::ReleaseStatus> {
@@ -62,7 +46,7 @@ pub(crate) async fn publish(
 /// Waits until nothing is missing before `release` can be promoted, promotes it, and waits until every
 /// ranker has heard of it: then the next request is answered by it.
 pub(crate) async fn promote(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     model: &Name,
     release: &Name,
     wait: Duration,
@@ -97,14 +81,14 @@ pub(crate) async fn promote(
 }
 
 /// The connected rankers that do not follow the cluster map of `epoch` yet.
-async fn rankers_before(control: &mut ControlClient<Channel>, epoch: u64) -> Result<Vec<String>> {
+async fn rankers_before(control: &mut Control, epoch: u64) -> Result<Vec<String>> {
     let cluster = control.get_cluster(v1::GetClusterRequest {}).await.map_err(|s| refusal(&s))?.into_inner();
     Ok(cluster.rankers.into_iter().filter(|r| r.epoch < epoch).map(|r| r.ranker).collect())
 }
 
 /// Has a table version served (or no longer served), and waits until every partition is ready.
 pub(crate) async fn serve_table(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     table_version: &TableVersion,
     serve: bool,
     wait: Duration,

@@ -11,7 +11,10 @@ use tidepool_client::{Client, ClientConfig, HotIds};
 use tidepool_types::{Name, TableVersion};
 
 use super::{control, ranker_http};
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 const WAIT_FOR_MAP: Duration = Duration::from_secs(5);
 
@@ -54,19 +57,19 @@ pub(crate) struct Warm {
     timeout_s: u64,
 }
 
-pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
     match command {
-        Command::Export(args) => export(args, controller, output).await,
-        Command::Warm(args) => warm(args, controller, output).await,
+        Command::Export(args) => export(args, remote, output).await,
+        Command::Warm(args) => warm(args, remote, output).await,
     }
 }
 
-async fn export(args: Export, controller: &str, output: Output) -> Result<Outcome> {
-    let address = ranker_http::address(args.ranker, controller).await?;
+async fn export(args: Export, remote: &Remote, output: Output) -> Result<Outcome> {
+    let address = ranker_http::address(args.ranker, remote).await?;
     let TableVersion { table, version } = &args.table;
     let path = format!("/v1/hot-ids?table={table}&version={version}&limit={}", args.limit);
     let request = Request::get(path).header(header::HOST, &address).body(Full::new(Bytes::new()))?;
-    let response = ranker_http::send(&address, request).await?;
+    let response = ranker_http::send(remote, &address, request).await?;
     let body = ranker_http::collect(&address, response).await?;
     let text = String::from_utf8(body.to_vec()).context("the ranker's list is no text")?;
     let hot = HotIds::parse(&text).context("the ranker's list")?;
@@ -76,16 +79,16 @@ async fn export(args: Export, controller: &str, output: Output) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-async fn warm(args: Warm, controller: &str, output: Output) -> Result<Outcome> {
+async fn warm(args: Warm, remote: &Remote, output: Output) -> Result<Outcome> {
     let text = fs::read_to_string(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
     let hot = HotIds::parse(&text).with_context(|| args.file.display().to_string())?;
     let version = args.table.unwrap_or_else(|| hot.table_version.clone());
-    let config = ClientConfig { controllers: vec![controller.to_owned()], ..ClientConfig::default() };
+    let config = remote.client_config()?;
     let client = Client::start(config.clone()).await?;
     let map = client
         .wait_for_map(|map| map.epoch.0 > 0, WAIT_FOR_MAP)
         .await
-        .with_context(|| format!("no cluster map from a controller at {controller}"))?;
+        .with_context(|| format!("no cluster map from a controller at {}", remote.controller))?;
     let layout = map.layout(&version).with_context(|| format!("table {version} is not served"))?;
     let groups =
         layout.placement.groups.keys().filter(|group| args.group.as_ref().is_none_or(|g| g == *group));

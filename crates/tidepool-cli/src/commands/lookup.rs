@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use tidepool_client::{Client, ClientConfig, StoredRow};
+use tidepool_client::{Client, StoredRow};
 use tidepool_cluster::ClusterMap;
 use tidepool_types::{TableSchema, TableVersion};
 
@@ -12,7 +12,10 @@ use super::{
     control,
     vectors::{Row, Vectors},
 };
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 const WAIT_FOR_MAP: Duration = Duration::from_secs(5);
 
@@ -28,13 +31,13 @@ pub(crate) struct Args {
     timeout_ms: u64,
 }
 
-pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
-    let config = ClientConfig { controllers: vec![controller.to_owned()], ..ClientConfig::default() };
+pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<Outcome> {
+    let config = remote.client_config()?;
     let client = Client::start(config).await?;
     let map = client
         .wait_for_map(|map| map.epoch.0 > 0, WAIT_FOR_MAP)
         .await
-        .with_context(|| format!("no cluster map from a controller at {controller}"))?;
+        .with_context(|| format!("no cluster map from a controller at {}", remote.controller))?;
     let schema = find(&map, &args.table)?;
     let timeout = Duration::from_millis(args.timeout_ms);
     let rows = client.stored_rows(&schema.table_version, &args.ids, timeout).await?;

@@ -6,8 +6,11 @@ use serde_json::{Value, json};
 use tidepool_proto::v1;
 use tidepool_types::Name;
 
-use super::control::{connect, refusal};
-use crate::output::{Outcome, Output};
+use super::control::refusal;
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -50,7 +53,7 @@ impl Whose {
     }
 }
 
-pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
     let quotas = match command {
         Command::Set(set) => {
             if set.rows_per_second.is_none() && set.bytes_per_second.is_none() {
@@ -61,13 +64,13 @@ pub(crate) async fn run(command: Command, controller: &str, output: Output) -> R
                 bytes_per_second: set.bytes_per_second.unwrap_or(0),
             };
             let rule = v1::QuotaRule { tenant: set.whose.word(), quota: Some(quota) };
-            connect(controller).await?.set_quota(rule).await
+            remote.control().await?.set_quota(rule).await
         }
         Command::Remove(whose) => {
             let request = v1::RemoveQuotaRequest { tenant: whose.word() };
-            connect(controller).await?.remove_quota(request).await
+            remote.control().await?.remove_quota(request).await
         }
-        Command::List => connect(controller).await?.list_quotas(v1::ListQuotasRequest {}).await,
+        Command::List => remote.control().await?.list_quotas(v1::ListQuotasRequest {}).await,
     };
     let rules = quotas.map_err(|status| refusal(&status))?.into_inner().rules;
     show(&rules, output);

@@ -14,7 +14,10 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::ranker_http;
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 /// Candidates that people are shown.
 const SHOWN: usize = 20;
@@ -30,15 +33,15 @@ pub(crate) struct Args {
     ranker: Option<String>,
 }
 
-pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<Outcome> {
     let mut text = Vec::new();
     if args.file.as_os_str() == "-" {
         io::stdin().read_to_end(&mut text).context("reading stdin")?;
     } else {
         text = fs::read(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
     }
-    let address = ranker_http::address(args.ranker, controller).await?;
-    let answered = timeout(CALL_TIMEOUT, post(&address, text)).await;
+    let address = ranker_http::address(args.ranker, remote).await?;
+    let answered = timeout(CALL_TIMEOUT, post(remote, &address, text)).await;
     let answer =
         answered.with_context(|| format!("no answer from {address} in {} s", CALL_TIMEOUT.as_secs()))??;
     show(&answer, output);
@@ -47,12 +50,12 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
 }
 
 /// Posts the request and gives the answer.
-async fn post(address: &str, request: Vec<u8>) -> Result<Value> {
+async fn post(remote: &Remote, address: &str, request: Vec<u8>) -> Result<Value> {
     let request = Request::post("/v1/rank")
         .header(header::HOST, address)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(request)))?;
-    let response = ranker_http::send(address, request).await?;
+    let response = ranker_http::send(remote, address, request).await?;
     let body = ranker_http::collect(address, response).await?;
     serde_json::from_slice(&body).with_context(|| format!("the answer of {address}"))
 }

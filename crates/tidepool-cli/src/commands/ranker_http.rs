@@ -6,29 +6,38 @@ use hyper::{
     Request, Response,
     body::{Bytes, Incoming},
     client::conn::http1,
+    header::{AUTHORIZATION, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tidepool_proto::v1;
-use tokio::net::TcpStream;
 
 use super::control;
+use crate::remote::Remote;
 
 /// `address`, or the HTTP address of a ranker that the controller knows.
-pub(crate) async fn address(address: Option<String>, controller: &str) -> Result<String> {
+pub(crate) async fn address(address: Option<String>, remote: &Remote) -> Result<String> {
     if let Some(address) = address {
         return Ok(address);
     }
-    let mut control = control::connect(controller).await?;
+    let mut control = remote.control().await?;
     let cluster = control.get_cluster(v1::GetClusterRequest {}).await.map_err(|s| control::refusal(&s))?;
     let ranker = cluster.into_inner().rankers.into_iter().next();
     Ok(ranker.context("the controller knows no ranker; start one, or name it with --ranker")?.http_address)
 }
 
 /// Sends one request and gives the answer, or the ranker's refusal as an error.
-pub(crate) async fn send(address: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-    let stream =
-        TcpStream::connect(address).await.with_context(|| format!("no ranker answers at {address}"))?;
+pub(crate) async fn send(
+    remote: &Remote,
+    address: &str,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>> {
+    if let Some(authorization) = remote.authorization() {
+        let mut value = HeaderValue::try_from(authorization)?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
+    let stream = remote.http(address).await.with_context(|| format!("no ranker answers at {address}"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the answer; what it has to say of the connection, the call says too.
     tokio::spawn(connection);

@@ -12,7 +12,10 @@ use tidepool_store::{ArtifactStore, StoreError};
 use tidepool_types::{ModelSpec, Name, TableVersion};
 
 use super::control;
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 /// Things a release waits for that people are shown.
 const SHOWN: usize = 3;
@@ -60,11 +63,11 @@ pub(crate) struct Promote {
     wait_seconds: u64,
 }
 
-pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
     match command {
         Command::Publish(args) => {
             // Before anything is written: a release that nobody could be told of would only be in the way.
-            let mut control = control::connect(controller).await?;
+            let mut control = remote.control().await?;
             let model = match (&args.model_toml, &args.onnx, &args.store, &args.model) {
                 (Some(model_toml), Some(onnx), Some(store), _) => {
                     write(store, model_toml, onnx, &args.tables, &args.release)?
@@ -78,13 +81,13 @@ pub(crate) async fn run(command: Command, controller: &str, output: Output) -> R
             show(output, &status, "published");
         }
         Command::Promote(args) => {
-            let mut control = control::connect(controller).await?;
+            let mut control = remote.control().await?;
             let wait = Duration::from_secs(args.wait_seconds);
             let status = control::promote(&mut control, &args.model, &args.release, wait).await?;
             show(output, &status, "promoted");
         }
         Command::List => {
-            let mut control = control::connect(controller).await?;
+            let mut control = remote.control().await?;
             let cluster = control.get_cluster(v1::GetClusterRequest {}).await;
             let releases = cluster.map_err(|s| control::refusal(&s))?.into_inner().releases;
             if releases.is_empty() {

@@ -7,7 +7,7 @@ use tidepool_bench::cluster::{ClusterSpec, LocalCluster};
 use tidepool_store::ArtifactStore;
 use tidepool_types::ReleaseManifest;
 
-use crate::commands::control;
+use crate::{commands::control, remote::Remote};
 
 /// Replica groups, and nodes in each.
 const GROUPS: usize = 2;
@@ -37,7 +37,7 @@ impl Cluster {
 
     /// Publishes the release, waits until it is loaded everywhere, and promotes it.
     pub(crate) async fn promote(&self, release: &ReleaseManifest) -> Result<()> {
-        let mut control = control::connect(&self.controller_address()).await?;
+        let mut control = Remote::plaintext(self.controller_address()).control().await?;
         control::publish(&mut control, &release.model, &release.release).await?;
         control::promote(&mut control, &release.model, &release.release, LOAD_TIMEOUT).await?;
         Ok(())

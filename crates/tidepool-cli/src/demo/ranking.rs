@@ -14,7 +14,6 @@ use tidepool_proto::{
 };
 use tidepool_train::{Dataset, FeatureValue, Item, Quality, TestRequest};
 use tidepool_types::{Name, Pooling, ReleaseManifest};
-use tonic::transport::Channel;
 
 use super::{
     cluster::Cluster,
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     commands::control,
     output::{Output, bar},
+    remote::{Caller, Remote},
 };
 
 /// Added to every id: far beyond any id of the data, so that no table has it.
@@ -219,8 +219,9 @@ pub(crate) async fn lookup_rate(
     })
 }
 
-async fn connect(cluster: &Cluster) -> Result<RankerClient<Channel>> {
-    Ok(RankerClient::new(control::channel("ranker", &cluster.ranker_address()).await?))
+async fn connect(cluster: &Cluster) -> Result<RankerClient<Caller>> {
+    let remote = Remote::plaintext(cluster.controller_address());
+    Ok(RankerClient::new(remote.channel("ranker", &cluster.ranker_address()).await?))
 }
 
 /// The rank request of one test user, every id moved by `offset`.

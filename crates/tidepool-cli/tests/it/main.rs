@@ -6,6 +6,7 @@ mod by_hand;
 mod command;
 mod composite;
 mod demo;
+mod doors;
 mod drills;
 mod hostile;
 mod lookup_bench;

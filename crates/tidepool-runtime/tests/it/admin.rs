@@ -11,8 +11,9 @@ use prometheus::{IntCounter, Registry};
 use serde_json::{Value, json};
 use tidepool_runtime::{
     health::Health,
-    http::{AdminState, HttpError, HttpServer, MAX_BODY_BYTES},
+    http::{AdminState, HttpError, HttpServer, MAX_BODY_BYTES, Routes},
     net::NetError,
+    security::{Security, SecurityOptions},
     shutdown::{Drained, Shutdown},
 };
 use tokio::{
@@ -44,7 +45,9 @@ impl Admin {
             health: health.clone(),
             status: Arc::new(|| json!({ "role": "node", "partitions": [1, 2] })),
         };
-        let running = tokio::spawn(server.serve(state, extra, shutdown.clone()));
+        let security = Security::open(&SecurityOptions::default(), &registry).unwrap();
+        let extra = Routes { router: extra, table: &[] };
+        let running = tokio::spawn(server.serve(state, extra, security, shutdown.clone()));
         Self { address, health, registry, shutdown, running }
     }
 

@@ -19,7 +19,10 @@ use tidepool_table::{BuildOptions, Duplicates};
 use tidepool_types::{PartitionCount, Quantizer, TableVersion};
 
 use super::control;
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -82,10 +85,10 @@ fn partition_count(text: &str) -> Result<PartitionCount, String> {
     PartitionCount::try_from(count)
 }
 
-pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
     match command {
-        Command::Serve(args) => serve(&args, true, controller, output).await?,
-        Command::Unserve(args) => serve(&args, false, controller, output).await?,
+        Command::Serve(args) => serve(&args, true, remote, output).await?,
+        Command::Unserve(args) => serve(&args, false, remote, output).await?,
         offline => {
             // They read and write files for as long as it takes.
             return tokio::task::spawn_blocking(move || run_offline(offline, output)).await?;
@@ -107,8 +110,8 @@ fn run_offline(command: Command, output: Output) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-async fn serve(args: &Serve, serve: bool, controller: &str, output: Output) -> Result<()> {
-    let mut control = control::connect(controller).await?;
+async fn serve(args: &Serve, serve: bool, remote: &Remote, output: Output) -> Result<()> {
+    let mut control = remote.control().await?;
     let wait = Duration::from_secs(args.wait_seconds);
     let epoch = control::serve_table(&mut control, &args.table_version, serve, wait).await?;
     let verb = if serve { "serving" } else { "no longer serving" };

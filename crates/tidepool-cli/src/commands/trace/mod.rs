@@ -7,7 +7,10 @@ mod replay;
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::output::{Outcome, Output};
+use crate::{
+    output::{Outcome, Output},
+    remote::Remote,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -19,10 +22,10 @@ pub(crate) enum Command {
     Replay(replay::Args),
 }
 
-pub(crate) async fn run(command: Command, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
     match command {
-        Command::Replay(args) => Box::pin(replay::run(args, controller, output)).await,
-        Command::Record(args) => record::run(args, controller, output).await,
+        Command::Replay(args) => Box::pin(replay::run(args, remote, output)).await,
+        Command::Record(args) => record::run(args, remote, output).await,
         Command::Inspect(args) => {
             tokio::task::spawn_blocking(move || inspect::run(&args, output).map(|()| Outcome::Done)).await?
         }

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::{
     commands::ranker_http,
     output::{Outcome, Output, bar},
+    remote::Remote,
 };
 
 /// How long the ranker may say nothing beyond the time it was asked to record for.
@@ -53,8 +54,8 @@ enum Ended {
     Connection,
 }
 
-pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
-    let address = ranker_http::address(args.ranker, controller).await?;
+pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<Outcome> {
+    let address = ranker_http::address(args.ranker, remote).await?;
     // Before anything is asked for: what cannot be written need not be recorded.
     let folder = args.out.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let writing = || format!("writing {}", args.out.display());
@@ -62,7 +63,7 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     let time = Duration::from_secs(args.seconds);
     let uri = format!("/v1/trace?seconds={}&every={}", args.seconds, args.every);
     let request = Request::get(uri).header(header::HOST, &address).body(Full::new(Bytes::new()))?;
-    let response = timeout(SILENCE, ranker_http::send(&address, request)).await;
+    let response = timeout(SILENCE, ranker_http::send(remote, &address, request)).await;
     let response = response.with_context(|| format!("no answer from {address}"))??;
     let mut recording = Recording::new(response.into_body());
     let start = recording.start().await.with_context(|| format!("recording at {address}"))?;

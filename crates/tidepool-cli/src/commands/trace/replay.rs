@@ -14,12 +14,13 @@ use tidepool_bench::{
     lookup::{self, Figures},
     trace::{ReplaySpec, Replayed, Survey, replay},
 };
-use tidepool_client::{Client, ClientConfig, LookupOptions, trace::TraceReader};
+use tidepool_client::{Client, LookupOptions, trace::TraceReader};
 use tidepool_types::TableVersion;
 
 use crate::{
     commands::control,
     output::{Outcome, Output},
+    remote::Remote,
 };
 
 const WAIT_FOR_MAP: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ pub(crate) struct Args {
     html: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<Outcome> {
     let reading = || format!("reading {}", args.file.display());
     let open = || -> Result<_> {
         TraceReader::new(File::open(&args.file).with_context(reading)?).with_context(reading)
@@ -55,12 +56,12 @@ pub(crate) async fn run(args: Args, controller: &str, output: Output) -> Result<
     if !survey.complete {
         output.line(format!("warning: {} was cut off; what is whole is asked", args.file.display()));
     }
-    let config = ClientConfig { controllers: vec![controller.to_owned()], ..ClientConfig::default() };
+    let config = remote.client_config()?;
     let client = Client::start(config).await?;
     client
         .wait_for_map(|map| map.epoch.0 > 0, WAIT_FOR_MAP)
         .await
-        .with_context(|| format!("no cluster map from a controller at {controller}"))?;
+        .with_context(|| format!("no cluster map from a controller at {}", remote.controller))?;
     let mut versions = BTreeMap::new();
     for TableVersion { table, version } in args.versions {
         let twice = versions.insert(table.clone(), version).is_some();
