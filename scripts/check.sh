@@ -36,8 +36,25 @@ drills() {
     --phase-seconds 1 --lookups 2000 --json
 }
 
+# The suites beside real peers, which cargo test leaves out: etcd under the controllers, and moto as the object store.
+peers() {
+  if ! command -v etcd >/dev/null 2>&1 || ! command -v etcdctl >/dev/null 2>&1; then
+    echo "check.sh: the tests beside etcd need it; installing etcd-server and etcd-client" >&2
+    apt-get update -q && apt-get install -y -q --no-install-recommends etcd-server etcd-client
+  fi
+  local moto="$PWD/data/moto"
+  if [ ! -x "$moto/bin/moto_server" ]; then
+    echo "check.sh: the tests beside an object store need moto; installing it into data/moto" >&2
+    if ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then
+      apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv
+    fi
+    python3 -m venv "$moto" && "$moto/bin/pip" install --quiet 'moto[server]==5.2.5'
+  fi
+  TIDEPOOL_MOTO_SERVER="$moto/bin/moto_server" cargo test --workspace --locked --test it -- --ignored peers_
+}
+
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(fmt clippy docs benches demo drills)
+[ ${#stages[@]} -gt 0 ] || stages=(fmt clippy docs benches peers demo drills)
 report=""
 for stage in "${stages[@]}"; do
   began=$SECONDS

@@ -11,6 +11,7 @@ use tidepool_runtime::{
     logs::{self, LogOptions},
     security::{RawAuth, RawTls, SecurityOptions},
 };
+use tidepool_store::StoreLocation;
 use tidepool_types::ports;
 
 use crate::metastore::EtcdOptions;
@@ -23,7 +24,7 @@ pub struct RawConfig {
     pub grpc_address: String,
     /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are.
     pub http_address: String,
-    /// The directory of the artifact store.
+    /// The artifact store: a directory, or `s3://BUCKET/PREFIX`.
     pub store: String,
     /// The controller's own directory: the durable state of the cluster.
     pub data_dir: String,
@@ -112,8 +113,10 @@ pub struct Config {
     pub grpc_address: SocketAddr,
     /// Where status and metrics are.
     pub http_address: SocketAddr,
-    /// Directory of the artifact store.
-    pub store: PathBuf,
+    /// Where the artifact store is.
+    pub store: StoreLocation,
+    /// The controller's own directory.
+    pub data_dir: PathBuf,
     /// By which others find this controller; `None`: by the address it listens at.
     pub advertise_address: Option<String>,
     /// Where the durable state is.
@@ -173,7 +176,7 @@ impl TryFrom<RawConfig> for Config {
         let p = &mut problems;
         let grpc_address = p.parse("grpc_address", &raw.grpc_address);
         let http_address = p.parse("http_address", &raw.http_address);
-        p.check(!raw.store.is_empty(), "store: must be given");
+        let store = p.parse("store", &raw.store);
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         if !raw.advertise_address.is_empty() {
             p.host_port("advertise_address", &raw.advertise_address);
@@ -218,7 +221,8 @@ impl TryFrom<RawConfig> for Config {
             Some(Self {
                 grpc_address: grpc_address?,
                 http_address: http_address?,
-                store: raw.store.into(),
+                store: store?,
+                data_dir: PathBuf::from(&raw.data_dir),
                 advertise_address: (!raw.advertise_address.is_empty()).then_some(raw.advertise_address),
                 metastore: match raw.metastore {
                     MetastoreKind::File => MetastoreConfig::File { dir: raw.data_dir.into() },

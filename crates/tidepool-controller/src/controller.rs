@@ -14,7 +14,7 @@ use tidepool_runtime::{
     serve::{Role, Running},
     shutdown::Shutdown,
 };
-use tidepool_store::ArtifactStore;
+use tidepool_store::Artifacts;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -41,7 +41,7 @@ const MAX_REPORT_BYTES: usize = 64 << 20;
 /// # Errors
 /// [`StartError`] names the address, the directory or the file that does not do.
 pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Running, StartError> {
-    let store = Arc::new(ArtifactStore::open(&config.store)?);
+    let store = Arc::new(Artifacts::open(&config.store, &config.data_dir)?);
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;

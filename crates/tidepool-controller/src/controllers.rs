@@ -5,9 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use tidepool_cluster::{ClusterState, Event, Rebuilt, Remains, rebuild};
 use tidepool_proto::v1;
 use tidepool_runtime::error::chain;
-use tidepool_store::ArtifactStore;
+use tidepool_store::Artifacts;
 use tidepool_types::TableVersion;
-use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
 use crate::{convert::artifact, error::RequestError, lead::Lead};
@@ -15,15 +14,13 @@ use crate::{convert::artifact, error::RequestError, lead::Lead};
 /// The service. It holds no state of its own.
 pub(crate) struct ControllersService {
     pub(crate) lead: Lead,
-    pub(crate) store: Arc<ArtifactStore>,
+    pub(crate) store: Arc<Artifacts>,
 }
 
 impl ControllersService {
     async fn rebuild(&self, dry_run: bool) -> Result<v1::RebuildReport, RequestError> {
         let handle = self.lead.handle()?;
-        let (store, state) = (self.store.clone(), handle.state());
-        let read = spawn_blocking(move || remains(&store, &state)).await;
-        let (remains, mut problems) = read.map_err(|e| RequestError::Internal(e.to_string()))?;
+        let (remains, mut problems) = remains(&self.store, &handle.state()).await;
         let Rebuilt { durable, tables, problems: lost } = rebuild(&handle.state(), &remains);
         problems.extend(lost);
         // The state machine numbers the map.
@@ -48,7 +45,7 @@ impl ControllersService {
 }
 
 /// The manifests of what nodes and rankers report, and which of them are not to be had.
-fn remains(store: &ArtifactStore, state: &ClusterState) -> (Remains, Vec<String>) {
+async fn remains(store: &Artifacts, state: &ClusterState) -> (Remains, Vec<String>) {
     let (mut remains, mut problems) = (Remains::default(), Vec::new());
     let releases: BTreeSet<_> = state
         .ranker_reports()
@@ -59,7 +56,7 @@ fn remains(store: &ArtifactStore, state: &ClusterState) -> (Remains, Vec<String>
         .flat_map(|report| report.partitions.iter().map(|status| status.table_version.clone()))
         .collect();
     for (model, release) in releases {
-        match store.release(&model, &release) {
+        match store.release(&model, &release).await {
             Ok(files) => {
                 tables.extend(files.manifest.tables.iter().cloned());
                 remains.manifests.push(files.manifest);
@@ -68,7 +65,7 @@ fn remains(store: &ArtifactStore, state: &ClusterState) -> (Remains, Vec<String>
         }
     }
     for table in tables {
-        match store.table_manifest(&table) {
+        match store.table_manifest(&table).await {
             Ok(manifest) => remains.tables.push(artifact(manifest)),
             Err(error) => problems.push(format!("table {table}: {}", chain(&error))),
         }

@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt};
 use tidepool_cluster::{ClusterState, Event, ReleaseEntry};
 use tidepool_proto::{WireError, quota_rules, quota_tenant, v1};
 use tidepool_runtime::shutdown::Shutdown;
-use tidepool_store::ArtifactStore;
+use tidepool_store::{ArtifactStore, Artifacts};
 use tidepool_types::{Name, TableVersion};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
@@ -25,7 +25,7 @@ const QUEUED_ANSWERS: usize = 2;
 /// The service. It holds no state of its own.
 pub(crate) struct ControlService {
     pub(crate) lead: Lead,
-    pub(crate) store: Arc<ArtifactStore>,
+    pub(crate) store: Arc<Artifacts>,
     pub(crate) lifecycle: Shutdown,
 }
 
@@ -49,11 +49,15 @@ impl ControlService {
         F: FnOnce(&ArtifactStore) -> Result<T, tidepool_store::StoreError> + Send + 'static,
     {
         let store = self.store.clone();
-        let read = spawn_blocking(move || read(&store)).await;
+        let read = spawn_blocking(move || read(store.files())).await;
         Ok(read.map_err(|e| RequestError::Internal(e.to_string()))??)
     }
 
     async fn publish(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
+        let state = self.lead.handle()?.state();
+        let known = state.map().releases.iter().map(|entry| (entry.model.clone(), entry.release.clone()));
+        self.store.forget_releases_but(known.chain([(model.clone(), release.clone())]).collect());
+        self.store.bring_release(&model, &release).await?;
         let (of, named) = (model.clone(), release.clone());
         let event = self.read_store(move |store| {
             let manifest = store.release(&of, &named)?.manifest;
@@ -90,8 +94,7 @@ impl ControlService {
             let epoch = self.lead.handle()?.state().map().epoch.0;
             return Ok(v1::ServeTableResponse { epoch, waiting_for: Vec::new() });
         }
-        let wanted = table_version.clone();
-        let table = self.read_store(move |store| store.table_manifest(&wanted)).await?;
+        let table = self.store.table_manifest(&table_version).await?;
         self.lead.handle()?.request(Event::ServeTable { table: artifact(table) }).await?;
         let state = self.lead.handle()?.state();
         let waiting_for = state.table_waiting_for(&table_version);

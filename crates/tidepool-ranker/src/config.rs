@@ -9,6 +9,7 @@ use tidepool_runtime::{
     pool::CpuPool,
     security::{RawAuth, RawTls, SecurityOptions},
 };
+use tidepool_store::StoreLocation;
 use tidepool_types::{Name, ports};
 
 use crate::{
@@ -32,7 +33,7 @@ pub struct RawConfig {
     pub advertise_http_address: String,
     /// `host:port` of every controller; at least one.
     pub controllers: Vec<String>,
-    /// Root of the artifact store.
+    /// The artifact store: a directory, or `s3://BUCKET/PREFIX`.
     pub store: String,
     /// Where the last cluster map is kept.
     pub data_dir: String,
@@ -137,8 +138,8 @@ pub struct Config {
     pub advertise_http_address: Option<String>,
     /// `host:port` of every controller.
     pub controllers: Vec<String>,
-    /// Root of the artifact store.
-    pub store: PathBuf,
+    /// Where the artifact store is.
+    pub store: StoreLocation,
     /// Where the last cluster map is kept.
     pub data_dir: PathBuf,
     /// The replica group that is asked first.
@@ -198,7 +199,7 @@ impl TryFrom<RawConfig> for Config {
         for controller in &raw.controllers {
             problems.host_port("controllers", controller);
         }
-        problems.check(!raw.store.is_empty(), "store: must be given");
+        let store = problems.parse("store", &raw.store);
         problems.check(!raw.data_dir.is_empty(), "data_dir: must be given");
         let preferred_group = (!raw.preferred_group.is_empty())
             .then(|| problems.parse("preferred_group", &raw.preferred_group))
@@ -243,7 +244,7 @@ impl TryFrom<RawConfig> for Config {
                 advertise_address,
                 advertise_http_address,
                 controllers: raw.controllers,
-                store: raw.store.into(),
+                store: store?,
                 data_dir: raw.data_dir.into(),
                 preferred_group,
                 asking: asking?,

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_proto::v1;
 use tidepool_runtime::{error::chain, health::Health, shutdown::Shutdown};
-use tidepool_store::ArtifactStore;
+use tidepool_store::Artifacts;
 use tidepool_types::Epoch;
 use tokio::{
     sync::{Semaphore, watch},
@@ -152,7 +152,7 @@ impl Slot {
 
 /// What the loader needs.
 pub(crate) struct Loader {
-    pub(crate) store: ArtifactStore,
+    pub(crate) artifacts: Artifacts,
     pub(crate) maps: watch::Receiver<Arc<ClusterMap>>,
     pub(crate) releases: Releases,
     /// The report as it is to be sent; its epoch and releases are kept up to date.
@@ -175,6 +175,18 @@ struct Loads {
     tasks: JoinSet<Done>,
     permits: Arc<Semaphore>,
     count: u64,
+}
+
+/// Brings a release here if it is elsewhere, and loads it.
+async fn load(
+    artifacts: Artifacts,
+    map: Arc<ClusterMap>,
+    entry: ReleaseEntry,
+) -> Result<LoadedRelease, LoadError> {
+    artifacts.bring_release(&entry.model, &entry.release).await?;
+    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry);
+    let loaded = tokio::task::spawn_blocking(load).await;
+    loaded.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string())))
 }
 
 impl Loader {
@@ -225,6 +237,8 @@ impl Loader {
         for gone in now.slots.iter().filter(|old| !slots.iter().any(|new| new.is_of(&old.entry))) {
             info!(model = %gone.entry.model, release = %gone.entry.release, "release let go");
         }
+        let known = map.releases.iter().map(|entry| (entry.model.clone(), entry.release.clone())).collect();
+        self.artifacts.forget_releases_but(known);
         *now = Snapshot { seen: true, map, slots };
         self.start_loads(now, loads);
     }
@@ -238,13 +252,11 @@ impl Loader {
             loads.count += 1;
             let number = loads.count;
             slot.loading = Some(number);
-            let (store, map, entry) = (self.store.clone(), now.map.clone(), slot.entry.clone());
+            let (artifacts, map, entry) = (self.artifacts.clone(), now.map.clone(), slot.entry.clone());
             let (permits, warming) = (loads.permits.clone(), self.warming.clone());
             loads.tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                let load = move || LoadedRelease::load(&store, &map, &entry);
-                let result = tokio::task::spawn_blocking(load).await;
-                let result = result.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string())));
+                let result = load(artifacts, map, entry).await;
                 if let Ok(loaded) = &result
                     && warming.ids > 0
                 {

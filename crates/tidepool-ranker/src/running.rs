@@ -19,7 +19,7 @@ use tidepool_runtime::{
     serve::{Role, Running},
     shutdown::Shutdown,
 };
-use tidepool_store::ArtifactStore;
+use tidepool_store::Artifacts;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -48,7 +48,7 @@ const MAP_FILE: &str = "cluster-map.json";
 /// # Errors
 /// [`StartError`] names the address, directory or store that cannot be had.
 pub async fn start(config: Config, token: CancellationToken) -> Result<Running, StartError> {
-    let store = ArtifactStore::open(&config.store)?;
+    let artifacts = Artifacts::open(&config.store, &config.data_dir)?;
     let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
     let registry = Registry::new();
@@ -132,7 +132,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         .add_service(grpc_service)
         .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());
     let loader = Loader {
-        store,
+        artifacts,
         maps: followed,
         releases,
         reports,

@@ -234,7 +234,7 @@ async fn push(args: Push, output: Output) -> Result<()> {
         sending.finish_and_clear();
         say(output, &Artifact::Table(table.clone()), uploaded, &args.store);
         objects.push(
-            json!({ "kind": "table", "name": table, "bytes": bytes, "uploaded": uploaded == Uploaded::Now }),
+            json!({ "kind": "table", "name": table.to_string(), "bytes": bytes, "uploaded": uploaded == Uploaded::Now }),
         );
     }
     for (model, release) in &args.releases {
@@ -298,7 +298,7 @@ async fn pull(args: Pull, output: Output) -> Result<()> {
         }
         pulled.keep()?;
         output.line(format!("{table} is in {}", args.to.display()));
-        objects.push(json!({ "kind": "table", "name": table, "bytes": bytes }));
+        objects.push(json!({ "kind": "table", "name": table.to_string(), "bytes": bytes }));
     }
     output.object(json!({ "to": args.to.to_string_lossy(), "pulled": objects }));
     Ok(())

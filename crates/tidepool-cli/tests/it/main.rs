@@ -12,4 +12,6 @@ mod hostile;
 mod lookup_bench;
 mod quantizers;
 mod quotas;
+mod s3;
+mod store;
 mod tables;

@@ -41,7 +41,19 @@ impl Site {
     fn push(&self, version: &str, rows: &str) {
         let table = format!("big@{version}");
         let built = self.built.to_str().unwrap();
-        let generate = ["table", "generate", &table, "--rows", rows, "--dim", "64", "--partitions", "2"];
+        let generate = [
+            "table",
+            "generate",
+            &table,
+            "--rows",
+            rows,
+            "--keying",
+            "dense",
+            "--dim",
+            "64",
+            "--partitions",
+            "2",
+        ];
         let (code, said, _) = run(self.moto.address, &[&generate[..], &["--store", built]].concat());
         assert_eq!(code, 0, "{said}");
         let push = ["store", "push", "--from", built, "--store", &self.location, "--table", &table];
