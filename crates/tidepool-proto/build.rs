@@ -22,7 +22,7 @@ const WRITTEN_DOWN: &[&str] = &[
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../../proto");
-    let files = ["common", "lookup", "control", "controllers", "rank", "trace"]
+    let files = ["common", "lookup", "control", "controllers", "rank", "releases", "trace"]
         .map(|name| root.join(format!("tidepool/v1/{name}.proto")));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(files, [root])?;

@@ -112,8 +112,11 @@ async fn a_damaged_partition_keeps_its_release_from_promotion_and_the_old_one_se
             Ok(waiting.into_iter().any(|w| w.contains("part-00002") || w.contains("block")))
         })
         .await?;
-    let promotion =
-        control.promote_release(v1::PromoteReleaseRequest { model: MODEL.into(), release: "r2".into() });
+    let promotion = control.promote_release(v1::PromoteReleaseRequest {
+        model: MODEL.into(),
+        release: "r2".into(),
+        dry_run: false,
+    });
     assert_refused(promotion.await, ErrorCode::Conflict, "item");
     let answer = sandbox.ranker(ranker).await?.rank(fixture::message(&fixture::requests()[0])).await?;
     assert_eq!(answer.into_inner().release, "r1");

@@ -122,7 +122,7 @@ async fn every_role_works_behind_locks_and_changes_are_written_down() -> Result<
     // What a role's own certificate does not open stays closed to it.
     let locks = sandbox.locks().unwrap().clone();
     let mut as_node = control(&locks.dial("node")?, sandbox.controller_address()).await?;
-    let promote = v1::PromoteReleaseRequest { model: MODEL.into(), release: "r1".into() };
+    let promote = v1::PromoteReleaseRequest { model: MODEL.into(), release: "r1".into(), dry_run: false };
     let refused = as_node.promote_release(promote).await.unwrap_err();
     assert_eq!((refused.code(), code_of(&refused)), (Code::PermissionDenied, ErrorCode::Forbidden));
     assert_eq!(
@@ -150,7 +150,7 @@ async fn every_role_works_behind_locks_and_changes_are_written_down() -> Result<
             ["node", "certificate", "refused", "forbidden"]
         ]
     );
-    assert_eq!(lines[1]["what"], serde_json::json!({ "model": MODEL, "release": "r1" }));
+    assert_eq!(lines[1]["what"], serde_json::json!({ "model": MODEL, "release": "r1", "dry_run": false }));
     assert!(lines[1]["epoch"].as_u64() > lines[0]["epoch"].as_u64());
     assert!(lines[0]["from"].as_str().unwrap().starts_with("127.0.0.1:"));
 

@@ -9,6 +9,7 @@ mod lifecycle;
 mod locks;
 mod metrics;
 mod mutations;
+mod ramps;
 mod same_answers;
 mod soak;
 mod traces;

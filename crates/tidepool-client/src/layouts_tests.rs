@@ -163,6 +163,7 @@ pub(crate) fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
         nodes: nodes.collect(),
         layouts: tables.iter().map(layout).collect(),
         releases: Vec::new(),
+        traffic: Default::default(),
     };
     map.validate().unwrap();
     map

@@ -3,7 +3,10 @@
 use thiserror::Error;
 use tidepool_types::{ErrorCode, ManifestError, Name, NodeId, TableVersion};
 
-use crate::quota::Quotas;
+use crate::{
+    quota::Quotas,
+    traffic::{BUCKETS, Traffic},
+};
 
 /// Why an event was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -84,6 +87,94 @@ pub enum StepError {
         /// What is missing, in words.
         waiting_for: Vec<String>,
     },
+    /// Traffic for a model that has no current release beside which to give it.
+    #[error("model {model} has no current release: promote one first")]
+    NoCurrent {
+        /// The model.
+        model: Name,
+    },
+    /// A change that the current release is not for.
+    #[error("release {model}@{release} is the current one: {instead}")]
+    IsCurrent {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// Shares of more than there is.
+    #[error(
+        "model {model}: {asked} buckets of {BUCKETS} are asked for, and other releases have {others}: ramp those \
+         down first"
+    )]
+    Shares {
+        /// The model.
+        model: Name,
+        /// Buckets of the releases that were asked for, together.
+        asked: u64,
+        /// Buckets of the other arms.
+        others: u32,
+    },
+    /// A list of shares that cannot be meant.
+    #[error("model {model}: {problem}")]
+    ShareList {
+        /// The model.
+        model: Name,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Guards that nothing could keep to, or break.
+    #[error("these guards cannot be: {}", problems.join("; "))]
+    Guards {
+        /// Each bound that is none.
+        problems: Vec<String>,
+    },
+    /// More arms or shadows than a model may have.
+    #[error(
+        "model {model} would have more than {arms} arms or {shadows} shadows: end one of them first",
+        arms = Traffic::MAX_ARMS, shadows = Traffic::MAX_SHADOWS
+    )]
+    TooManyArms {
+        /// The model.
+        model: Name,
+    },
+    /// A release that its guards took off the traffic, and that was to become the current one.
+    #[error(
+        "release {model}@{release} was halted: {why}. Publish one that is repaired, or ramp this one again if the \
+         guards were wrong"
+    )]
+    Halted {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// What its guards said.
+        why: String,
+    },
+    /// Nothing to go back to.
+    #[error("model {model} cannot be rolled back: {problem}")]
+    NothingBefore {
+        /// The model.
+        model: Name,
+        /// What is missing, and what to do instead.
+        problem: String,
+    },
+    /// A release that requests are sent to.
+    #[error(
+        "release {model}@{release} has {share} of {BUCKETS} buckets, and is the shadow of {sample} requests in \
+             {BUCKETS}: ramp it to 0, and its shadow too, before it is let go"
+    )]
+    HasTraffic {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// Its buckets.
+        share: u32,
+        /// Its sample as a shadow.
+        sample: u32,
+    },
     /// A quota that limits nothing, or everything.
     #[error("a quota limits rows per second, bytes per second or both, to at least 1")]
     NoQuota,
@@ -110,9 +201,20 @@ impl StepError {
             | Self::GroupChanged { .. }
             | Self::AnotherContent { .. }
             | Self::NotReady { .. }
+            | Self::NoCurrent { .. }
+            | Self::IsCurrent { .. }
+            | Self::Shares { .. }
+            | Self::TooManyArms { .. }
+            | Self::Halted { .. }
+            | Self::NothingBefore { .. }
+            | Self::HasTraffic { .. }
             | Self::TooManyQuotas
             | Self::Pinned { .. } => ErrorCode::Conflict,
-            Self::Manifest { .. } | Self::Schema { .. } | Self::NoQuota => ErrorCode::InvalidRequest,
+            Self::Manifest { .. }
+            | Self::Schema { .. }
+            | Self::ShareList { .. }
+            | Self::Guards { .. }
+            | Self::NoQuota => ErrorCode::InvalidRequest,
             Self::OtherTable { .. } => ErrorCode::Corrupt,
             Self::NotFound { .. } => ErrorCode::NotFound,
         }

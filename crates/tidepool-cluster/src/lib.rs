@@ -6,17 +6,25 @@
 //! Read first: [`ClusterMap`], [`ClusterState`], [`step`].
 
 mod error;
+mod events;
+mod evidence;
+mod guards;
 mod map;
 mod placement;
 mod quota;
 mod readiness;
 mod rebuild;
+mod releases;
+mod scores;
 mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 pub use error::StepError;
+pub use events::{ClusterEvent, EventKind, EventList};
+pub use guards::{Breach, Guards, Rate, Tally};
 pub use map::{
     Assignment, ClusterMap, MapError, NodeEntry, PartitionState, PartitionStatus, Placement, ReleaseEntry,
     ReleaseState, TableAssignment, TableLayout,
@@ -24,8 +32,10 @@ pub use map::{
 pub use placement::{Member, place};
 pub use quota::{Quota, Quotas};
 pub use rebuild::{Rebuilt, Remains, rebuild};
+pub use scores::ScoreHistogram;
 pub use state::{
-    ClusterState, Durable, NodeReport, RankerRelease, RankerReport, SessionId, Settings, TableArtifact,
-    TableIdentity,
+    ClusterState, Durable, NodeReport, Ramp, RankerRelease, RankerReport, Serving, SessionId, Settings,
+    ShadowTally, TableArtifact, TableIdentity,
 };
 pub use step::{Effect, Event, step};
+pub use traffic::{Arm, BUCKETS, BucketRange, Shadow, Traffic, TrafficError, bucket_of};

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tidepool_types::{Epoch, ManifestError, Name, NodeId, PartitionIndex, TableSchema, TableVersion};
 
-use crate::quota::Quotas;
+use crate::{
+    quota::Quotas,
+    traffic::{Traffic, TrafficError},
+};
 
 /// One immutable picture of the cluster, numbered by its epoch. Clients route by it and nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +23,9 @@ pub struct ClusterMap {
     pub layouts: Vec<TableLayout>,
     /// Every release that was published and not retired, in the order of publication.
     pub releases: Vec<ReleaseEntry>,
+    /// By model: who is answered by another release than the current one. A model without an entry has none.
+    #[serde(default)]
+    pub traffic: BTreeMap<Name, Traffic>,
 }
 
 /// A registered node.
@@ -171,6 +177,28 @@ pub enum MapError {
         /// Which node.
         node: NodeId,
     },
+    /// Buckets or samples that cannot be.
+    #[error("cluster map epoch {epoch}: traffic of model {model}")]
+    Traffic {
+        /// Of the map.
+        epoch: Epoch,
+        /// Which model.
+        model: Name,
+        /// What is wrong with it.
+        source: TrafficError,
+    },
+    /// Traffic to a release that is not there, or that has it anyway.
+    #[error("cluster map epoch {epoch}: model {model} sends traffic to release {release}, which {problem}")]
+    Release {
+        /// Of the map.
+        epoch: Epoch,
+        /// Which model.
+        model: Name,
+        /// Which release.
+        release: Name,
+        /// "is not in the map", "is the current one".
+        problem: &'static str,
+    },
 }
 
 impl ClusterMap {
@@ -192,6 +220,16 @@ impl ClusterMap {
         self.releases.iter().find(|r| r.model.as_str() == model && r.state == ReleaseState::Current)
     }
 
+    /// The release of `model` that answers a request of `bucket` which names none, and whether it does so as an arm.
+    #[must_use]
+    pub fn release_for(&self, model: &str, bucket: u32) -> Option<(&ReleaseEntry, bool)> {
+        let arm = self.traffic.get(model).and_then(|traffic| traffic.arm(bucket));
+        match arm.and_then(|arm| self.release(model, &arm.release)) {
+            Some(entry) => Some((entry, true)),
+            None => self.current_release(model).map(|entry| (entry, false)),
+        }
+    }
+
     /// What `node` should hold by this map, without quotas and term.
     #[must_use]
     pub fn assignment(&self, node: &NodeId) -> Assignment {
@@ -202,7 +240,8 @@ impl ClusterMap {
         Assignment { epoch: self.epoch, tables: tables.collect(), ..Assignment::default() }
     }
 
-    /// Checks that every schema is sound and every partition is placed, on a node of the map.
+    /// Checks that every schema is sound, every partition is placed, on a node of the map, and traffic goes to
+    /// releases that there are.
     ///
     /// # Errors
     /// [`MapError`] names what does not fit.
@@ -230,17 +269,33 @@ impl ClusterMap {
                 }
             }
         }
+        self.traffic.iter().try_for_each(|(model, traffic)| self.validate_traffic(model, traffic))
+    }
+
+    fn validate_traffic(&self, model: &Name, traffic: &Traffic) -> Result<(), MapError> {
+        let epoch = self.epoch;
+        traffic.validate().map_err(|source| MapError::Traffic { epoch, model: model.clone(), source })?;
+        let arms = traffic.arms.iter().map(|arm| &arm.release);
+        for release in arms.chain(traffic.shadows.iter().map(|shadow| &shadow.release)) {
+            let problem = match self.release(model, release).map(|entry| entry.state) {
+                None => "is not in the map",
+                Some(ReleaseState::Current) => "is the current one",
+                Some(_) => continue,
+            };
+            return Err(MapError::Release { epoch, model: model.clone(), release: release.clone(), problem });
+        }
         Ok(())
     }
 }
 
 impl Assignment {
     /// Whether `held` is newer: a controller that was deposed, or whose state was lost, must not take back what
-    /// its successor has said.
+    /// another has said. Within an incarnation neither the term nor the epoch goes back: a successor has read what
+    /// was announced before it, and a state that begins anew has small epochs however often its controller starts.
     #[must_use]
     pub fn is_older_than(&self, held: &Self) -> bool {
-        let age = |a: &Self| (a.epoch.incarnation(), a.term, a.epoch);
-        age(self) < age(held)
+        let (asked, known) = (self.epoch.incarnation(), held.epoch.incarnation());
+        asked < known || (asked == known && (self.term < held.term || self.epoch < held.epoch))
     }
 }
 

@@ -91,11 +91,12 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
     if state.durable.quotas == crate::quota::Quotas::default() {
         problems.push("quotas are not reported by nodes: those that there were must be set again".to_owned());
     }
+    problems.push("shares of traffic and shadows are not reported: current releases answer everything".to_owned());
     let held = state.node_reports().map(|r| r.epoch).chain(state.ranker_reports().map(|r| r.epoch));
     let newest = held.chain([state.map().epoch]).max().unwrap_or_default();
     // The step that takes it over numbers it.
     let epoch = Epoch::before(newest.incarnation().saturating_add(1));
-    let map = ClusterMap { epoch, nodes, layouts, releases };
+    let map = ClusterMap { epoch, nodes, layouts, releases, ..ClusterMap::default() };
     let capacities = state.node_reports().map(|r| (r.node.clone(), r.capacity_bytes)).collect();
     let durable = Durable {
         map,
@@ -103,6 +104,7 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
         tables: identities,
         manifests,
         capacities,
+        ramps: Vec::new(),
         ..Arc::unwrap_or_clone(state.durable.clone())
     };
     Rebuilt { durable, tables, problems }

@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 use tidepool_types::{Epoch, Name, NodeId, PartitionIndex, ReleaseManifest, TableSchema, TableVersion};
 
 use crate::{
+    events::EventList,
+    evidence::Evidence,
+    guards::{Guards, Tally},
     map::{ClusterMap, PartitionState, PartitionStatus, ReleaseState},
     quota::Quotas,
+    scores::ScoreHistogram,
 };
 
 /// The whole state. Cheap to clone: the parts that are large are shared until they change.
@@ -23,6 +27,8 @@ pub struct ClusterState {
     pub durable: Arc<Durable>,
     /// How patient to be.
     pub settings: Settings,
+    /// The moment that times are counted from, in seconds since 1970: for the list of events only.
+    pub began_unix_seconds: u64,
     pub(crate) observed: Observed,
 }
 
@@ -59,6 +65,31 @@ pub struct Durable {
     /// What tenants may ask of each node.
     #[serde(default)]
     pub quotas: Quotas,
+    /// Releases that were given a share of the traffic, and what they must keep to.
+    #[serde(default)]
+    pub ramps: Vec<Ramp>,
+    /// What happened.
+    #[serde(default)]
+    pub events: EventList,
+}
+
+/// A release on its way to be the current one. While it runs it is an arm of the map; when it was halted it is none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    /// The model.
+    pub model: Name,
+    /// The release of it.
+    pub release: Name,
+    /// What it must keep to.
+    pub guards: Guards,
+    /// Who gave it its share.
+    pub by: String,
+    /// When, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// Why its guards have taken its share away, if they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
 }
 
 /// Which content stands under the name of a table version.
@@ -116,6 +147,8 @@ pub struct RankerReport {
     pub epoch: Epoch,
     /// The releases that it has, or tries to have.
     pub releases: Vec<RankerRelease>,
+    /// Models that were rolled back there, and not by the map.
+    pub rolled_back: Vec<Name>,
 }
 
 /// How far a ranker is with a release.
@@ -131,6 +164,36 @@ pub struct RankerRelease {
     pub problem: String,
     /// As the map has it that the ranker works by; `None` when it does not say.
     pub state: Option<ReleaseState>,
+    /// What it has answered; only of models that have traffic beside their current release.
+    pub serving: Option<Serving>,
+}
+
+/// What a ranker has counted of a release since it has loaded it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Another number after each load: counts of different loads are not to be subtracted.
+    pub since: u64,
+    /// Of requests that named no release.
+    pub chosen: Tally,
+    /// Of its answers in the shadow of others.
+    pub shadow: ShadowTally,
+}
+
+/// What was counted of a release in the shadow of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShadowTally {
+    /// Requests that it has answered too.
+    pub compared: u64,
+    /// Requests that it could not answer.
+    pub failed: u64,
+    /// Requests that it was not asked, because the ranker had better things to do.
+    pub dropped: u64,
+    /// Its scores.
+    pub scores: ScoreHistogram,
+    /// The scores that were given to the callers of the same requests.
+    pub answered: ScoreHistogram,
+    /// How far each of its scores was from the one that was given.
+    pub differences: ScoreHistogram,
 }
 
 /// What has been heard since the start.
@@ -142,6 +205,8 @@ pub(crate) struct Observed {
     pub(crate) joined: BTreeMap<Name, Duration>,
     /// Until when sessions from before a restart are waited for.
     pub(crate) recovering_until: Option<Duration>,
+    /// What the guards of ramps judge by.
+    pub(crate) evidence: Arc<Evidence>,
 }
 
 #[derive(Debug)]
@@ -173,6 +238,25 @@ impl ObservedNode {
     }
 }
 
+impl RankerRelease {
+    /// Whether it is of the same release, by name.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        self.model == other.model && self.release == other.release
+    }
+}
+
+impl ShadowTally {
+    /// Adds what another has counted.
+    pub fn add(&mut self, other: &Self) {
+        self.compared = self.compared.saturating_add(other.compared);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.dropped = self.dropped.saturating_add(other.dropped);
+        self.scores.add(&other.scores);
+        self.answered.add(&other.answered);
+        self.differences.add(&other.differences);
+    }
+}
+
 impl Durable {
     /// The only document version there is.
     pub const SCHEMA_VERSION: u32 = 1;
@@ -181,6 +265,12 @@ impl Durable {
     #[must_use]
     pub fn manifest(&self, model: &str, release: &str) -> Option<&ReleaseManifest> {
         self.manifests.iter().find(|m| m.model.as_str() == model && m.release.as_str() == release)
+    }
+
+    /// The ramp of a release, running or halted.
+    #[must_use]
+    pub fn ramp(&self, model: &str, release: &str) -> Option<&Ramp> {
+        self.ramps.iter().find(|r| r.model.as_str() == model && r.release.as_str() == release)
     }
 
     /// The manifest hash of a table version of the map.
@@ -201,6 +291,8 @@ impl Default for Durable {
             manifests: Vec::new(),
             capacities: BTreeMap::new(),
             quotas: Quotas::default(),
+            ramps: Vec::new(),
+            events: EventList::default(),
         }
     }
 }
@@ -209,7 +301,7 @@ impl ClusterState {
     /// A cluster that nobody has joined yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { durable: Arc::default(), settings, observed: Observed::default() }
+        Self { durable: Arc::default(), settings, began_unix_seconds: 0, observed: Observed::default() }
     }
 
     /// The cluster as it was written down, `now` being the start of this process. The map is the same, to
@@ -221,7 +313,36 @@ impl ClusterState {
         state.observed.joined = durable.map.nodes.values().map(|n| (n.group.clone(), now)).collect();
         state.durable = Arc::new(durable);
         state.observed.recovering_until = Some(now + settings.reconnect_grace);
+        // What was counted before the restart is forgotten: a running ramp is judged from here on.
+        let evidence = Arc::make_mut(&mut state.observed.evidence);
+        let running = state.durable.ramps.iter().filter(|ramp| ramp.halted.is_none());
+        running.for_each(|ramp| evidence.begin(&ramp.model, &ramp.release));
         state
+    }
+
+    /// The same with the moment that times are counted from, in seconds since 1970.
+    #[must_use]
+    pub const fn begun_at(mut self, unix_seconds: u64) -> Self {
+        self.began_unix_seconds = unix_seconds;
+        self
+    }
+
+    /// What the guards of a release under a ramp judge by now: its own tally, and the current release's over the
+    /// same time. Both are empty when it is under none.
+    #[must_use]
+    pub fn evidence(&self, model: &Name, release: &Name) -> (Tally, Tally) {
+        let pair = self.observed.evidence.of(model, release);
+        (pair.candidate, pair.current)
+    }
+
+    /// What all connected rankers have counted of a release in the shadow of others, since they have loaded it.
+    #[must_use]
+    pub fn shadow_tally(&self, model: &Name, release: &Name) -> ShadowTally {
+        let mut sum = ShadowTally::default();
+        let releases = self.ranker_reports().flat_map(|report| &report.releases);
+        let of_it = releases.filter(|r| r.model == *model && r.release == *release);
+        of_it.filter_map(|r| r.serving.as_ref()).for_each(|serving| sum.add(&serving.shadow));
+        sum
     }
 
     /// The map.

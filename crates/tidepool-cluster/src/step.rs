@@ -10,7 +10,9 @@ use tidepool_types::{Name, NodeId, ReleaseManifest, TableVersion};
 
 use crate::{
     error::StepError,
-    map::{ClusterMap, NodeEntry, Placement, ReleaseEntry, ReleaseState, TableLayout},
+    events::EventKind,
+    guards::Guards,
+    map::{ClusterMap, NodeEntry, Placement, TableLayout},
     placement::{Member, place},
     quota::{Quota, Quotas},
     rebuild::{Remains, rebuild},
@@ -57,13 +59,59 @@ pub enum Event {
         manifest: ReleaseManifest,
         /// The tables that it pins, as they lie in the store.
         tables: Vec<TableArtifact>,
+        /// Who asks for it, in words.
+        by: String,
     },
-    /// Make a release the current one of its model. The former stays for rollback; the one before goes.
+    /// Make a release the current one of its model, with all traffic. The former stays for rollback; the one
+    /// before goes.
     PromoteRelease {
         /// The model.
         model: Name,
         /// The release of it.
         release: Name,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// Give releases of a model a share of its traffic each, under guards; what others have stays theirs. One is a
+    /// ramp, several are an experiment.
+    SetShares {
+        /// The model.
+        model: Name,
+        /// Releases and the buckets that each should have; 0 takes a release off the traffic.
+        shares: Vec<(Name, u32)>,
+        /// What each of them must keep to.
+        guards: Guards,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// Have a release asked in the shadow of others, whose answers nobody is given.
+    ShadowRelease {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// Of [`BUCKETS`](crate::BUCKETS) requests so many; 0 ends it.
+        sample: u32,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// One step back: arms lose their traffic; without any, the release before the current one takes over.
+    Rollback {
+        /// The model.
+        model: Name,
+        /// What is to be taken back; `None`: every arm, or else the current release.
+        release: Option<Name>,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// Let a release go that nobody is sent to.
+    RetireRelease {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// Who asks for it, in words.
+        by: String,
     },
     /// Serve a table version on its own account.
     ServeTable {
@@ -130,10 +178,15 @@ pub fn step(
         Event::RankerGone { ranker, session } => {
             if draft.state.observed.rankers.get(&ranker).is_some_and(|r| r.session == session) {
                 draft.state.observed.rankers.remove(&ranker);
+                draft.forget_evidence();
             }
         }
-        Event::PublishRelease { manifest, tables } => draft.publish(manifest, tables)?,
-        Event::PromoteRelease { model, release } => draft.promote(&model, &release)?,
+        Event::PublishRelease { manifest, tables, by } => draft.publish(manifest, tables, &by)?,
+        Event::PromoteRelease { model, release, by } => draft.promote(&model, &release, &by)?,
+        Event::SetShares { model, shares, guards, by } => draft.set_shares(&model, &shares, guards, &by)?,
+        Event::ShadowRelease { model, release, sample, by } => draft.shadow(&model, &release, sample, &by)?,
+        Event::Rollback { model, release, by } => draft.rollback(&model, release.as_ref(), &by)?,
+        Event::RetireRelease { model, release, by } => draft.retire(&model, &release, &by)?,
         Event::ServeTable { table } => draft.serve(table)?,
         Event::StopTable { table_version } => draft.stop(&table_version)?,
         Event::SetQuota { tenant, quota } => draft.quotas(|quotas| quotas.set(tenant, quota))?,
@@ -147,9 +200,10 @@ pub fn step(
     Ok(draft.finish())
 }
 
-struct Draft {
-    state: ClusterState,
-    now: Duration,
+/// A state in the making.
+pub(crate) struct Draft {
+    pub(crate) state: ClusterState,
+    pub(crate) now: Duration,
     durable_changed: bool,
     map_changed: bool,
     quotas_changed: bool,
@@ -157,13 +211,13 @@ struct Draft {
 
 impl Draft {
     /// The durable part, to be changed.
-    fn durable(&mut self) -> &mut Durable {
+    pub(crate) fn durable(&mut self) -> &mut Durable {
         self.durable_changed = true;
         Arc::make_mut(&mut self.state.durable)
     }
 
     /// The map, to be changed.
-    fn map(&mut self) -> &mut ClusterMap {
+    pub(crate) fn map(&mut self) -> &mut ClusterMap {
         self.map_changed = true;
         &mut self.durable().map
     }
@@ -172,6 +226,7 @@ impl Draft {
         let mut effects = Vec::new();
         if self.map_changed {
             self.map().epoch.0 += 1;
+            self.forget_evidence();
         }
         if self.durable_changed {
             effects.push(Effect::Persist);
@@ -213,6 +268,8 @@ impl Draft {
         let changed = known != Some(&entry);
         if joins {
             self.state.observed.joined.insert(report.group.clone(), self.now);
+            let why = format!("{} of group {}", entry.grpc_address, entry.group);
+            self.event(EventKind::NodeUp, "the cluster", (&node.0, None), why);
         }
         if changed {
             self.map().nodes.insert(node.clone(), entry);
@@ -236,6 +293,7 @@ impl Draft {
             && let Some(entry) = self.map().nodes.get_mut(node)
         {
             entry.up = false;
+            self.event(EventKind::NodeDown, "the cluster", (&node.0, None), String::new());
         }
     }
 
@@ -244,62 +302,23 @@ impl Draft {
             let holder = (seen.session, seen.report.grpc_address.as_str());
             check_session(&report.ranker, holder, (session, &report.grpc_address))?;
         }
-        let name = report.ranker.clone();
-        self.state.observed.rankers.insert(name, Arc::new(ObservedRanker { session, report }));
+        let models = report.releases.iter().map(|release| release.model.clone()).collect();
+        let observed = Arc::new(ObservedRanker { session, report });
+        let ClusterState { durable, observed: seen, .. } = &mut self.state;
+        let current = |model: &Name| durable.map.current_release(model).map(|entry| &entry.release);
+        Arc::make_mut(&mut seen.evidence).take(&observed, current);
+        seen.rankers.insert(observed.report.ranker.clone(), observed);
+        self.judge(&models);
         Ok(())
     }
 
-    fn publish(&mut self, manifest: ReleaseManifest, tables: Vec<TableArtifact>) -> Result<(), StepError> {
-        let (model, release) = (manifest.model.clone(), manifest.release.clone());
-        if let Some(known) = self.state.durable.manifest(&model, &release) {
-            let what = format!("release {model}@{release}");
-            return if *known == manifest { Ok(()) } else { Err(StepError::AnotherContent { what }) };
-        }
-        manifest.validate().map_err(|source| StepError::Manifest {
-            model: model.clone(),
-            release: release.clone(),
-            source: Box::new(source),
-        })?;
-        for (table, hash) in manifest.tables.iter().zip(&manifest.table_manifest_hashes) {
-            let is_it = |t: &TableArtifact| t.schema.table_version == *table && t.manifest_hash == *hash;
-            if !tables.iter().any(is_it) {
-                return Err(StepError::OtherTable { model, release, table: table.clone() });
-            }
-        }
-        let pinned = |t: &TableArtifact| manifest.tables.contains(&t.schema.table_version);
-        let tables: Vec<_> = tables.into_iter().filter(pinned).collect();
-        tables.iter().try_for_each(|table| self.check_table(table))?;
-        tables.into_iter().for_each(|table| self.add_table(table));
-        let entry =
-            ReleaseEntry { model, release, tables: manifest.tables.clone(), state: ReleaseState::Loading };
-        self.map().releases.push(entry);
-        self.durable().manifests.push(manifest);
-        Ok(())
-    }
-
-    fn promote(&mut self, model: &Name, release: &Name) -> Result<(), StepError> {
-        let Some(entry) = self.state.map().release(model, release) else {
-            return Err(StepError::NotFound { what: format!("release {model}@{release}") });
+    /// Drops what was counted for ramps that there are no more.
+    fn forget_evidence(&mut self) {
+        let ClusterState { durable, observed, .. } = &mut self.state;
+        let running = |model: &Name, release: &Name| {
+            durable.ramp(model, release).is_some_and(|ramp| ramp.halted.is_none())
         };
-        if entry.state == ReleaseState::Current {
-            return Ok(());
-        }
-        let waiting_for = self.state.waiting_for(entry);
-        if entry.state == ReleaseState::Loading || !waiting_for.is_empty() {
-            let (model, release) = (model.clone(), release.clone());
-            return Err(StepError::NotReady { model, release, waiting_for });
-        }
-        let releases = &mut self.map().releases;
-        releases.retain(|r| r.model != *model || r.release == *release || r.state != ReleaseState::Previous);
-        for entry in releases.iter_mut().filter(|r| r.model == *model) {
-            if entry.release == *release {
-                entry.state = ReleaseState::Current;
-            } else if entry.state == ReleaseState::Current {
-                entry.state = ReleaseState::Previous;
-            }
-        }
-        self.collect();
-        Ok(())
+        Arc::make_mut(&mut observed.evidence).retain(running, &observed.rankers);
     }
 
     fn serve(&mut self, table: TableArtifact) -> Result<(), StepError> {
@@ -342,7 +361,7 @@ impl Draft {
         Ok(())
     }
 
-    fn check_table(&self, table: &TableArtifact) -> Result<(), StepError> {
+    pub(crate) fn check_table(&self, table: &TableArtifact) -> Result<(), StepError> {
         let name = &table.schema.table_version;
         let refused = |source| StepError::Schema { table: name.clone(), source: Box::new(source) };
         table.schema.validate().map_err(refused)?;
@@ -354,7 +373,7 @@ impl Draft {
         Ok(())
     }
 
-    fn add_table(&mut self, table: TableArtifact) {
+    pub(crate) fn add_table(&mut self, table: TableArtifact) {
         let name = &table.schema.table_version;
         if self.state.map().layout(name).is_some() {
             return;
@@ -367,7 +386,7 @@ impl Draft {
     }
 
     /// Lets go of what neither a release nor an operator asks for.
-    fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) {
         let Durable { map, served, tables, manifests, .. } = self.state.durable.as_ref();
         let wanted =
             |t: &TableVersion| served.contains(t) || map.releases.iter().any(|r| r.tables.contains(t));
@@ -417,18 +436,6 @@ impl Draft {
         }
         for (at, placement) in plans {
             self.map().layouts[at].placement = placement;
-        }
-    }
-
-    /// Loading releases that wait for nothing become ready.
-    fn advance_releases(&mut self) {
-        let releases = self.state.map().releases.iter().enumerate();
-        let ready = |entry: &ReleaseEntry| {
-            entry.state == ReleaseState::Loading && self.state.waiting_for(entry).is_empty()
-        };
-        let ready: Vec<_> = releases.filter(|(_, r)| ready(r)).map(|(at, _)| at).collect();
-        for at in ready {
-            self.map().releases[at].state = ReleaseState::Ready;
         }
     }
 }

@@ -22,6 +22,12 @@ pub(crate) const CALLS: Table = &[
     // Whoever has any business here must find the one that leads.
     ("/tidepool.v1.Controllers/GetStanding", &[Read, Tenant, Node, Ranker]),
     ("/tidepool.v1.Controllers/Rebuild", &[Admin]),
+    ("/tidepool.v1.Releases/SetShares", &[Write]),
+    ("/tidepool.v1.Releases/ShadowRelease", &[Write]),
+    ("/tidepool.v1.Releases/Rollback", &[Write]),
+    ("/tidepool.v1.Releases/RetireRelease", &[Write]),
+    ("/tidepool.v1.Releases/GetTraffic", &[Read]),
+    ("/tidepool.v1.Releases/GetEvents", &[Read]),
 ];
 
 #[cfg(test)]
@@ -34,6 +40,7 @@ mod tests {
         for proto in [
             include_str!("../../../proto/tidepool/v1/control.proto"),
             include_str!("../../../proto/tidepool/v1/controllers.proto"),
+            include_str!("../../../proto/tidepool/v1/releases.proto"),
         ] {
             let mut service = "";
             for line in proto.lines().map(str::trim) {

@@ -51,6 +51,10 @@ const CHANGES: &[(&str, &str, Read)] = &[
     ("/tidepool.v1.Control/SetQuota", "set_quota", read::<v1::QuotaRule>),
     ("/tidepool.v1.Control/RemoveQuota", "remove_quota", read::<v1::RemoveQuotaRequest>),
     ("/tidepool.v1.Controllers/Rebuild", "rebuild", read::<v1::RebuildRequest>),
+    ("/tidepool.v1.Releases/SetShares", "set_shares", read::<v1::SetSharesRequest>),
+    ("/tidepool.v1.Releases/ShadowRelease", "shadow_release", read::<v1::ShadowReleaseRequest>),
+    ("/tidepool.v1.Releases/Rollback", "rollback", read::<v1::RollbackRequest>),
+    ("/tidepool.v1.Releases/RetireRelease", "retire_release", read::<v1::RetireReleaseRequest>),
 ];
 
 fn read<M: Message + Default + Serialize>(message: &[u8]) -> Value {

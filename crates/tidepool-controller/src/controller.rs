@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use prometheus::Registry;
-use tidepool_proto::v1::{control_server::ControlServer, controllers_server::ControllersServer};
+use tidepool_proto::v1::{
+    control_server::ControlServer, controllers_server::ControllersServer, releases_server::ReleasesServer,
+};
 use tidepool_runtime::{
     audit::AuditLog,
     health::Health,
@@ -28,6 +30,7 @@ use crate::{
     lead::{Candidate, standing},
     metastore::{Election, EtcdElection, FileElection, MetastoreError},
     metrics::{self, Metrics},
+    releases::ReleasesService,
     service::ControlService,
     status::status,
 };
@@ -90,6 +93,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     };
     let services = Services {
         control: ControlService { lead: lead.clone(), store: store.clone(), lifecycle: lifecycle.clone() },
+        releases: ReleasesService { lead: lead.clone() },
         controllers: ControllersService { lead: lead.clone(), store },
     };
     let changes =
@@ -119,6 +123,7 @@ fn election(metastore: &MetastoreConfig, address: &str) -> Result<Box<dyn Electi
 /// What is served on the gRPC port.
 struct Services {
     control: ControlService,
+    releases: ReleasesService,
     controllers: ControllersService,
 }
 
@@ -138,5 +143,6 @@ fn serve_grpc<F: Future<Output = ()>>(
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .add_service(ControlServer::new(services.control).max_decoding_message_size(MAX_REPORT_BYTES))
         .add_service(ControllersServer::new(services.controllers))
+        .add_service(ReleasesServer::new(services.releases))
         .serve_with_incoming_shutdown(security.grpc(listener), draining)
 }

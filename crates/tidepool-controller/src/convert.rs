@@ -45,6 +45,7 @@ pub(crate) fn ranker_report(from: v1::RankerReport) -> Result<RankerReport, Wire
             release: name("release", r.release)?,
             ready: r.ready,
             problem: r.problem,
+            serving: r.serving.map(TryInto::try_into).transpose()?,
         })
     };
     Ok(RankerReport {
@@ -53,6 +54,11 @@ pub(crate) fn ranker_report(from: v1::RankerReport) -> Result<RankerReport, Wire
         http_address: from.http_address,
         epoch: Epoch(from.epoch),
         releases: from.releases.into_iter().map(release).collect::<Result<_, WireError>>()?,
+        rolled_back: from
+            .rolled_back
+            .into_iter()
+            .map(|model| name("rolled_back", model))
+            .collect::<Result<_, WireError>>()?,
     })
 }
 
@@ -62,6 +68,7 @@ pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
         release: r.release.to_string(),
         ready: r.ready,
         problem: r.problem.clone(),
+        serving: r.serving.as_ref().map(Into::into),
         state: r.state.map_or(v1::ReleaseState::Unspecified, Into::into).into(),
     };
     v1::RankerReport {
@@ -70,6 +77,7 @@ pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
         http_address: from.http_address.clone(),
         epoch: from.epoch.0,
         releases: from.releases.iter().map(release).collect(),
+        rolled_back: from.rolled_back.iter().map(ToString::to_string).collect(),
     }
 }
 

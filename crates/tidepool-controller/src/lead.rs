@@ -6,7 +6,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tidepool_cluster::{ClusterState, Durable, Settings};
@@ -243,5 +243,6 @@ fn take_over(
             state
         }
     };
-    Ok((metastore, revision, state, started))
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok((metastore, revision, state.begun_at(unix.as_secs()), started))
 }

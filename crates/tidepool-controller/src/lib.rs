@@ -20,6 +20,7 @@ mod lead;
 pub mod maintenance;
 pub mod metastore;
 mod metrics;
+mod releases;
 mod service;
 mod session;
 mod status;

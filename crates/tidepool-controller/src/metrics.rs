@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     sessions: IntGaugeVec,
     /// Releases of the map by state.
     releases: IntGaugeVec,
+    /// Releases that were given a share of the traffic, `running` and `halted` by their guards.
+    ramps: IntGaugeVec,
     /// Table versions of the map.
     tables: IntGauge,
     /// 1 while this controller leads.
@@ -56,6 +58,7 @@ impl Metrics {
             nodes: by("nodes", "Registered nodes, by state", "state")?,
             sessions: by("sessions", "Open sessions, by role", "role")?,
             releases: by("releases", "Releases in the cluster map, by state", "state")?,
+            ramps: by("ramps", "Releases that were given a share of the traffic, by state", "state")?,
             tables: IntGauge::new(name("tables"), "Table versions in the cluster map")?,
             is_leader: IntGauge::new(name("is_leader"), "1 while this controller leads, otherwise 0")?,
             term: IntGauge::new(
@@ -79,7 +82,7 @@ impl Metrics {
                 "Changes that could not be written into the audit log",
             )?,
         };
-        let all: [Box<dyn Collector>; 14] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(metrics.is_leader.clone()),
             Box::new(metrics.term.clone()),
             Box::new(metrics.terms.clone()),
@@ -88,6 +91,7 @@ impl Metrics {
             Box::new(metrics.nodes.clone()),
             Box::new(metrics.sessions.clone()),
             Box::new(metrics.releases.clone()),
+            Box::new(metrics.ramps.clone()),
             Box::new(metrics.tables.clone()),
             Box::new(metrics.queued_events.clone()),
             Box::new(metrics.events.clone()),
@@ -114,7 +118,7 @@ impl Metrics {
         for gauge in [&self.epoch, &self.tables] {
             gauge.set(0);
         }
-        for by_label in [&self.nodes, &self.sessions, &self.releases] {
+        for by_label in [&self.nodes, &self.sessions, &self.releases, &self.ramps] {
             by_label.reset();
         }
     }
@@ -130,6 +134,9 @@ impl Metrics {
         self.sessions.with_label_values(&["node"]).set(count(state.node_reports().count()));
         self.sessions.with_label_values(&["ranker"]).set(count(state.ranker_reports().count()));
         self.tables.set(count(map.layouts.len()));
+        let halted = state.durable.ramps.iter().filter(|ramp| ramp.halted.is_some()).count();
+        self.ramps.with_label_values(&["halted"]).set(count(halted));
+        self.ramps.with_label_values(&["running"]).set(count(state.durable.ramps.len() - halted));
         for release_state in
             [ReleaseState::Loading, ReleaseState::Ready, ReleaseState::Current, ReleaseState::Previous]
         {

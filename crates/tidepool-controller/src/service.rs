@@ -16,6 +16,7 @@ use crate::{
     convert::{artifact, name, node_report_to_wire, ranker_report_to_wire},
     error::RequestError,
     lead::Lead,
+    releases,
     session::{self, NodeRole, RankerRole, Role},
 };
 
@@ -53,7 +54,12 @@ impl ControlService {
         Ok(read.map_err(|e| RequestError::Internal(e.to_string()))??)
     }
 
-    async fn publish(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
+    async fn publish(
+        &self,
+        model: Name,
+        release: Name,
+        by: String,
+    ) -> Result<v1::ReleaseStatus, RequestError> {
         let state = self.lead.handle()?.state();
         let known = state.map().releases.iter().map(|entry| (entry.model.clone(), entry.release.clone()));
         self.store.forget_releases_but(known.chain([(model.clone(), release.clone())]).collect());
@@ -63,24 +69,25 @@ impl ControlService {
             let manifest = store.release(&of, &named)?.manifest;
             let tables = manifest.tables.iter().map(|t| store.table_manifest(t).map(artifact));
             let tables = tables.collect::<Result<_, _>>()?;
-            Ok(Event::PublishRelease { manifest, tables })
+            Ok(Event::PublishRelease { manifest, tables, by })
         });
         self.lead.handle()?.request(event.await?).await?;
         self.release_status(&model, &release)
     }
 
-    async fn promote(&self, model: Name, release: Name) -> Result<v1::ReleaseStatus, RequestError> {
-        let (of, named) = (model.clone(), release.clone());
-        self.lead.handle()?.request(Event::PromoteRelease { model: of, release: named }).await?;
-        self.release_status(&model, &release)
+    async fn promote(
+        &self,
+        request: v1::PromoteReleaseRequest,
+        by: String,
+    ) -> Result<v1::ReleaseStatus, RequestError> {
+        let (model, release) = release_name(request.model, request.release)?;
+        let event = Event::PromoteRelease { model: model.clone(), release: release.clone(), by };
+        let state = releases::apply(&self.lead, event, request.dry_run).await?;
+        status_in(&state, &model, &release)
     }
 
     fn release_status(&self, model: &Name, release: &Name) -> Result<v1::ReleaseStatus, RequestError> {
-        let state = self.lead.handle()?.state();
-        let entry = state.map().release(model, release);
-        let entry =
-            entry.ok_or_else(|| RequestError::NotFound { what: format!("release {model}@{release}") })?;
-        Ok(status_of_release(&state, entry))
+        status_in(&self.lead.handle()?.state(), model, release)
     }
 
     async fn serve_table(
@@ -109,6 +116,12 @@ impl ControlService {
     fn quotas(&self) -> Result<v1::Quotas, RequestError> {
         Ok(v1::Quotas { rules: quota_rules(&self.lead.handle()?.state().durable.quotas) })
     }
+}
+
+fn status_in(state: &ClusterState, model: &Name, release: &Name) -> Result<v1::ReleaseStatus, RequestError> {
+    let entry = state.map().release(model, release);
+    let entry = entry.ok_or_else(|| RequestError::NotFound { what: format!("release {model}@{release}") })?;
+    Ok(status_of_release(state, entry))
 }
 
 fn status_of_release(state: &ClusterState, entry: &ReleaseEntry) -> v1::ReleaseStatus {
@@ -163,18 +176,18 @@ impl v1::control_server::Control for ControlService {
         &self,
         request: Request<v1::PublishReleaseRequest>,
     ) -> Result<Response<v1::ReleaseStatus>, Status> {
+        let by = releases::asked_by(&request);
         let request = request.into_inner();
         let (model, release) = release_name(request.model, request.release)?;
-        Ok(Response::new(self.publish(model, release).await?))
+        Ok(Response::new(self.publish(model, release, by).await?))
     }
 
     async fn promote_release(
         &self,
         request: Request<v1::PromoteReleaseRequest>,
     ) -> Result<Response<v1::ReleaseStatus>, Status> {
-        let request = request.into_inner();
-        let (model, release) = release_name(request.model, request.release)?;
-        Ok(Response::new(self.promote(model, release).await?))
+        let by = releases::asked_by(&request);
+        Ok(Response::new(self.promote(request.into_inner(), by).await?))
     }
 
     async fn get_release(

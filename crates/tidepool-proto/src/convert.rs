@@ -10,7 +10,7 @@ use tidepool_types::{
     PartitionIndex, RowFormat, TableSchema, TableVersion,
 };
 
-use crate::{MAX_FIELDS, pack, v1};
+use crate::{MAX_FIELDS, pack, traffic, v1};
 
 /// A message that does not say what its type promises.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -56,11 +56,11 @@ pub enum WireError {
     Map(#[from] MapError),
 }
 
-fn name(field: &'static str, text: String) -> Result<Name, WireError> {
+pub(crate) fn name(field: &'static str, text: String) -> Result<Name, WireError> {
     Name::new(text).map_err(|source| WireError::Name { field, source })
 }
 
-fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+pub(crate) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or(WireError::Missing(field))
 }
 
@@ -325,6 +325,7 @@ impl From<&ClusterMap> for v1::ClusterMap {
             nodes: from.nodes.iter().map(node).collect(),
             layouts: from.layouts.iter().map(layout).collect(),
             releases: from.releases.iter().map(Into::into).collect(),
+            traffic: from.traffic.iter().map(traffic::traffic_to_wire).collect(),
         }
     }
 }
@@ -357,6 +358,7 @@ impl TryFrom<v1::ClusterMap> for ClusterMap {
             nodes: from.nodes.into_iter().map(node).collect::<Result<_, WireError>>()?,
             layouts: from.layouts.into_iter().map(layout).collect::<Result<_, WireError>>()?,
             releases: from.releases.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            traffic: from.traffic.into_iter().map(traffic::traffic).collect::<Result<_, _>>()?,
         };
         map.validate()?;
         Ok(map)
@@ -365,6 +367,8 @@ impl TryFrom<v1::ClusterMap> for ClusterMap {
 
 #[cfg(test)]
 mod tests {
+    use tidepool_cluster::{Arm, BucketRange, Shadow, Traffic};
+
     use super::*;
 
     fn map() -> ClusterMap {
@@ -389,16 +393,23 @@ mod tests {
         };
         let on = |node: &str| vec![NodeId(n(node)); 2];
         let placement = Placement { groups: [(n("a"), on("a-1")), (n("b"), on("b-1"))].into() };
+        let entry_of = |release: &str, state| ReleaseEntry {
+            model: n("m"),
+            release: n(release),
+            tables: vec![table_version.clone()],
+            state,
+        };
+        let buckets = vec![BucketRange { start: 700, end: 900 }, BucketRange { start: 3, end: 7 }];
+        let traffic = Traffic {
+            arms: vec![Arm { release: n("r2"), buckets }],
+            shadows: vec![Shadow { release: n("r2"), sample: 10 }],
+        };
         ClusterMap {
             epoch: Epoch(9),
             nodes: nodes.into(),
             layouts: vec![TableLayout { schema, placement }],
-            releases: vec![ReleaseEntry {
-                model: n("m"),
-                release: n("r1"),
-                tables: vec![table_version],
-                state: ReleaseState::Current,
-            }],
+            releases: vec![entry_of("r1", ReleaseState::Current), entry_of("r2", ReleaseState::Ready)],
+            traffic: [(n("m"), traffic)].into(),
         }
     }
 
@@ -462,6 +473,9 @@ mod tests {
             WireError::Map(_)
         ));
         assert!(matches!(broken(|m| m.layouts[0].placement[0].nodes[1] = "c".into()), WireError::Map(_)));
+        assert!(matches!(broken(|m| m.traffic[0].shadows[0].sample = 0), WireError::Map(_)));
+        assert!(matches!(broken(|m| m.traffic[0].arms[0].release = "r1".into()), WireError::Map(_)));
+        assert!(matches!(broken(|m| m.traffic[0].arms[0].release = "r3".into()), WireError::Map(_)));
         let schema =
             |m: &mut v1::ClusterMap, f: fn(&mut v1::TableSchema)| f(m.layouts[0].schema.as_mut().unwrap());
         let mut bad = whole.clone();

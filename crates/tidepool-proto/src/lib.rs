@@ -11,6 +11,7 @@ mod convert;
 pub mod pack;
 mod status;
 mod stream;
+mod traffic;
 
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
 pub use convert::{WireError, quota_rules, quota_tenant, quotas, release_state};

@@ -1,7 +1,7 @@
 //! Which role a call needs: all calls of a ranker, over gRPC and over HTTP, in one table each.
 
 use tidepool_runtime::auth::{
-    Role::{Admin, Tenant},
+    Role::{Admin, Tenant, Write},
     Table,
 };
 
@@ -13,6 +13,7 @@ pub(crate) const ROUTES: Table = &[
     ("/v1/rank", &[Tenant]),
     ("/v1/trace", &[Admin]),
     ("/v1/hot-ids", &[Admin]),
+    ("/v1/admin/rollback", &[Write]),
 ];
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ mod tests {
             include_str!("http.rs"),
             include_str!("trace.rs"),
             include_str!("hot_ids.rs"),
+            include_str!("admin.rs"),
         ]
         .concat();
         let routes: Vec<_> =

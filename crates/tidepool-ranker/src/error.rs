@@ -19,6 +19,14 @@ pub enum RankError {
     /// The request is malformed, or not what the model takes.
     #[error("{0}")]
     Invalid(String),
+    /// The caller may ask in the names of other tenants only.
+    #[error("{caller} may not ask in the name of tenant {tenant:?}")]
+    OtherTenant {
+        /// Who asks.
+        caller: String,
+        /// In whose name; at most 64 characters of it.
+        tenant: String,
+    },
     /// No cluster map has been seen, so nothing is known to be served.
     #[error("the ranker has no cluster map yet")]
     NoMap,
@@ -50,6 +58,14 @@ pub enum RankError {
         /// The map that lists it.
         epoch: Epoch,
         /// "still loading", or what went wrong.
+        problem: String,
+    },
+    /// A rollback that has nowhere to go.
+    #[error("model {model} cannot be rolled back here: {problem}")]
+    NothingBefore {
+        /// The model.
+        model: Name,
+        /// Why not.
         problem: String,
     },
     /// The vectors could not be had.
@@ -96,9 +112,11 @@ impl RankError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::OtherTenant { .. } => ErrorCode::Forbidden,
             Self::NoMap | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
             Self::NoCurrent { .. } | Self::UnknownRelease { .. } => ErrorCode::NotFound,
             Self::NotLoaded { .. } => ErrorCode::NotServed,
+            Self::NothingBefore { .. } => ErrorCode::Conflict,
             // What this ranker asked of its own accord: the caller's request is not to blame.
             Self::Lookup(error) => match error.code() {
                 ErrorCode::InvalidRequest => ErrorCode::Internal,

@@ -1,9 +1,9 @@
 //! `POST /v1/rank`: the same ranking, as JSON.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{HeaderMap, HeaderValue, StatusCode},
@@ -12,12 +12,15 @@ use axum::{
 };
 use serde_json::json;
 use tidepool_client::TraceParent;
-use tidepool_runtime::error::chain;
+use tidepool_cluster::{BUCKETS, bucket_of};
+use tidepool_proto::v1;
+use tidepool_runtime::{auth::Caller, error::chain};
 use tidepool_types::ErrorCode;
 
 use crate::{
     RankError,
     json::{self, JsonRequest},
+    request::RankRequest,
     service::RankService,
 };
 
@@ -31,6 +34,7 @@ pub(crate) fn routes(service: RankService, max_request_bytes: usize) -> Router {
 
 async fn rank(
     State(service): State<RankService>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
@@ -46,7 +50,7 @@ async fn rank(
             return answer_error(rejection.status(), ErrorCode::InvalidRequest, &chain(&error));
         }
     };
-    match answer(&service, &body, traceparent, arrived).await {
+    match answer(&service, &caller, &body, traceparent, arrived).await {
         Ok(response) => response,
         Err(error) => {
             let code = error.code();
@@ -59,20 +63,38 @@ async fn rank(
 
 async fn answer(
     service: &RankService,
+    caller: &Caller,
     body: &[u8],
     traceparent: Option<TraceParent>,
     arrived: Instant,
 ) -> Result<Response, RankError> {
-    let converted = (|| {
-        let invalid = |error: json::JsonError| RankError::Invalid(chain(&error));
-        let request = JsonRequest::parse(body).map_err(invalid)?;
-        // The contract says which numbers are ids.
-        let (release, _) = service.ranker.releases.pin(&request.model, request.release.as_deref())?;
-        request.to_message(&release.spec).map_err(invalid)
-    })();
-    let message = converted.inspect_err(|error| service.refused(error, "", arrived))?;
-    let response = service.answer(message, traceparent, arrived).await?;
+    let message = convert(service, body).inspect_err(|error| service.refused(error, "", arrived))?;
+    let response = service.answer(caller, message, traceparent, arrived).await?;
     Ok(Json(json::answer(&response)).into_response())
+}
+
+/// The message of a document. The contract says which numbers are ids, and which contract that is, the request's
+/// key; where the ids of the user stand for one, they are first read by the contract of the current release.
+fn convert(service: &RankService, body: &[u8]) -> Result<v1::RankRequest, RankError> {
+    let invalid = |error: json::JsonError| RankError::Invalid(chain(&error));
+    let request = JsonRequest::parse(body).map_err(invalid)?;
+    let (releases, model) = (&service.ranker.releases, request.model.as_str());
+    let (named, key) = (request.release.as_deref(), request.routing_key.as_str());
+    // No arm has the bucket after the last.
+    let bucket = if key.is_empty() { BUCKETS } else { bucket_of(model, key) };
+    let chosen = releases.choose(model, named, bucket)?;
+    let message = request.to_message(&chosen.release.spec).map_err(invalid)?;
+    if named.is_some() || !key.is_empty() || !releases.snapshot().map.traffic.contains_key(model) {
+        return Ok(message);
+    }
+    let routing_key = RankRequest::try_from(message.clone())?.implied_key();
+    let arm = releases.choose(model, None, bucket_of(model, &routing_key))?;
+    let message = match Arc::ptr_eq(&arm.release, &chosen.release) {
+        true => message,
+        false => request.to_message(&arm.release.spec).map_err(invalid)?,
+    };
+    // By another contract the ids may be others: the key stays the one that the release was chosen by.
+    Ok(v1::RankRequest { routing_key, ..message })
 }
 
 /// An error as the JSON that every route gives.

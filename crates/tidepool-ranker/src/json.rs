@@ -7,7 +7,7 @@
 //! ```
 //! A user feature is a number or a list; a candidate feature is a list with one entry per candidate, each a
 //! number or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id. Optional keys:
-//! `release`, `top_k` (0: all), `deadline_ms`, `request_id`, `tenant`. Ids are whole numbers up to 2^64-1.
+//! `release`, `top_k` (0: all), `deadline_ms`, `request_id`, `tenant`, `routing_key`. Ids are whole numbers up to 2^64-1.
 //!
 //! Whether numbers are ids is for the model's contract to say, not for how they are written. (A feature that the
 //! contract does not have is refused later, by name; until then it is what it looks like.)
@@ -25,6 +25,8 @@ use tidepool_proto::{
     v1,
 };
 use tidepool_types::{InputSource, ModelSpec, Side};
+
+use crate::choice::Choice;
 
 /// A document that is no ranking request.
 #[derive(Debug, Error)]
@@ -77,6 +79,9 @@ pub(crate) struct JsonRequest {
     /// Who asks.
     #[serde(default)]
     pub(crate) tenant: String,
+    /// Whose request it is, as far as the choice of a release goes.
+    #[serde(default)]
+    pub(crate) routing_key: String,
     user: Features,
     candidates: Features,
 }
@@ -155,6 +160,7 @@ impl JsonRequest {
             user,
             candidate,
             top_k: self.top_k,
+            routing_key: self.routing_key.clone(),
         })
     }
 }
@@ -269,6 +275,8 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
     json!({
         "model": response.model,
         "release": response.release,
+        "choice": Choice::word(response.choice()),
+        "bucket": response.bucket,
         "epoch": response.epoch,
         "table_versions":
             versions.map(|t| json!({ "table": t.table, "version": t.version })).collect::<Vec<_>>(),

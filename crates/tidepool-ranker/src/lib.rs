@@ -8,8 +8,11 @@
 //! Read first: [`Config`], [`start`], `rank::Ranker`.
 
 mod access;
+mod admin;
 mod asking;
+mod choice;
 mod config;
+mod counters;
 mod error;
 mod hot_ids;
 mod http;
@@ -21,15 +24,18 @@ mod overload_tests;
 mod rank;
 mod releases;
 mod request;
+mod rollback;
 mod running;
 mod service;
 mod session;
+mod shadow;
 mod status;
 mod topk;
 mod trace;
 mod wire;
 
 pub use asking::{Asking, RawBreaker, RawHedge, RawRetry};
+pub use choice::Choice;
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};
 pub use rank::RankAnswer;

@@ -5,7 +5,7 @@ use tidepool_dense::DenseModel;
 use tidepool_store::ArtifactStore;
 use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
 
-use crate::error::LoadError;
+use crate::{counters::Counters, error::LoadError};
 
 /// Rows of the run that warms a model up: enough to go through its vectorised loops.
 const WARM_UP_ROWS: usize = 16;
@@ -25,6 +25,8 @@ pub(crate) struct LoadedRelease {
     pub(crate) table_of: Vec<Option<TableVersion>>,
     /// The model.
     pub(crate) dense: DenseModel,
+    /// What it has answered since it was loaded.
+    pub(crate) counters: Counters,
 }
 
 impl LoadedRelease {
@@ -67,6 +69,7 @@ impl LoadedRelease {
             table_versions: files.manifest.tables,
             table_of,
             dense,
+            counters: Counters::default(),
         })
     }
 }

@@ -8,7 +8,7 @@ use prometheus::{
 };
 use tidepool_types::ErrorCode;
 
-use crate::rank::RankAnswer;
+use crate::{choice::Choice, rank::RankAnswer};
 
 /// The metrics of one ranker, all named `tidepool_ranker_...`.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     releases: IntGaugeVec,
     /// Epoch of the cluster map in use.
     epoch: IntGauge,
+    /// Requests by how they came to their release: a [`Choice`].
+    choices: IntCounterVec,
 }
 
 impl Metrics {
@@ -74,6 +76,10 @@ impl Metrics {
                 &["state"],
             )?,
             epoch: IntGauge::new("tidepool_ranker_map_epoch", "Epoch of the cluster map in use")?,
+            choices: IntCounterVec::new(
+                Opts::new("tidepool_ranker_choices_total", "Requests by how they came to their release"),
+                &["choice"],
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.rank.clone()))?;
@@ -86,12 +92,20 @@ impl Metrics {
         registry.register(Box::new(metrics.partial.clone()))?;
         registry.register(Box::new(metrics.releases.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
+        registry.register(Box::new(metrics.choices.clone()))?;
+        for choice in Choice::ALL {
+            metrics.choices.with_label_values(&[choice.as_str()]);
+        }
         // Every outcome is there from the start, at 0, so that a rate is never missing its first sample.
         metrics.requests.with_label_values(&["ok"]);
         for code in ErrorCode::ALL {
             metrics.requests.with_label_values(&[code.as_str()]);
         }
         Ok(metrics)
+    }
+
+    pub(crate) fn chosen(&self, choice: Choice) {
+        self.choices.with_label_values(&[choice.as_str()]).inc();
     }
 
     pub(crate) fn answered(&self, answer: &RankAnswer, took: Duration) {

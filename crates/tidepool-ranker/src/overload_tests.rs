@@ -15,10 +15,11 @@ use tokio::sync::watch;
 use crate::{
     RankError,
     loaded::LoadedRelease,
-    rank::Ranker,
+    rank::{RankAnswer, Ranker},
     releases::Releases,
     request::Limits,
     request::{RankFeature, RankRequest},
+    shadow::Shadows,
 };
 
 #[expect(dead_code, reason = "the integration tests use the rest of it")]
@@ -57,12 +58,18 @@ fn ranker() -> Ranker {
         exact: false,
         default_deadline: Duration::from_secs(30),
         max_deadline: Duration::from_secs(30),
+        shadows: Shadows::default(),
     }
 }
 
 fn request() -> RankRequest {
     let price = RankFeature { name: "price".into(), values: vec![1.0, 3.0], ..RankFeature::default() };
     RankRequest { model: "prices".into(), candidates: 2, candidate: vec![price], ..RankRequest::default() }
+}
+
+async fn rank(ranker: &Ranker, request: RankRequest) -> Result<RankAnswer, RankError> {
+    let chosen = ranker.choose(&request)?;
+    ranker.rank(&chosen, request, Instant::now()).await
 }
 
 #[tokio::test]
@@ -79,11 +86,11 @@ async fn a_full_pool_is_overloaded_and_a_late_turn_is_no_turn() {
 
     // A place in the queue is free, but no thread comes in time.
     let late = RankRequest { budget: Some(Duration::from_millis(20)), ..request() };
-    let error = ranker.rank(late, Instant::now()).await.unwrap_err();
+    let error = rank(&ranker, late).await.unwrap_err();
     assert!(matches!(error, RankError::DeadlineExceeded(_)), "{error:?}");
 
     // That request has left its place taken until the thread gets to it: the next is turned away at once.
-    let error = ranker.rank(request(), Instant::now()).await.unwrap_err();
+    let error = rank(&ranker, request()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Overloaded, "{error:?}");
     assert!(crate::chain(&error).contains("the CPU pool is full"));
 
@@ -94,6 +101,6 @@ async fn a_full_pool_is_overloaded_and_a_late_turn_is_no_turn() {
     while ranker.pool.depth() > 0 && Instant::now() < deadline {
         tokio::task::yield_now().await;
     }
-    let answer = ranker.rank(request(), Instant::now()).await.unwrap();
+    let answer = rank(&ranker, request()).await.unwrap();
     assert_eq!(answer.ranked, [(1, 6.0), (0, 2.0)]);
 }

@@ -6,15 +6,19 @@ use std::{
 };
 
 use tidepool_client::{Client, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, OnUnavailable};
+use tidepool_cluster::{ScoreHistogram, Tally};
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
 use tokio::time;
 
 use crate::{
     RankError,
+    choice::Choice,
+    counters::histogram,
     loaded::LoadedRelease,
-    releases::Releases,
+    releases::{Chosen, Releases},
     request::{self, InputRows, Limits, RankRequest},
+    shadow::Shadows,
     topk,
 };
 
@@ -25,6 +29,10 @@ pub struct RankAnswer {
     pub model: Name,
     /// The one release that the answer was made from.
     pub release: Name,
+    /// Why this release and no other.
+    pub choice: Choice,
+    /// The bucket of the request.
+    pub bucket: u32,
     /// The table versions that it pins.
     pub table_versions: Vec<TableVersion>,
     /// The epoch of the map that the lookup was routed by.
@@ -62,6 +70,17 @@ pub(crate) struct Ranker {
     pub(crate) exact: bool,
     pub(crate) default_deadline: Duration,
     pub(crate) max_deadline: Duration,
+    pub(crate) shadows: Shadows,
+}
+
+/// An answer, and what is counted of it.
+#[derive(Debug)]
+pub(crate) struct Ranked {
+    pub(crate) answer: RankAnswer,
+    /// Ids that were looked up, repetitions included.
+    ids: u64,
+    /// Some of all scores, also of those that are not returned.
+    scores: ScoreHistogram,
 }
 
 /// What the lookup brought, beside the vectors.
@@ -77,20 +96,61 @@ struct Looked {
 }
 
 impl Ranker {
-    /// Ranks the candidates of `request`, which arrived at `arrived`.
-    pub(crate) async fn rank(&self, request: RankRequest, arrived: Instant) -> Result<RankAnswer, RankError> {
+    /// The release that answers `request`.
+    pub(crate) fn choose(&self, request: &RankRequest) -> Result<Chosen, RankError> {
+        self.releases.choose(&request.model, request.release.as_deref(), request.bucket())
+    }
+
+    /// Ranks the candidates of `request`, which arrived at `arrived`, with the release that was chosen for it: from
+    /// here on it has one, whatever is promoted meanwhile.
+    pub(crate) async fn rank(
+        &self,
+        chosen: &Chosen,
+        request: RankRequest,
+        arrived: Instant,
+    ) -> Result<RankAnswer, RankError> {
+        let bucket = request.bucket();
+        let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived).await;
+        if chosen.choice != Choice::Named {
+            // Who names a release tries it out: guards judge by those who do not.
+            chosen.release.counters.count(&match &ranked {
+                Ok(ranked) => Tally {
+                    requests: 1,
+                    errors: 0,
+                    ids: ranked.ids,
+                    missing_ids: ranked.answer.missing_ids.into(),
+                    scores: ranked.scores.clone(),
+                },
+                Err(_) => Tally { requests: 1, errors: 1, ..Tally::default() },
+            });
+        }
+        Ok(RankAnswer { choice: chosen.choice, bucket, ..ranked?.answer })
+    }
+
+    /// Ranks with a release, and counts nothing.
+    pub(crate) async fn answer_with(
+        &self,
+        (release, epoch): (&Arc<LoadedRelease>, Epoch),
+        request: RankRequest,
+        arrived: Instant,
+    ) -> Result<Ranked, RankError> {
         let budget = request.budget.unwrap_or(self.default_deadline).min(self.max_deadline);
         let deadline = arrived + budget;
-        // From here on the request has one release; whatever is promoted meanwhile does not touch it.
-        let (release, epoch) = self.releases.pin(&request.model, request.release.as_deref())?;
         let (candidates, top_k) = (request.candidates, request.top_k);
         let request_id = request.request_id.clone();
         let traceparent = request.traceparent;
         let tenant = (!request.tenant.is_empty()).then(|| request.tenant.clone());
         let rows = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
+        let of_row = |rows: &InputRows| match rows {
+            InputRows::Bags { ids, .. } => ids.len() as u64,
+            InputRows::Numbers(_) => 0,
+        };
+        let ids = rows.iter().map(of_row).sum();
         let mut answer = RankAnswer {
             model: release.model.clone(),
             release: release.release.clone(),
+            choice: Choice::Named,
+            bucket: 0,
             table_versions: release.table_versions.clone(),
             epoch,
             candidates,
@@ -104,12 +164,12 @@ impl Ranker {
             dense_time: Duration::ZERO,
         };
         if candidates == 0 {
-            return Ok(answer);
+            return Ok(Ranked { answer, ids, scores: ScoreHistogram::default() });
         }
         let begun = Instant::now();
         let options =
             LookupOptions { exact: self.exact, tenant, traceparent, ..self.client.default_options() };
-        let asked = self.look_up(&release, rows, (request_id, options), epoch, deadline, budget);
+        let asked = self.look_up(release, rows, (request_id, options), epoch, deadline, budget);
         let (looked, numbers) = asked.await?;
         answer.lookup_time = begun.elapsed();
         answer.epoch = looked.epoch;
@@ -119,19 +179,21 @@ impl Ranker {
         answer.defaulted_bags = looked.defaulted;
         answer.unavailable_ids = looked.unavailable;
 
-        let vectors = looked.vectors;
+        let (vectors, release) = (looked.vectors, release.clone());
         let run = self.pool.run(move || {
             if Instant::now() >= deadline {
                 return Err(RankError::DeadlineExceeded(budget));
             }
             let begun = Instant::now();
             let inputs = assemble(&release, candidates as usize, vectors, numbers)?;
-            let ranked = score(&release, candidates as usize, &inputs, top_k)?;
-            Ok((ranked, begun.elapsed()))
+            let (ranked, scores) = score(&release, candidates as usize, &inputs, top_k)?;
+            Ok((ranked, scores, begun.elapsed()))
         });
         let ran = time::timeout_at(deadline.into(), run).await;
-        (answer.ranked, answer.dense_time) = ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
-        Ok(answer)
+        let scores;
+        (answer.ranked, scores, answer.dense_time) =
+            ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        Ok(Ranked { answer, ids, scores })
     }
 
     /// One lookup for every pooled input: user features once, candidate features per candidate. Gives, per
@@ -232,12 +294,13 @@ fn assemble(
     }
 }
 
+/// The best candidates, and how the scores of all are spread.
 fn score(
     release: &Arc<LoadedRelease>,
     candidates: usize,
     inputs: &[Vec<f32>],
     top_k: u32,
-) -> Result<Vec<(u32, f32)>, RankError> {
+) -> Result<(Vec<(u32, f32)>, ScoreHistogram), RankError> {
     let mut outputs = release.dense.run(candidates, inputs)?;
     let scores = outputs.swap_remove(release.spec.score);
     if let Some(candidate) = scores.iter().position(|score| !score.is_finite()) {
@@ -249,5 +312,5 @@ fn score(
             value: scores[candidate],
         });
     }
-    Ok(topk::best(&scores, top_k))
+    Ok((topk::best(&scores, top_k), histogram(&scores)))
 }

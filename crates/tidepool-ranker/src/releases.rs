@@ -1,25 +1,36 @@
 //! The releases that this ranker serves: what the cluster map lists is loaded, what it no longer lists is
 //! let go. Requests read one immutable snapshot.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_proto::v1;
 use tidepool_runtime::{error::chain, health::Health, shutdown::Shutdown};
 use tidepool_store::Artifacts;
-use tidepool_types::Epoch;
+use tidepool_types::{Epoch, Name};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{self, MissedTickBehavior},
 };
 use tracing::{info, warn};
 
-use crate::{RankError, error::LoadError, hot_ids::Warming, loaded::LoadedRelease, metrics::Metrics};
+use crate::{
+    RankError,
+    admin::Asked,
+    choice::Choice,
+    error::LoadError,
+    hot_ids::Warming,
+    loaded::LoadedRelease,
+    metrics::Metrics,
+    rollback::{self, Rollback, Rollbacks},
+};
 
 /// Releases that are loaded at the same time: loading must not take every core from those that serve.
 const CONCURRENT_LOADS: usize = 2;
+/// How often the controller is told what was counted, while guards wait for it.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// What requests see. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +45,17 @@ pub(crate) struct Snapshot {
     pub(crate) map: Arc<ClusterMap>,
     /// One per release of the map, in its order.
     pub(crate) slots: Vec<Slot>,
+    /// Models that were rolled back here, and not by the map.
+    pub(crate) rollbacks: Rollbacks,
+}
+
+/// The release that answers a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen {
+    pub(crate) release: Arc<LoadedRelease>,
+    /// Of the map that it was chosen by.
+    pub(crate) epoch: Epoch,
+    pub(crate) choice: Choice,
 }
 
 /// A release of the map.
@@ -69,46 +91,103 @@ impl Releases {
     pub(crate) fn of(map: Arc<ClusterMap>, loaded: LoadedRelease) -> Self {
         let entry = map.releases[0].clone();
         let slot = Slot { entry, state: State::Ready(Arc::new(loaded)), loading: None };
-        Self(Arc::new(ArcSwap::from_pointee(Snapshot { seen: true, map, slots: vec![slot] })))
+        Self(Arc::new(ArcSwap::from_pointee(Snapshot {
+            seen: true,
+            map,
+            slots: vec![slot],
+            ..Snapshot::default()
+        })))
     }
 
-    /// The release that answers a request for `model`: the named one, or the current one.
-    pub(crate) fn pin(
+    /// A release by name, if it is loaded here.
+    pub(crate) fn pin(&self, model: &str, release: &str) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
+        self.0.load().pin(model, release)
+    }
+
+    /// The release that answers a request for `model`: the named one, or the one that has its bucket.
+    pub(crate) fn choose(
         &self,
         model: &str,
         release: Option<&str>,
-    ) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
-        self.0.load().pin(model, release)
+        bucket: u32,
+    ) -> Result<Chosen, RankError> {
+        self.0.load().choose(model, release, bucket)
     }
 }
 
 impl Snapshot {
-    fn pin(&self, model: &str, release: Option<&str>) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
+    fn pin(&self, model: &str, release: &str) -> Result<(Arc<LoadedRelease>, Epoch), RankError> {
         if !self.seen {
             return Err(RankError::NoMap);
         }
         let epoch = self.map.epoch;
-        let entry =
-            match release {
-                Some(release) => self.map.release(model, release).ok_or_else(|| {
-                    RankError::UnknownRelease { model: model.to_owned(), release: release.to_owned(), epoch }
-                })?,
-                None => self
-                    .map
-                    .current_release(model)
-                    .ok_or_else(|| RankError::NoCurrent { model: model.to_owned(), epoch })?,
-            };
+        let entry = self.map.release(model, release).ok_or_else(|| RankError::UnknownRelease {
+            model: model.to_owned(),
+            release: release.to_owned(),
+            epoch,
+        })?;
+        Ok((self.ready(entry)?, epoch))
+    }
+
+    fn choose(&self, model: &str, release: Option<&str>, bucket: u32) -> Result<Chosen, RankError> {
+        if let Some(release) = release {
+            let (release, epoch) = self.pin(model, release)?;
+            return Ok(Chosen { release, epoch, choice: Choice::Named });
+        }
+        if !self.seen {
+            return Err(RankError::NoMap);
+        }
+        let epoch = self.map.epoch;
+        let rollback = self.rollbacks.get(model);
+        let arm = self.map.release_for(model, bucket).filter(|(_, is_arm)| *is_arm).map(|(entry, _)| entry);
+        let arm = arm.filter(|arm| rollback.is_none_or(|rollback| !rollback.off.contains(&arm.release)));
+        if let Some(release) = arm.and_then(|arm| self.ready(arm).ok()) {
+            return Ok(Chosen { release, epoch, choice: Choice::Arm });
+        }
+        let entry = match rollback {
+            Some(rollback) => self.map.release(model, &rollback.to),
+            None => self.map.current_release(model),
+        };
+        let entry = entry.ok_or_else(|| RankError::NoCurrent { model: model.to_owned(), epoch })?;
+        let choice = match (arm, rollback) {
+            (Some(_), _) => Choice::Fallback,
+            (None, Some(_)) => Choice::RolledBack,
+            (None, None) => Choice::Current,
+        };
+        Ok(Chosen { release: self.ready(entry)?, epoch, choice })
+    }
+
+    /// The release of an entry of the map, if it is loaded here.
+    fn ready(&self, entry: &ReleaseEntry) -> Result<Arc<LoadedRelease>, RankError> {
         let not_loaded = |problem: &str| RankError::NotLoaded {
             model: entry.model.clone(),
             release: entry.release.clone(),
-            epoch,
+            epoch: self.map.epoch,
             problem: problem.to_owned(),
         };
         match self.slot(entry).map(|slot| &slot.state) {
-            Some(State::Ready(loaded)) => Ok((loaded.clone(), epoch)),
+            Some(State::Ready(loaded)) => Ok(loaded.clone()),
             Some(State::Failed(problem)) => Err(not_loaded(problem)),
             Some(State::Loading) | None => Err(not_loaded("it is being loaded")),
         }
+    }
+
+    /// The releases that are loaded, in the order of the map.
+    pub(crate) fn loaded(&self) -> impl Iterator<Item = &Arc<LoadedRelease>> {
+        self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Ready(loaded) => Some(loaded),
+            State::Loading | State::Failed(_) => None,
+        })
+    }
+
+    /// One step back for `model`, to what is loaded here.
+    fn roll_back(&self, model: &Name, release: Option<&Name>) -> Result<Rollback, RankError> {
+        if !self.seen {
+            return Err(RankError::NoMap);
+        }
+        let rollback = Rollback::of(&self.map, self.rollbacks.get(model), model, release)?;
+        self.pin(model, &rollback.to)?;
+        Ok(rollback)
     }
 
     fn slot(&self, entry: &ReleaseEntry) -> Option<&Slot> {
@@ -162,6 +241,11 @@ pub(crate) struct Loader {
     pub(crate) retry: Duration,
     pub(crate) warming: Warming,
     pub(crate) shutdown: Shutdown,
+    /// Rollbacks that are asked for.
+    pub(crate) asked: mpsc::Receiver<Asked>,
+    /// Those that hold, and where they are kept.
+    pub(crate) rollbacks: Rollbacks,
+    pub(crate) rollbacks_file: PathBuf,
 }
 
 /// A load that has ended.
@@ -195,10 +279,12 @@ impl Loader {
     pub(crate) async fn run(mut self) {
         let mut loads =
             Loads { tasks: JoinSet::new(), permits: Arc::new(Semaphore::new(CONCURRENT_LOADS)), count: 0 };
-        let mut now = Snapshot::default();
+        let mut now = Snapshot { rollbacks: std::mem::take(&mut self.rollbacks), ..Snapshot::default() };
         let mut was_ready = false;
         let mut retry = time::interval(self.retry);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report = time::interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let draining = self.shutdown.draining();
         tokio::pin!(draining);
         loop {
@@ -211,7 +297,7 @@ impl Loader {
                         return;
                     }
                     let map = self.maps.borrow_and_update().clone();
-                    self.take_map(&mut now, map, &mut loads);
+                    self.take_map(&mut now, map, &mut loads).await;
                 }
                 Some(done) = loads.tasks.join_next(), if !loads.tasks.is_empty() => match done {
                     Ok(done) => take_load(&mut now, done),
@@ -219,13 +305,15 @@ impl Loader {
                     Err(error) => warn!(%error, "a load was lost"),
                 },
                 _ = retry.tick(), if failed => self.start_loads(&mut now, &mut loads),
+                Some(asked) = self.asked.recv() => self.roll_back(&mut now, asked).await,
+                _ = report.tick(), if !now.map.traffic.is_empty() => {}
             }
             self.publish(&now, &mut was_ready);
         }
     }
 
     /// Takes over what is loaded, drops what is no longer listed, and loads the rest.
-    fn take_map(&self, now: &mut Snapshot, map: Arc<ClusterMap>, loads: &mut Loads) {
+    async fn take_map(&self, now: &mut Snapshot, map: Arc<ClusterMap>, loads: &mut Loads) {
         let slots = map.releases.iter().map(|entry| {
             // A release of the same name with other tables is another release.
             let known = now.slot(entry).filter(|slot| slot.entry.tables == entry.tables);
@@ -237,10 +325,50 @@ impl Loader {
         for gone in now.slots.iter().filter(|old| !slots.iter().any(|new| new.is_of(&old.entry))) {
             info!(model = %gone.entry.model, release = %gone.entry.release, "release let go");
         }
+        let mut rollbacks = std::mem::take(&mut now.rollbacks);
+        let before = rollbacks.len();
+        rollbacks.retain(|model, rollback| {
+            let holds = rollback.holds(&map, model);
+            if !holds {
+                info!(%model, epoch = %map.epoch, "the cluster map has another say: the rollback of here has ended");
+            }
+            holds
+        });
         let known = map.releases.iter().map(|entry| (entry.model.clone(), entry.release.clone())).collect();
         self.artifacts.forget_releases_but(known);
-        *now = Snapshot { seen: true, map, slots };
+        *now = Snapshot { seen: true, map, slots, rollbacks };
+        if now.rollbacks.len() < before {
+            self.save_rollbacks(now).await;
+        }
         self.start_loads(now, loads);
+    }
+
+    /// Takes a release back here, and answers who asked. What was decided holds also when it cannot be saved.
+    async fn roll_back(&self, now: &mut Snapshot, asked: Asked) {
+        let Asked { model, release, by, done } = asked;
+        let rollback = now.roll_back(&model, release.as_ref());
+        if let Ok(rollback) = &rollback {
+            warn!(%model, to = %rollback.to, %by, "rolled back here, until a cluster map has another say");
+            now.rollbacks.insert(model, rollback.clone());
+            self.publish_snapshot(now);
+            self.save_rollbacks(now).await;
+        }
+        // Whoever asked may have left.
+        let _ = done.send(rollback);
+    }
+
+    async fn save_rollbacks(&self, now: &Snapshot) {
+        let (file, rollbacks) = (self.rollbacks_file.clone(), now.rollbacks.clone());
+        let shown = file.display().to_string();
+        let saved = tokio::task::spawn_blocking(move || rollback::save(&file, &rollbacks)).await;
+        if let Err(error) = saved.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            warn!(%error, path = shown, "rollbacks could not be saved: a restart would forget them");
+        }
+    }
+
+    /// From here on requests see it.
+    fn publish_snapshot(&self, now: &Snapshot) {
+        self.releases.0.store(Arc::new(now.clone()));
     }
 
     /// Starts to load every release that is not loaded and not being loaded.
@@ -275,7 +403,13 @@ impl Loader {
             count(|s| matches!(s, State::Ready(_))),
             count(|s| matches!(s, State::Failed(_))),
         );
-        self.releases.0.store(Arc::new(now.clone()));
+        self.publish_snapshot(now);
+        let serving = |slot: &Slot| match &slot.state {
+            State::Ready(loaded) if now.map.traffic.contains_key(&slot.entry.model) => {
+                Some((&loaded.counters.snapshot()).into())
+            }
+            _ => None,
+        };
         let release = |slot: &Slot| v1::RankerRelease {
             model: slot.entry.model.to_string(),
             release: slot.entry.release.to_string(),
@@ -285,12 +419,17 @@ impl Loader {
                 State::Loading | State::Ready(_) => String::new(),
             },
             state: v1::ReleaseState::from(slot.entry.state).into(),
+            serving: serving(slot),
         };
         let releases: Vec<_> = now.slots.iter().map(release).collect();
         self.reports.send_if_modified(|report| {
-            let news = report.epoch != now.map.epoch.0 || report.releases != releases;
+            let rolled_back: Vec<_> = now.rollbacks.keys().map(ToString::to_string).collect();
+            let news = report.epoch != now.map.epoch.0
+                || report.releases != releases
+                || report.rolled_back != rolled_back;
             report.epoch = now.map.epoch.0;
             report.releases = releases;
+            report.rolled_back = rolled_back;
             news
         });
         if self.shutdown.is_draining() {
@@ -344,7 +483,7 @@ mod tests {
         let map = Arc::new(ClusterMap::try_from(map).unwrap());
         let slots = map.releases.iter().cloned().zip(states);
         let slots = slots.map(|(entry, state)| Slot { entry, state, loading: None }).collect();
-        Snapshot { seen: true, map, slots }
+        Snapshot { seen: true, map, slots, ..Snapshot::default() }
     }
 
     #[test]
@@ -368,11 +507,11 @@ mod tests {
     #[test]
     fn what_is_not_loaded_is_not_served_and_what_is_unknown_is_not_found() {
         let snapshot = snapshot([State::Loading, State::Failed("no such file".into())]);
-        let code = |release| snapshot.pin("m", release).unwrap_err().code();
+        let code = |release| snapshot.choose("m", release, 0).unwrap_err().code();
         assert_eq!(code(None), tidepool_types::ErrorCode::NotServed);
         assert_eq!(code(Some("r2")), tidepool_types::ErrorCode::NotServed);
         assert_eq!(code(Some("r3")), tidepool_types::ErrorCode::NotFound);
-        let unseen = Snapshot::default().pin("m", None).unwrap_err();
+        let unseen = Snapshot::default().choose("m", None, 0).unwrap_err();
         assert!(matches!(unseen, RankError::NoMap));
     }
 }

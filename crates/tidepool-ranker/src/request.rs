@@ -34,6 +34,13 @@ pub struct RankRequest {
     pub candidate: Vec<RankFeature>,
     /// How many of the best to return; 0: all.
     pub top_k: u32,
+    /// Whose request it is, as far as the choice of a release goes; empty: the ids of the user features say.
+    pub routing_key: String,
+}
+
+impl RankRequest {
+    /// The longest `routing_key`, in bytes.
+    pub const MAX_ROUTING_KEY_BYTES: usize = 1024;
 }
 
 /// A feature: a bag of ids per row, or numbers per row.
@@ -98,6 +105,10 @@ pub fn check(
             NameError::TooLong(name) => format!("tenant: a name of {} bytes is too long", name.len()),
             other => format!("tenant: {other}"),
         }));
+    }
+    let (key_bytes, limit) = (request.routing_key.len(), RankRequest::MAX_ROUTING_KEY_BYTES);
+    if key_bytes > limit {
+        return Err(invalid(format!("routing_key: {key_bytes} bytes, it may have {limit}")));
     }
     let width: u64 = widths.iter().map(|w| *w as u64).sum();
     let elements = width.saturating_mul(u64::from(candidates));
@@ -338,6 +349,14 @@ mod tests {
         for tenant in ["", "ads"] {
             assert!(run(RankRequest { tenant: tenant.into(), ..good() }).is_ok(), "{tenant:?}");
         }
+    }
+
+    #[test]
+    fn a_routing_key_is_short() {
+        assert_eq!(
+            refusal(|r| r.routing_key = "x".repeat(2000)),
+            "routing_key: 2000 bytes, it may have 1024"
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A ranker's life: started with its servers listening, ended by a token, drained in between.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use arc_swap::ArcSwapOption;
+use axum::Router;
 use prometheus::Registry;
 use tidepool_client::{Client, ClientConfig, ClusterMap, Connector};
 use tidepool_proto::{
@@ -28,19 +29,25 @@ use tracing::{info, warn};
 use crate::{
     Config, StartError,
     access::{CALLS, ROUTES},
+    admin,
+    counters::ReleaseMetrics,
     hot_ids::{self, Warming},
     http,
     metrics::Metrics,
     rank::Ranker,
     releases::{Loader, Releases},
+    rollback::{self, Rollbacks},
     service::RankService,
     session::{self, Session},
+    shadow::Shadows,
     status::{Facts, document},
     trace,
 };
 
 /// The last cluster map, in the data directory.
 const MAP_FILE: &str = "cluster-map.json";
+/// The rollbacks that were asked of this ranker alone, beside it.
+const ROLLBACKS_FILE: &str = "rollbacks.json";
 
 /// Starts a ranker. It listens when this returns; it is ready when its releases are loaded, which its
 /// `/readyz` says. It ends, after draining, when `token` is cancelled.
@@ -66,26 +73,24 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
 
     let map_file = config.data_dir.join(MAP_FILE);
     let (maps, mut followed) = watch::channel(Arc::new(ClusterMap::default()));
-    match session::load(&map_file) {
-        Ok(Some(map)) => {
-            info!(epoch = %map.epoch, "the cluster map of the last run");
-            maps.send_replace(Arc::new(map));
-            followed.mark_changed();
-        }
-        Ok(None) => {}
-        // A controller will bring another; without one there is nothing to serve, and /readyz says so.
-        Err(error) => warn!(%error, path = %map_file.display(), "the saved cluster map cannot be used"),
+    if let Some(map) = last_map(&map_file) {
+        maps.send_replace(Arc::new(map));
+        followed.mark_changed();
     }
+    let rollbacks_file = config.data_dir.join(ROLLBACKS_FILE);
+    let rollbacks = last_rollbacks(&rollbacks_file);
     let report = RankerReport {
         ranker: config.ranker.to_string(),
         grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
         http_address: config.advertise_http_address.clone().unwrap_or_else(|| http_address.to_string()),
         epoch: 0,
         releases: Vec::new(),
+        rolled_back: Vec::new(),
     };
     let (reports, to_send) = watch::channel(report.clone());
     let connected = Arc::new(ArcSwapOption::empty());
     let releases = Releases::default();
+    registry.register(Box::new(ReleaseMetrics::new(releases.clone())?))?;
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),
@@ -95,6 +100,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             exact: config.exact,
             default_deadline: config.default_deadline,
             max_deadline: config.max_deadline,
+            shadows: Shadows::default(),
         }),
         metrics: metrics.clone(),
     };
@@ -114,12 +120,8 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         }
     };
     let client = service.ranker.client.clone();
-    let routes = http::routes(service.clone(), config.max_request_bytes).merge(trace::routes(
-        config.ranker.to_string(),
-        client.clone(),
-        shutdown.clone(),
-    ));
-    let routes = routes.merge(hot_ids::routes(client.clone(), config.cache_bytes > 0));
+    let (rollback_route, asked) = admin::routes();
+    let routes = routes(&config, &service, &shutdown).merge(rollback_route);
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
@@ -141,6 +143,9 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         retry: config.load_retry,
         warming: Warming { client, ids: config.warm_ids, within: config.warm_timeout },
         shutdown: shutdown.clone(),
+        asked,
+        rollbacks,
+        rollbacks_file,
     };
     shutdown.spawn(loader.run());
     let session = Session {
@@ -167,6 +172,34 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let routes = Routes { router: routes, table: ROUTES };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
     Ok(role.serve((grpc_address, serve), (admin, routes), token, std::future::ready(())))
+}
+
+/// The cluster map of the last run, if there is one that can be used.
+fn last_map(file: &Path) -> Option<ClusterMap> {
+    let map = session::load(file).unwrap_or_else(|error| {
+        // A controller will bring another; without one there is nothing to serve, and /readyz says so.
+        warn!(%error, path = %file.display(), "the saved cluster map cannot be used");
+        None
+    })?;
+    info!(epoch = %map.epoch, "the cluster map of the last run");
+    Some(map)
+}
+
+/// The rollbacks of the last run that were asked of this ranker alone.
+fn last_rollbacks(file: &Path) -> Rollbacks {
+    rollback::load(file).unwrap_or_else(|error| {
+        // The map is what there is to go by, then; whoever rolled back is told to do so again.
+        warn!(%error, path = %file.display(), "rollbacks of the last run are lost: repeat them");
+        Rollbacks::new()
+    })
+}
+
+/// The routes of rankings, traces and hot ids.
+fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router {
+    let client = &service.ranker.client;
+    http::routes(service.clone(), config.max_request_bytes)
+        .merge(trace::routes(config.ranker.to_string(), client.clone(), shutdown.clone()))
+        .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0))
 }
 
 /// How the ranker's client asks the cluster.

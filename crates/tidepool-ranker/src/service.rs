@@ -7,12 +7,21 @@ use tidepool_proto::{
     status_of,
     v1::{self, ranker_server::Ranker as RankerRpc},
 };
-use tidepool_runtime::error::chain;
+use tidepool_runtime::{auth::Caller, error::chain};
 use tidepool_types::ErrorCode;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 use tracing::{debug, error};
 
-use crate::{RankError, metrics::Metrics, rank::Ranker, request::RankRequest};
+use crate::{
+    RankError,
+    metrics::Metrics,
+    rank::{RankAnswer, Ranker},
+    request::RankRequest,
+    shadow::Shadowed,
+};
+
+/// Letters of a tenant's name that a refusal repeats.
+const MAX_TOLD_CHARS: usize = 64;
 
 /// What gRPC and HTTP share: one way in, counted once.
 #[derive(Clone, Debug)]
@@ -22,21 +31,25 @@ pub(crate) struct RankService {
 }
 
 impl RankService {
-    /// Answers `message`, which arrived at `arrived` with `traceparent` beside it.
+    /// Answers `message` of `caller`, which arrived at `arrived` with `traceparent` beside it.
     pub(crate) async fn answer(
         &self,
+        caller: &Caller,
         message: v1::RankRequest,
         traceparent: Option<TraceParent>,
         arrived: Instant,
     ) -> Result<v1::RankResponse, RankError> {
         let request_id = message.request_id.clone();
-        let result = match RankRequest::try_from(message) {
-            Ok(request) => self.ranker.rank(RankRequest { traceparent, ..request }, arrived).await,
+        let result = match check_tenant(caller, &message.tenant).and_then(|()| message.try_into()) {
+            Ok(request) => self.rank(RankRequest { traceparent, ..request }, arrived).await,
             Err(error) => Err(error),
         };
         match result {
-            Ok(answer) => {
+            Ok((answer, shadowed)) => {
                 self.metrics.answered(&answer, arrived.elapsed());
+                if let Some(shadowed) = shadowed {
+                    self.ranker.shadow(shadowed, &answer);
+                }
                 Ok(answer.into())
             }
             Err(error) => {
@@ -44,6 +57,17 @@ impl RankService {
                 Err(error)
             }
         }
+    }
+
+    async fn rank(
+        &self,
+        request: RankRequest,
+        arrived: Instant,
+    ) -> Result<(RankAnswer, Option<Shadowed>), RankError> {
+        let chosen = self.ranker.choose(&request)?;
+        self.metrics.chosen(chosen.choice);
+        let shadowed = self.ranker.shadowed(&request);
+        Ok((self.ranker.rank(&chosen, request, arrived).await?, shadowed))
     }
 
     /// Counts and logs a request that is not answered.
@@ -60,13 +84,23 @@ impl RankService {
     }
 }
 
+/// Nodes are asked by this ranker, which may name any tenant: whose name a caller may use is decided here.
+fn check_tenant(caller: &Caller, tenant: &str) -> Result<(), RankError> {
+    if caller.may_ask_for(tenant) {
+        return Ok(());
+    }
+    let tenant = tenant.chars().take(MAX_TOLD_CHARS).collect();
+    Err(RankError::OtherTenant { caller: caller.name.to_string(), tenant })
+}
+
 #[tonic::async_trait]
 impl RankerRpc for RankService {
     async fn rank(&self, request: Request<v1::RankRequest>) -> Result<Response<v1::RankResponse>, Status> {
         let arrived = Instant::now();
         let traceparents = request.metadata().get_all(TraceParent::HEADER).iter();
         let traceparent = TraceParent::only(traceparents.map(MetadataValue::as_bytes));
-        let answered = self.answer(request.into_inner(), traceparent, arrived).await;
+        let (_, extensions, message) = request.into_parts();
+        let answered = self.answer(&Caller::of(&extensions), message, traceparent, arrived).await;
         answered.map(Response::new).map_err(|e| status_of(e.code(), chain(&e), e.epoch()))
     }
 }

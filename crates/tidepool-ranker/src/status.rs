@@ -38,6 +38,9 @@ pub(crate) fn document(facts: &Facts<'_>, now: &Snapshot) -> Value {
             "waiting_jobs": facts.pool.depth(),
             "queue_len": facts.pool.queue_len(),
         },
+        "rolled_back": now.rollbacks.iter().map(|(model, r)| json!({
+            "model": model, "answers": r.to, "off": r.off,
+        })).collect::<Vec<_>>(),
         "releases": now.slots.iter().map(|slot| release(slot, now)).collect::<Vec<_>>(),
     })
 }
@@ -54,6 +57,7 @@ fn release(slot: &Slot, now: &Snapshot) -> Value {
         "model": entry.model,
         "release": entry.release,
         "current": current,
+        "buckets": now.map.traffic.get(&entry.model).map_or(0, |traffic| traffic.share(&entry.release)),
         "state": state,
         "problem": problem,
         "tables": entry.tables,

@@ -33,6 +33,7 @@ impl TryFrom<v1::RankRequest> for RankRequest {
             user: features("user", from.user)?,
             candidate: features("candidate", from.candidate)?,
             top_k: from.top_k,
+            routing_key: from.routing_key,
         })
     }
 }
@@ -82,6 +83,8 @@ impl From<RankAnswer> for v1::RankResponse {
             nodes_touched: from.nodes_touched,
             lookup_us: micros(from.lookup_time),
             dense_us: micros(from.dense_time),
+            choice: v1::Choice::from(from.choice).into(),
+            bucket: from.bucket,
         }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) async fn promote(
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let request = v1::PromoteReleaseRequest { model: model.to_string(), release: release.to_string() };
+    let request = v1::PromoteReleaseRequest { model: model.to_string(), release: release.to_string(), dry_run: false };
     let status = control.promote_release(request).await.map_err(|s| refusal(&s))?.into_inner();
     loop {
         let late = rankers_before(control, status.epoch).await?;

@@ -7,10 +7,11 @@ use tidepool_types::{
 };
 
 use crate::{
-    Assignment, ClusterState, Effect, Event, NodeReport, PartitionState, PartitionStatus, RankerRelease,
-    RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, step,
+    Assignment, BUCKETS, ClusterState, Effect, Event, Guards, NodeReport, PartitionState, PartitionStatus,
+    RankerRelease, RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, step,
 };
 
+mod ramps;
 mod random;
 mod rebuilds;
 mod steps;
@@ -88,6 +89,7 @@ fn ranker_report(ranker: &str, ready: &[(&str, &str)]) -> RankerReport {
         ready: true,
         problem: String::new(),
         state: None,
+        serving: None,
     });
     RankerReport {
         ranker: name(ranker),
@@ -95,6 +97,7 @@ fn ranker_report(ranker: &str, ready: &[(&str, &str)]) -> RankerReport {
         http_address: format!("{ranker}:7421"),
         epoch: Epoch(0),
         releases: releases.collect(),
+        rolled_back: Vec::new(),
     }
 }
 
@@ -148,11 +151,36 @@ impl Run {
         tables: &[TableVersion],
     ) -> Result<Vec<Effect>, StepError> {
         let artifacts = tables.iter().map(|t| artifact(t, 3)).collect();
-        self.step(Event::PublishRelease { manifest: manifest(model, release, tables), tables: artifacts })
+        let manifest = manifest(model, release, tables);
+        self.step(Event::PublishRelease { manifest, tables: artifacts, by: "a test".into() })
     }
 
     fn promote(&mut self, model: &str, release: &str) -> Result<Vec<Effect>, StepError> {
-        self.step(Event::PromoteRelease { model: name(model), release: name(release) })
+        self.step(Event::PromoteRelease { model: name(model), release: name(release), by: "a test".into() })
+    }
+
+    fn ramp(&mut self, model: &str, shares: &[(&str, u32)]) -> Result<Vec<Effect>, StepError> {
+        let shares = shares.iter().map(|(release, share)| (name(release), *share)).collect();
+        let guards = Guards::default();
+        self.step(Event::SetShares { model: name(model), shares, guards, by: "a test".into() })
+    }
+
+    fn shadow(&mut self, model: &str, release: &str, sample: u32) -> Result<Vec<Effect>, StepError> {
+        let (model, release) = (name(model), name(release));
+        self.step(Event::ShadowRelease { model, release, sample, by: "a test".into() })
+    }
+
+    fn rollback(&mut self, model: &str, release: Option<&str>) -> Result<Vec<Effect>, StepError> {
+        let (model, release) = (name(model), release.map(name));
+        self.step(Event::Rollback { model, release, by: "a test".into() })
+    }
+
+    fn retire(&mut self, model: &str, release: &str) -> Result<Vec<Effect>, StepError> {
+        self.step(Event::RetireRelease { model: name(model), release: name(release), by: "a test".into() })
+    }
+
+    fn share(&self, model: &str, release: &str) -> u32 {
+        self.state.map().traffic.get(model).map_or(0, |traffic| traffic.share(release))
     }
 
     fn release(&self, model: &str, release: &str) -> Option<ReleaseState> {
@@ -208,12 +236,33 @@ fn check_step(before: &ClusterState, after: &ClusterState, effects: &[Effect]) {
         assert!(release.tables.iter().all(|t| new.layout(t).is_some()));
         assert!(after.durable.manifest(&release.model, &release.release).is_some());
         let was = old.release(&release.model, &release.release).map(|r| r.state);
-        if release.state == ReleaseState::Ready && was != Some(ReleaseState::Ready) {
+        // One that was rolled back was loaded before.
+        let loaded = was.is_none_or(|was| was == ReleaseState::Loading);
+        if release.state == ReleaseState::Ready && loaded {
             check_ready(after, release);
         }
     }
+    check_traffic(after);
     assert_eq!(after.durable.manifests.len(), new.releases.len());
     assert_eq!(after.durable.tables.len(), new.layouts.len());
+}
+
+/// Who has buckets has a ramp that runs, and nobody else; and beside traffic there is a current release.
+fn check_traffic(state: &ClusterState) {
+    let map = state.map();
+    for ramp in &state.durable.ramps {
+        let share = map.traffic.get(&ramp.model).map_or(0, |traffic| traffic.share(&ramp.release));
+        assert_eq!(share > 0, ramp.halted.is_none(), "{ramp:?}");
+        assert!(map.release(&ramp.model, &ramp.release).is_some(), "{ramp:?}");
+    }
+    for (model, traffic) in &map.traffic {
+        assert!(map.current_release(model).is_some() && !traffic.is_empty());
+        assert!(traffic.arms.iter().map(crate::Arm::share).sum::<u32>() <= BUCKETS);
+        for arm in &traffic.arms {
+            assert!(state.durable.ramp(model, &arm.release).is_some_and(|ramp| ramp.halted.is_none()));
+            assert_ne!(map.release(model, &arm.release).unwrap().state, ReleaseState::Loading);
+        }
+    }
 }
 
 /// Looks at the reports, not at the state machine's own words.

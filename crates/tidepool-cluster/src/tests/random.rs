@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use tidepool_types::ErrorCode;
 
 use super::*;
+use crate::{Serving, Tally};
 
 const NODES: [&str; 5] = ["a-1", "a-2", "a-3", "b-1", "b-2"];
 const TABLES: [&str; 3] = ["user", "item", "genre"];
@@ -41,6 +43,31 @@ enum Action {
         model: usize,
         release: usize,
     },
+    /// A release gets a share, or loses it.
+    Ramp {
+        model: usize,
+        release: usize,
+        share: u32,
+    },
+    Shadow {
+        model: usize,
+        release: usize,
+        sample: u32,
+    },
+    Rollback {
+        model: usize,
+        release: Option<usize>,
+    },
+    Retire {
+        model: usize,
+        release: usize,
+    },
+    /// A ranker reports that all requests of a release have failed, or all were answered.
+    Count {
+        model: usize,
+        release: usize,
+        failed: bool,
+    },
     Serve {
         table: usize,
         version: usize,
@@ -63,6 +90,15 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0..2usize, 0..4usize, 0u8..8, 0..2usize)
             .prop_map(|(model, release, tables, version)| Action::Publish { model, release, tables, version }),
         3 => (0..2usize, 0..4usize).prop_map(|(model, release)| Action::Promote { model, release }),
+        4 => (0..2usize, 0..4usize, prop_oneof![1 => Just(0), 3 => 1..=BUCKETS])
+            .prop_map(|(model, release, share)| Action::Ramp { model, release, share }),
+        1 => (0..2usize, 0..4usize, prop_oneof![Just(0), 1..=BUCKETS])
+            .prop_map(|(model, release, sample)| Action::Shadow { model, release, sample }),
+        1 => (0..2usize, prop::option::of(0..4usize))
+            .prop_map(|(model, release)| Action::Rollback { model, release }),
+        1 => (0..2usize, 0..4usize).prop_map(|(model, release)| Action::Retire { model, release }),
+        3 => (0..2usize, 0..4usize, any::<bool>())
+            .prop_map(|(model, release, failed)| Action::Count { model, release, failed }),
         1 => (0..TABLES.len(), 0..2usize, any::<bool>())
             .prop_map(|(table, version, serve)| Action::Serve { table, version, serve }),
         2 => (0u64..3000).prop_map(|milliseconds| Action::Pass { milliseconds }),
@@ -75,6 +111,8 @@ fn action() -> impl Strategy<Value = Action> {
 struct World {
     nodes: BTreeMap<&'static str, SessionId>,
     rankers: BTreeMap<String, SessionId>,
+    /// What the first ranker has counted, by release.
+    counted: BTreeMap<(String, String), Tally>,
 }
 
 impl World {
@@ -132,17 +170,27 @@ impl World {
             }
             Action::Promote { model, release } => {
                 let (model, release) = (model_name(model), release_name(release));
-                let before = run.release(&model, &release);
+                let (before, map) = (run.release(&model, &release), run.state.map().clone());
                 match run.promote(&model, &release) {
                     Ok(_) => {
                         assert!(before.is_some_and(|b| b != ReleaseState::Loading));
                         assert_eq!(run.release(&model, &release), Some(ReleaseState::Current));
+                        if before != Some(ReleaseState::Current) {
+                            assert_eq!(run.state.map().traffic.get(model.as_str()), None);
+                            check_undone(run, &map, &model);
+                        }
                     }
                     Err(StepError::NotFound { .. }) => assert_eq!(before, None),
                     Err(StepError::NotReady { waiting_for, .. }) => assert!(!waiting_for.is_empty()),
+                    Err(StepError::Halted { .. }) => assert_eq!(run.share(&model, &release), 0),
                     Err(other) => panic!("{other}"),
                 }
             }
+            Action::Ramp { .. }
+            | Action::Shadow { .. }
+            | Action::Rollback { .. }
+            | Action::Retire { .. }
+            | Action::Count { .. } => self.give_traffic(run, action),
             Action::Serve { table: at, version, serve } => {
                 let table = table(TABLES[at], &format!("v{version}"));
                 if serve {
@@ -167,6 +215,88 @@ impl World {
         }
         assert_eq!(run.step(Event::Tick), Ok(vec![]), "nothing is left to do at once");
     }
+
+    /// Who is answered by which release, and what is counted of it.
+    fn give_traffic(&mut self, run: &mut Run, action: Action) {
+        match action {
+            Action::Ramp { model, release, share } => {
+                let (model, release) = (model_name(model), release_name(release));
+                match run.ramp(&model, &[(&release, share)]) {
+                    Ok(_) => assert_eq!(run.share(&model, &release), share),
+                    Err(error) => assert_ne!(error.code(), ErrorCode::InvalidRequest, "{error}"),
+                }
+            }
+            Action::Shadow { model, release, sample } => {
+                let _ = run.shadow(&model_name(model), &release_name(release), sample);
+            }
+            Action::Rollback { model, release } => {
+                let (model, release) = (model_name(model), release.map(release_name));
+                let before = run.state.map().current_release(&model).map(|r| r.release.clone());
+                let arms = run.state.map().traffic.get(model.as_str()).is_some_and(|t| !t.arms.is_empty());
+                if run.rollback(&model, release.as_deref()).is_ok() {
+                    let after = run.state.map().current_release(&model).map(|r| r.release.clone());
+                    if release.is_none() {
+                        assert_eq!(arms, after == before, "one step, not two");
+                    }
+                    assert_eq!(run.share(&model, release.as_deref().unwrap_or("r0")), 0);
+                }
+            }
+            Action::Retire { model, release } => {
+                let (model, release) = (model_name(model), release_name(release));
+                let (state, share) = (run.release(&model, &release), run.share(&model, &release));
+                if run.retire(&model, &release).is_ok() {
+                    assert_eq!((run.release(&model, &release), share), (None, 0));
+                    assert_ne!(state, Some(ReleaseState::Current));
+                }
+            }
+            Action::Count { model, release, failed } => {
+                let Some(session) = self.rankers.get("ranker-0").copied() else { return };
+                let (model, release) = (model_name(model), release_name(release));
+                let counted = self.counted.entry((model, release)).or_default();
+                counted.requests += 300;
+                counted.errors += if failed { 300 } else { 0 };
+                let mut report = ranker_report("ranker-0", &[]);
+                report.releases = (self.counted.iter())
+                    .map(|((model, release), chosen)| RankerRelease {
+                        model: name(model),
+                        release: name(release),
+                        ready: true,
+                        state: None,
+                        problem: String::new(),
+                        serving: Some(Serving { chosen: chosen.clone(), ..Serving::default() }),
+                    })
+                    .collect();
+                run.step(Event::RankerReported { session, report }).unwrap();
+            }
+            other => panic!("{other:?} is about something else"),
+        }
+    }
+}
+
+/// After a promotion, going back has everybody answered as before, but for those that arms had.
+fn check_undone(run: &mut Run, before: &crate::ClusterMap, model: &str) {
+    let promoted = run.state.clone();
+    let undone = run.rollback(model, None);
+    match undone {
+        Ok(_) => {
+            for bucket in (0..BUCKETS).step_by(97) {
+                let of = |map: &crate::ClusterMap| {
+                    map.release_for(model, bucket).map(|(entry, _)| entry.release.clone())
+                };
+                let was = before.traffic.get(model).and_then(|traffic| traffic.arm(bucket));
+                let was = if was.is_some() {
+                    before.current_release(model).map(|entry| entry.release.clone())
+                } else {
+                    of(before)
+                };
+                assert_eq!(of(run.state.map()), was);
+            }
+        }
+        Err(StepError::NothingBefore { .. }) => assert!(before.current_release(model).is_none()),
+        Err(StepError::NotReady { .. }) => {}
+        Err(other) => panic!("{other}"),
+    }
+    run.state = promoted;
 }
 
 fn model_name(at: usize) -> String {

@@ -39,8 +39,12 @@ fn what_is_reported_stays_where_it_is_and_the_rest_gets_a_place() {
     assert_eq!(made.durable.map.epoch.incarnation(), 1, "nodes hold epoch 41 of incarnation 0");
     made.durable.map.validate().unwrap();
 
-    let (next, effects) =
-        step(&run.state, Event::Rebuild { remains: remains(&[users.clone()], Vec::new()) }, run.now).unwrap();
+    let (next, effects) = step(
+        &run.state,
+        Event::Rebuild { remains: remains(std::slice::from_ref(&users), Vec::new()) },
+        run.now,
+    )
+    .unwrap();
     assert!(effects.contains(&Effect::Persist) && effects.contains(&Effect::PublishMap));
     assert!(next.map().epoch > Epoch(41) && next.map().epoch.incarnation() == 1);
     let (again, _) = step(&next, Event::Rebuild { remains: remains(&[users], Vec::new()) }, run.now).unwrap();
@@ -83,7 +87,7 @@ fn releases_come_back_as_most_rankers_know_them_and_at_most_one_is_current() {
 }
 
 #[test]
-fn an_older_assignment_is_told_by_incarnation_then_term_then_epoch() {
+fn an_older_assignment_is_told_by_incarnation_term_and_epoch() {
     let of = |epoch: Epoch, term| Assignment { epoch, term, ..Assignment::default() };
     let epoch = |incarnation, count: u64| Epoch(Epoch::before(incarnation).0 + count);
     let ascending = [of(epoch(0, 9), 3), of(epoch(0, 9), 4), of(epoch(0, 10), 4), of(epoch(1, 1), 1)];
@@ -92,4 +96,6 @@ fn an_older_assignment_is_told_by_incarnation_then_term_then_epoch() {
             assert_eq!(assignment.is_older_than(held), before < at, "{assignment:?} after {held:?}");
         }
     }
+    // A state that was lost begins with a first epoch, and has a large term once its controller was started often.
+    assert!(of(epoch(0, 3), 9).is_older_than(&of(epoch(0, 500), 2)));
 }

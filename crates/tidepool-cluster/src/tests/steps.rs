@@ -8,7 +8,7 @@ use super::*;
 use crate::{Durable, Quota, Quotas};
 
 /// Two groups of two nodes, settled.
-fn four_nodes() -> (Run, [(&'static str, SessionId); 4]) {
+pub(super) fn four_nodes() -> (Run, [(&'static str, SessionId); 4]) {
     let mut run = Run::new();
     let nodes = ["a-1", "a-2", "b-1", "b-2"].map(|node| (node, run.join(node)));
     run.pass(1);
@@ -138,7 +138,8 @@ fn names_stand_for_one_content() {
     assert_eq!(run.publish("m", "r1", std::slice::from_ref(&users)), Ok(vec![]), "again is nothing");
     let mut other = manifest("m", "r1", std::slice::from_ref(&users));
     other.model_onnx_hash = "another".into();
-    let event = Event::PublishRelease { manifest: other, tables: vec![artifact(&users, 3)] };
+    let event =
+        Event::PublishRelease { manifest: other, tables: vec![artifact(&users, 3)], by: String::new() };
     let what = |what: &str| Err(StepError::AnotherContent { what: what.into() });
     assert_eq!(run.step(event), what("release m@r1"));
     let mut table_again = artifact(&users, 3);
@@ -148,6 +149,7 @@ fn names_stand_for_one_content() {
     let event = Event::PublishRelease {
         manifest: manifest("m", "r2", std::slice::from_ref(&users)),
         tables: vec![table_again],
+        by: String::new(),
     };
     assert!(matches!(run.step(event), Err(StepError::OtherTable { table, .. }) if table == users));
 }

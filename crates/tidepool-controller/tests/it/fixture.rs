@@ -253,7 +253,7 @@ pub(crate) fn publish(release: &str) -> v1::PublishReleaseRequest {
 }
 
 pub(crate) fn promote(release: &str) -> v1::PromoteReleaseRequest {
-    v1::PromoteReleaseRequest { model: "m".into(), release: release.into() }
+    v1::PromoteReleaseRequest { model: "m".into(), release: release.into(), dry_run: false }
 }
 
 pub(crate) fn serve(table: &TableVersion, serve: bool) -> v1::ServeTableRequest {

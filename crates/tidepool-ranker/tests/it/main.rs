@@ -9,6 +9,7 @@ mod rank;
 mod releases;
 mod site;
 mod trace;
+mod traffic;
 
 use site::{FakeController, FakeNode, Store, TestRanker, entry, map, raw_config, version};
 use tempfile::TempDir;

@@ -350,7 +350,7 @@ pub(crate) fn map(epoch: u64, node: SocketAddr, releases: Vec<v1::ReleaseEntry>)
         placement: vec![v1::GroupPlacement { group: "a".into(), nodes: vec!["node".into()] }],
     };
     let layouts = TABLES.iter().flat_map(|t| [layout(t, "v1"), layout(t, "v2")]).collect();
-    v1::ClusterMap { epoch, nodes, layouts, releases }
+    v1::ClusterMap { epoch, nodes, layouts, releases, traffic: Vec::new() }
 }
 
 pub(crate) fn entry(
