@@ -54,6 +54,8 @@ impl Lead {
         let standing = self.0.borrow();
         match standing.led() {
             Some(term) => Ok(term.handle.clone()),
+            // The lease has just ended, and nobody else is known.
+            None if standing.term.is_some() => Err(RequestError::deposed()),
             None => Err(RequestError::NotLeader {
                 leader: standing.leader.clone(),
                 problem: standing.problem.clone(),
@@ -193,7 +195,7 @@ impl Candidate {
         let Won { metastore, lease, revision, state, started } = won;
         let (number, epoch) = (state.durable.term, state.map().epoch);
         let metastore = (revision, metastore, lease.clone());
-        let (handle, actor) =
+        let (handle, mut actor) =
             actor::spawn(state, metastore, started, self.event_queue_len, self.metrics.clone());
         tracing::info!(term = number, revision, %epoch, "this controller leads");
         self.metrics.begin_term(number);
@@ -201,15 +203,26 @@ impl Candidate {
         let leader = Some(self.address.clone());
         self.standing.send_replace(Standing { term: Some(term), leader, problem: String::new() });
         show_ready(&self.health, &self.lifecycle, Ok(()));
+        let mut failed = false;
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = lease.lost() => tracing::warn!(term = number, "this controller leads no more"),
+            ended = &mut actor => {
+                // Only a defect ends it before its term. Another controller takes over, or this one tries again.
+                tracing::error!(term = number, ?ended, "the state machine of the term ended");
+                failed = true;
+            }
         }
         self.standing.send_replace(Standing::default());
         self.metrics.end_term();
         handle.end();
         drop(handle);
         // It finishes what it has begun: a write of it is refused or known before anyone else can lead by our hand.
+        if failed {
+            self.election.resign().await;
+            time::sleep(RETRY).await;
+            return;
+        }
         if let Err(error) = actor.await {
             tracing::error!(%error, "the state machine of the term failed");
         }
@@ -225,7 +238,6 @@ fn show_ready(health: &Health, lifecycle: &Shutdown, ready: Result<(), String>) 
 }
 
 /// Reads the state and writes the number of the new term down. It blocks.
-#[expect(clippy::type_complexity, reason = "what a term begins with, once")]
 fn take_over(
     mut metastore: Box<dyn Metastore>,
     settings: Settings,

@@ -1,15 +1,18 @@
-//! `tidepool release`: validate and write a release into the artifact store, take it into the cluster,
-//! promote it.
+//! `tidepool release`: validate and write a release into the artifact store, take it into the cluster, give it
+//! traffic, promote it, take it back.
 
-use std::{fs, path::PathBuf, time::Duration};
+mod check;
+mod show;
+mod traffic;
 
-use anyhow::{Context, Result, bail};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
-use tidepool_dense::DenseModel;
 use tidepool_proto::v1;
-use tidepool_store::{ArtifactStore, StoreError};
-use tidepool_types::{ModelSpec, Name, TableVersion};
+use tidepool_store::StoreError;
+use tidepool_types::Name;
 
 use super::control;
 use crate::{
@@ -24,10 +27,24 @@ const SHOWN: usize = 3;
 pub(crate) enum Command {
     /// Check a dense model against its contract and its tables, write the release, and have it loaded.
     Publish(Publish),
+    /// Say everything that is wrong with the files and tables of a release, and publish nothing.
+    Check(Check),
+    /// Give a release a share of its model's traffic, under guards that take it back when it does badly.
+    Ramp(traffic::Ramp),
+    /// Give several releases a share each, at once.
+    Experiment(traffic::Experiment),
     /// Make a loaded release the one that is served.
     Promote(Promote),
+    /// One step back: what is under a ramp loses its traffic; without any, the release before the current one answers.
+    Rollback(traffic::Rollback),
+    /// Have a release asked too, and its scores compared with those that are given.
+    Shadow(traffic::Shadow),
+    /// Show who is answered by which release, and what guards see.
+    Status(traffic::Status),
     /// List the releases that the cluster knows.
     List,
+    /// Let a release go that nobody is sent to.
+    Retire(traffic::Retire),
 }
 
 #[derive(Args)]
@@ -35,21 +52,20 @@ pub(crate) enum Command {
 pub(crate) struct Publish {
     /// Name of the release.
     release: Name,
-    /// The model.toml.
-    #[arg(long, value_name = "FILE", requires = "onnx", requires = "store")]
-    model_toml: Option<PathBuf>,
-    /// The dense model.
-    #[arg(long, value_name = "FILE", requires = "model_toml")]
-    onnx: Option<PathBuf>,
-    /// A table version that the model was trained with; once per table.
-    #[arg(long = "table", value_name = "TABLE@VERSION", value_parser = control::table_version)]
-    tables: Vec<TableVersion>,
-    /// Folder of the artifact store.
-    #[arg(long, value_name = "DIR", requires = "model_toml")]
-    store: Option<PathBuf>,
+    #[command(flatten)]
+    files: check::Files,
     /// The model, when the release lies in the store already (its files are then not given).
     #[arg(long)]
     model: Option<Name>,
+}
+
+#[derive(Args)]
+pub(crate) struct Check {
+    /// A name for it, which must be free.
+    #[arg(long)]
+    release: Option<Name>,
+    #[command(flatten)]
+    files: check::Files,
 }
 
 #[derive(Args)]
@@ -61,6 +77,9 @@ pub(crate) struct Promote {
     /// How long to wait until every node and ranker has it.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait_seconds: u64,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
@@ -68,24 +87,37 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::Publish(args) => {
             // Before anything is written: a release that nobody could be told of would only be in the way.
             let mut control = remote.control().await?;
-            let model = match (&args.model_toml, &args.onnx, &args.store, &args.model) {
-                (Some(model_toml), Some(onnx), Some(store), _) => {
-                    write(store, model_toml, onnx, &args.tables, &args.release)?
-                }
-                (.., Some(model)) => model.clone(),
-                _ => bail!(
-                    "give --model-toml, --onnx and --store, or --model for a release that is in the store"
-                ),
+            let model = match &args.model {
+                Some(model) => model.clone(),
+                None => write(&args)?,
             };
             let status = control::publish(&mut control, &model, &args.release).await?;
-            show(output, &status, "published");
+            show_release(output, &status, "published");
         }
         Command::Promote(args) => {
             let mut control = remote.control().await?;
+            if args.dry_run {
+                let (model, release) = (args.model.to_string(), args.release.to_string());
+                let request = v1::PromoteReleaseRequest { model, release, dry_run: true };
+                let status = control.promote_release(request).await.map_err(|s| control::refusal(&s))?;
+                show_release(output, &status.into_inner(), "nothing was done; it would be promoted");
+                return Ok(Outcome::Done);
+            }
             let wait = Duration::from_secs(args.wait_seconds);
             let status = control::promote(&mut control, &args.model, &args.release, wait).await?;
-            show(output, &status, "promoted");
+            show_release(output, &status, "promoted");
         }
+        Command::Check(args) => {
+            let checked = check::check(&args.files, args.release.as_ref())?;
+            output.line(format!("a release of model {}: nothing is wrong with it", checked.model));
+            output.object(json!({ "model": checked.model, "problems": [] }));
+        }
+        Command::Ramp(args) => traffic::ramp(args, remote, output).await?,
+        Command::Experiment(args) => traffic::experiment(args, remote, output).await?,
+        Command::Shadow(args) => traffic::shadow(args, remote, output).await?,
+        Command::Rollback(args) => traffic::rollback(args, remote, output).await?,
+        Command::Retire(args) => traffic::retire(args, remote, output).await?,
+        Command::Status(args) => traffic::status(args, remote, output).await?,
         Command::List => {
             let mut control = remote.control().await?;
             let cluster = control.get_cluster(v1::GetClusterRequest {}).await;
@@ -103,34 +135,14 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
 }
 
 /// Validates the files against each other and writes the release into the store; returns its model.
-fn write(
-    store: &PathBuf,
-    model_toml: &PathBuf,
-    onnx: &PathBuf,
-    tables: &[TableVersion],
-    release: &Name,
-) -> Result<Name> {
-    let store = ArtifactStore::open(store)?;
-    let text = fs::read_to_string(model_toml).with_context(|| format!("reading {}", model_toml.display()))?;
-    let spec = ModelSpec::from_toml(&text)?;
-    let pinned: Vec<_> = spec.tables().filter(|t| !tables.iter().any(|v| &v.table == *t)).collect();
-    if !pinned.is_empty() {
-        let missing: Vec<_> = pinned.iter().map(|t| format!("--table {t}@VERSION")).collect();
-        bail!("model.toml pools from tables without a version here: add {}", missing.join(" "));
-    }
-    let mut dims = Vec::with_capacity(tables.len());
-    for table_version in tables {
-        let (manifest, _) = store.table_manifest(table_version)?;
-        dims.push((table_version.table.clone(), manifest.schema.vector_dim()));
-    }
-    let dim_of = |table: &Name| dims.iter().find(|(t, _)| t == table).map(|(_, dim)| *dim);
-    DenseModel::load(onnx, &spec, &dim_of)?;
-    let bytes = fs::read(onnx).with_context(|| format!("reading {}", onnx.display()))?;
-    match store.write_release(&spec.model, release, tables, &text, &bytes) {
-        Ok(_) => Ok(spec.model),
-        Err(error @ StoreError::AlreadyExists { .. }) => Err(error).with_context(|| {
-            format!("to publish what is in the store, give --model {} and no files", spec.model)
-        }),
+fn write(args: &Publish) -> Result<Name> {
+    let checked = check::check(&args.files, Some(&args.release))?;
+    let check::Checked { store, model, model_toml, onnx } = checked;
+    match store.write_release(&model, &args.release, &args.files.tables, &model_toml, &onnx) {
+        Ok(_) => Ok(model),
+        // Somebody else was faster.
+        Err(error @ StoreError::AlreadyExists { .. }) => Err(error)
+            .with_context(|| format!("to publish what is in the store, give --model {model} and no files")),
         Err(error) => Err(error.into()),
     }
 }
@@ -168,7 +180,7 @@ fn sentence(status: &v1::ReleaseStatus) -> String {
     text
 }
 
-fn show(output: Output, status: &v1::ReleaseStatus, done: &str) {
+fn show_release(output: Output, status: &v1::ReleaseStatus, done: &str) {
     output.line(format!("{done}: {} (epoch {})", sentence(status), status.epoch));
     output.object(fields(status));
 }

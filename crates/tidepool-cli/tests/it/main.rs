@@ -12,6 +12,7 @@ mod hostile;
 mod lookup_bench;
 mod quantizers;
 mod quotas;
+mod releases;
 mod s3;
 mod store;
 mod tables;

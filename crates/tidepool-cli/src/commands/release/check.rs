@@ -1,0 +1,185 @@
+//! Is this a release? Everything that is wrong with its files and tables, at once, before anything is written.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tidepool_dense::{DenseError, DenseModel};
+use tidepool_runtime::error::chain;
+use tidepool_store::ArtifactStore;
+use tidepool_types::{ModelError, ModelSpec, Name, TableVersion};
+
+use super::super::control;
+
+/// The files and tables of a release.
+#[derive(Args)]
+pub(crate) struct Files {
+    /// The model.toml.
+    #[arg(long, value_name = "FILE", requires = "onnx", requires = "store")]
+    pub(super) model_toml: Option<PathBuf>,
+    /// The dense model.
+    #[arg(long, value_name = "FILE", requires = "model_toml")]
+    pub(super) onnx: Option<PathBuf>,
+    /// A table version that the model was trained with; once per table.
+    #[arg(long = "table", value_name = "TABLE@VERSION", value_parser = control::table_version)]
+    pub(super) tables: Vec<TableVersion>,
+    /// Folder of the artifact store.
+    #[arg(long, value_name = "DIR", requires = "model_toml")]
+    pub(super) store: Option<PathBuf>,
+}
+
+/// What was checked and found good.
+pub(super) struct Checked {
+    pub(super) store: ArtifactStore,
+    pub(super) model: Name,
+    pub(super) model_toml: String,
+    pub(super) onnx: Vec<u8>,
+}
+
+/// Holds model.toml, graph and tables against each other, and a release name against the store.
+///
+/// # Errors
+/// One that lists every problem.
+pub(super) fn check(files: &Files, release: Option<&Name>) -> Result<Checked> {
+    let (Some(model_toml), Some(onnx), Some(store)) = (&files.model_toml, &files.onnx, &files.store) else {
+        bail!("give --model-toml, --onnx and --store");
+    };
+    let store = ArtifactStore::open_existing(store)?;
+    let text = fs::read_to_string(model_toml).with_context(|| format!("reading {}", model_toml.display()))?;
+    let bytes = fs::read(onnx).with_context(|| format!("reading {}", onnx.display()))?;
+    let mut problems = Vec::new();
+    let dims = tables(&store, &files.tables, &mut problems);
+    let model = match ModelSpec::from_toml(&text) {
+        Ok(spec) => {
+            let pinned = |table: &Name| files.tables.iter().any(|version| version.table == *table);
+            for table in spec.tables().filter(|table| !pinned(table)) {
+                problems.push(format!("model.toml pools from table {table}: add --table {table}@VERSION"));
+            }
+            graph(onnx, &spec, &dims, &mut problems);
+            let taken = release.is_some_and(|release| store.release_dir(&spec.model, release).exists());
+            if let Some(release) = release.filter(|_| taken) {
+                problems.push(format!(
+                    "release {}@{release} is in the store already: choose another name, or publish that one with \
+                     --model {} and no files",
+                    spec.model, spec.model
+                ));
+            }
+            Some(spec.model)
+        }
+        Err(ModelError::Problems(found)) => {
+            problems.extend(found.into_iter().map(|problem| format!("model.toml: {problem}")));
+            None
+        }
+        Err(error @ ModelError::Syntax(_)) => {
+            problems.push(error.to_string());
+            None
+        }
+    };
+    match model {
+        Some(model) if problems.is_empty() => Ok(Checked { store, model, model_toml: text, onnx: bytes }),
+        _ => {
+            let list: Vec<_> = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
+            bail!("this is no release, {} things are wrong with it:{}", list.len(), list.concat());
+        }
+    }
+}
+
+/// The dimension of each table's vectors; 0 where that is not known for a problem that was told.
+fn tables(
+    store: &ArtifactStore,
+    versions: &[TableVersion],
+    problems: &mut Vec<String>,
+) -> BTreeMap<Name, u32> {
+    let mut dims = BTreeMap::new();
+    for version in versions {
+        if dims.contains_key(&version.table) {
+            problems.push(format!("table {} is given twice: a release pins one version", version.table));
+            continue;
+        }
+        let dim = match store.table_manifest(version) {
+            Ok((manifest, _)) => {
+                let files = manifest.schema.partitions.indexes();
+                let missing = files.filter_map(|partition| store.partition_file(&manifest, partition).err());
+                problems.extend(missing.map(|error| chain(&error)));
+                manifest.schema.vector_dim()
+            }
+            Err(error) => {
+                problems.push(chain(&error));
+                0
+            }
+        };
+        dims.insert(version.table.clone(), dim);
+    }
+    dims
+}
+
+/// Holds the graph against the contract, as far as tables are known.
+fn graph(onnx: &Path, spec: &ModelSpec, dims: &BTreeMap<Name, u32>, problems: &mut Vec<String>) {
+    // A table that is not there has been told of: here it fits whatever the graph says of it.
+    let known = |table: &Name| dims.get(table).copied().filter(|dim| *dim > 0);
+    match DenseModel::load(onnx, spec, &known) {
+        Ok(_) => {}
+        Err(DenseError::Contract(found)) => {
+            let of_no_table = |problem: &String| {
+                spec.tables()
+                    .any(|table| known(table).is_none() && problem.ends_with(&format!("no table {table}")))
+            };
+            problems.extend(found.into_iter().filter(|problem| !of_no_table(problem)));
+        }
+        Err(error) => problems.push(chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A release with five mistakes is told of all of them at once.
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        ArtifactStore::open(&store).unwrap();
+        let (model_toml, onnx) = (dir.path().join("model.toml"), dir.path().join("model.onnx"));
+        fs::write(
+            &model_toml,
+            r#"schema_version = 1
+            model = "m"
+            score = "p"
+            inputs = [
+                { name = "user", side = "user", table = "user" },
+                { name = "item", side = "candidate", table = "item" },
+            ]
+            outputs = [{ name = "p" }]"#,
+        )
+        .unwrap();
+        fs::write(&onnx, "no graph").unwrap();
+        let version = |text: &str| control::table_version(text).unwrap();
+        let files = Files {
+            model_toml: Some(model_toml.clone()),
+            onnx: Some(onnx),
+            tables: vec![version("user@v1"), version("user@v2"), version("genre@v1")],
+            store: Some(store),
+        };
+        let told = |files: &Files| check(files, None).err().map(|error| error.to_string()).unwrap();
+        let text = told(&files);
+        for problem in [
+            "there is no table user@v1",
+            "table user is given twice",
+            "there is no table genre@v1",
+            "pools from table item: add --table item@VERSION",
+            "model.onnx is not an ONNX model",
+        ] {
+            assert!(text.contains(problem), "{problem}: {text}");
+        }
+        assert!(text.starts_with("this is no release, 5 things are wrong with it"), "{text}");
+        fs::write(&model_toml, "schema_version = 1\nmodel = \"m\"\nscore = \"p\"\ninputs = []\noutputs = []")
+            .unwrap();
+        let text = told(&files);
+        assert!(text.contains("model.toml: there are no inputs") && text.contains("genre@v1"), "{text}");
+    }
+}
