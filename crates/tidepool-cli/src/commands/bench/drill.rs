@@ -42,8 +42,9 @@ pub(crate) struct Drill {
     /// How long each phase of a drill lasts.
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = super::seconds)]
     phase_seconds: f64,
-    /// Lookups of the soak.
-    #[arg(long, default_value_t = 20_000)]
+    /// Lookups of the soak. Allocators have come to rest after some 20,000: how memory grows is judged over the second
+    /// half of many more.
+    #[arg(long, default_value_t = 100_000)]
     lookups: u64,
     /// Seed of all that is drawn.
     #[arg(long, default_value_t = 1)]
