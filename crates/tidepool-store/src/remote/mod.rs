@@ -148,7 +148,8 @@ impl RemoteStore {
             let problem = told(&error);
             let path = self.shown(relative);
             let may_pass = match error {
-                ObjectError::NotFound { .. } if problem.contains("NoSuchBucket") => {
+                // Reads are told so by one kind of error, listings by another.
+                _ if problem.contains("NoSuchBucket") => {
                     return Err(StoreError::NoStore { path: self.location.clone().into() });
                 }
                 ObjectError::NotFound { .. } => return Ok(Answer::Absent),

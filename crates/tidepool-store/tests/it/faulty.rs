@@ -25,6 +25,8 @@ pub(crate) struct Faulty {
     pub(crate) inner: InMemory,
     /// Nothing is answered.
     pub(crate) down: AtomicBool,
+    /// There is no bucket.
+    pub(crate) nowhere: AtomicBool,
     /// Who asks may not.
     pub(crate) denies: AtomicBool,
     /// So many answers to requests for ranges end early.
@@ -77,6 +79,10 @@ impl Faulty {
     fn check(&self, path: &Path) -> Result<()> {
         if self.down.load(Ordering::SeqCst) || takes_one(&self.failures) {
             return Err(Error::Generic { store: "faulty", source: "connection refused".into() });
+        }
+        if self.nowhere.load(Ordering::SeqCst) {
+            let source = "404: <Error><Code>NoSuchBucket</Code><Message>no</Message></Error>".into();
+            return Err(Error::Generic { store: "faulty", source });
         }
         if self.denies.load(Ordering::SeqCst) {
             let source = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>".into();

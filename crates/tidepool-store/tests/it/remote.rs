@@ -207,6 +207,9 @@ async fn what_is_missing_short_or_forbidden_is_said_by_name() {
     cloud.objects.denies.store(false, Ordering::SeqCst);
     let error = cloud.remote.table_manifest(&table("user", "v9")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::NotFound);
+    cloud.objects.nowhere.store(true, Ordering::SeqCst);
+    let error = cloud.remote.list_tables().await.unwrap_err();
+    assert!(matches!(&error, StoreError::NoStore { path } if path.starts_with("s3://bucket")), "{error:?}");
 }
 
 #[tokio::test]

@@ -15,6 +15,10 @@ pub(super) const BUCKET: &str = "tidepool";
 /// Letters that must not be found anywhere but in a request's signature.
 pub(super) const SECRET: &str = "sEcReT-that-nobody-may-see";
 
+/// Who is named is believed.
+const SOMEBODY: &str =
+    "AWS4-HMAC-SHA256 Credential=tester/20261122/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+
 /// The server; it ends when dropped.
 pub(super) struct Moto {
     child: Child,
@@ -41,14 +45,15 @@ impl Moto {
         moto
     }
 
-    /// Puts an object, or the bucket, as anyone may: moto looks at no signature.
+    /// Puts an object, or the bucket: moto looks at no signature.
     pub(super) fn put(&self, key: &str, content: &[u8]) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         let length = content.len();
         let path = if key.is_empty() { format!("/{BUCKET}") } else { format!("/{BUCKET}/{key}") };
         write!(
             stream,
-            "PUT {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n",
+            "PUT {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAuthorization: {SOMEBODY}\r\n\
+             Content-Length: {length}\r\n\r\n",
             self.address
         )
         .unwrap();
