@@ -219,11 +219,20 @@ impl Actor {
                 self.metrics.persist_failures.inc();
                 self.pause_until = Some(Instant::now() + RETRY);
                 tracing::error!(error = chain(&error), "the state of the cluster could not be written down");
-                if let RequestError::Metastore(MetastoreError::Deposed { leader }) = error {
-                    self.lease.lose();
-                    return Err(RequestError::NotLeader { leader, problem: String::new() });
-                }
-                return Err(error);
+                return Err(match error {
+                    RequestError::Metastore(MetastoreError::Deposed { leader }) => {
+                        self.lease.lose();
+                        RequestError::NotLeader { leader, problem: String::new() }
+                    }
+                    // The document is not the one of this term any more: the next term reads what there is.
+                    RequestError::Metastore(
+                        MetastoreError::Conflict { .. } | MetastoreError::Corrupt { .. },
+                    ) => {
+                        self.lease.lose();
+                        error
+                    }
+                    error => error,
+                });
             }
             self.pause_until = None;
         }

@@ -118,9 +118,8 @@ impl EtcdElection {
                 break;
             }
         }
-        // What was owed longest has ended by itself, or will.
-        owed.truncate(1);
-        self.owed = owed;
+        // What was owed longest has ended by itself, or will; the last one may hold the key.
+        self.owed = owed.pop().into_iter().collect();
     }
 }
 

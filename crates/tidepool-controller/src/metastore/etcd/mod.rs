@@ -68,6 +68,7 @@ fn after(mut prefix: Vec<u8>) -> Vec<u8> {
 #[expect(
     unreachable_pub,
     clippy::allow_attributes_without_reason,
+    clippy::enum_variant_names,
     reason = "generated; proto/etcd is its documentation"
 )]
 mod pb {

@@ -120,9 +120,6 @@ impl EtcdMetastore {
             let (place, found) = (place(&self.keys), self.known.revision);
             return Err(MetastoreError::Conflict { place, expected, found });
         }
-        if !self.lease.is_held() {
-            return Err(MetastoreError::Deposed { leader: None });
-        }
         self.known.tried += 1;
         let revision = self.known.tried;
         let bytes = encode(revision, document);
@@ -151,7 +148,7 @@ impl EtcdMetastore {
                     return Ok(revision);
                 }
                 // An earlier try of ours that nobody heard of, or this one.
-                Fenced::Other(Some(found)) if self.is_ours(&found, expected, revision).await? => {
+                Fenced::Other(Some(found)) if self.is_ours(&found, expected, revision)? => {
                     self.known.written = found.mod_revision;
                 }
                 Fenced::Other(found) => {
@@ -167,7 +164,7 @@ impl EtcdMetastore {
 
     /// Whether a document that is not the expected one is one that was tried to be stored since that. While the
     /// leader's key stands nobody else can have written; an operator's hand is no reason to go on.
-    async fn is_ours(&self, found: &KeyValue, expected: u64, tried: u64) -> Result<bool, MetastoreError> {
+    fn is_ours(&self, found: &KeyValue, expected: u64, tried: u64) -> Result<bool, MetastoreError> {
         let place = place(&self.keys);
         let bytes = match pointer(&found.value, &place)? {
             // The name says all.
@@ -189,6 +186,10 @@ impl EtcdMetastore {
         also: Vec<super::pb::etcdserverpb::Compare>,
         done: Vec<super::pb::etcdserverpb::RequestOp>,
     ) -> Result<Fenced, MetastoreError> {
+        // etcd would refuse it as well, but may not be there to say so.
+        if !self.lease.is_held() {
+            return Err(MetastoreError::Deposed { leader: None });
+        }
         let leads = created_at(self.keys.leader(), self.leads_since);
         let request = TxnRequest {
             compare: [vec![leads], also].concat(),

@@ -1,0 +1,95 @@
+//! An etcd of the test's own: on loopback, over a folder of its own, ended with the test.
+
+use std::{
+    fs::File,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use crate::command::DEADLINE;
+
+/// A running etcd, or one that was stopped and can be started again over what it had.
+pub(crate) struct Etcd {
+    dir: PathBuf,
+    client: SocketAddr,
+    peer: SocketAddr,
+    child: Option<Child>,
+}
+
+/// A port that nobody had a moment ago.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Etcd {
+    /// Starts it with its data under `dir`, and waits until it answers.
+    pub(crate) fn start(dir: &Path) -> Self {
+        let mut etcd = Self { dir: dir.join("etcd"), client: free(), peer: free(), child: None };
+        std::fs::create_dir_all(&etcd.dir).unwrap();
+        etcd.run();
+        etcd
+    }
+
+    /// `http://host:port` of it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// Starts it again.
+    pub(crate) fn run(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
+        let child = Command::new("etcd")
+            .args(["--name", "test", "--data-dir", self.dir.join("data").to_str().unwrap()])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}"), "--logger", "zap"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("etcd is installed: apt-get install etcd-server etcd-client");
+        self.child = Some(child);
+        let until = Instant::now() + DEADLINE;
+        while TcpStream::connect(self.client).is_err() || !self.ctl(&["endpoint", "health"]).0 {
+            assert!(Instant::now() < until, "etcd does not start: see {}", self.dir.display());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it at once; what it has acknowledged is on its disk.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// What etcd's own tool does and prints.
+    pub(crate) fn ctl(&self, args: &[&str]) -> (bool, String) {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoint()])
+            .args(args)
+            .output()
+            .expect("etcdctl is installed: apt-get install etcd-client");
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// The keys under a prefix.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        let (_, text) = self.ctl(&["get", prefix, "--prefix", "--keys-only"]);
+        text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
