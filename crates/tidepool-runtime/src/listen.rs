@@ -33,7 +33,7 @@ use crate::tls::{Tls, names};
 /// For the TLS of a connection that has come.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections whose TLS is under way. More of them wait in the kernel's queue.
-const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES: usize = 1024;
 /// After an error that is no single connection's: file descriptors have run out, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// Between two lines about handshakes that failed: whoever knocks must not fill the log.

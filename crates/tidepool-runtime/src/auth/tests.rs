@@ -236,3 +236,20 @@ fn rules_are_read_again_and_bad_ones_leave_those_there_are() {
     assert_eq!(access.problem(), None);
     assert!(access.caller(None, &bearer(TOKEN)).is_err());
 }
+
+#[test]
+fn a_call_in_no_table_is_open_to_nobody_but_who_asks_whether_a_connection_is_there() {
+    let table: Table = &[("/x.Service/Look", &[Role::Read]), ("/x.Service/Open", &[])];
+    let (access, anyone) = (access(&rules()), peer(&[]));
+    let alice = bearer(TOKEN);
+    let passes = |access: &Access, path, headers| super::pass(access, table, path, Some(&anyone), headers);
+    assert_eq!(&*passes(&access, "/x.Service/Look", &alice).unwrap().name, "alice");
+    let refused = passes(&access, "/x.Service/Forgotten", &alice).unwrap_err();
+    assert_eq!(refused.refusal.message, "/x.Service/Forgotten is a call that nobody may make here");
+    let nobody = HeaderMap::new();
+    assert!(passes(&access, "/x.Service/Open", &nobody).is_ok());
+    assert!(passes(&access, "/x.Service/Look", &nobody).is_err());
+    assert!(passes(&access, "/grpc.health.v1.Health/Check", &nobody).is_ok());
+    // Without locks it is for the server to say that it knows no such call.
+    assert!(passes(&Access::open(), "/x.Service/Forgotten", &nobody).is_ok());
+}
