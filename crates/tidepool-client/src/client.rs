@@ -355,6 +355,7 @@ impl Client {
             split: &split,
             options,
             request_id: &request.request_id,
+            lot: inner.pacing.random() | 1,
             deadline,
             first,
         };

@@ -52,6 +52,8 @@ pub(crate) struct Fanout<'a> {
     pub(crate) split: &'a Split<'a>,
     pub(crate) options: &'a LookupOptions,
     pub(crate) request_id: &'a str,
+    /// Which lookups nodes turn away first, the same at all of them; never 0.
+    pub(crate) lot: u64,
     /// When the time is up.
     pub(crate) deadline: Instant,
     /// Whether this is the lookup's first attempt.
@@ -220,6 +222,7 @@ impl Fanout<'_> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         v1::LookupRequest {
             request_id: self.request_id.to_owned(),
+            lot: self.lot,
             tenant: self.options.tenant.as_ref().unwrap_or(&self.config.tenant).clone(),
             // 0 means none, so the last microsecond stays one.
             deadline_us: u64::try_from(left.as_micros()).unwrap_or(u64::MAX).max(1),

@@ -96,7 +96,7 @@ impl<P: PartitionRows> EmbeddingService<P> {
         let rows = rows_asked(&request);
         // First of all, so that a tenant over its quota takes nothing of what all share.
         let charged = self.quotas.charge(&request.tenant, rows)?;
-        let admitted = match self.admission.admit(rows) {
+        let admitted = match self.admission.admit(rows, request.lot) {
             Ok(admitted) => admitted,
             Err(error) => {
                 charged.put_back();
@@ -337,7 +337,8 @@ mod tests {
         drop(answer);
         assert_eq!(held_bytes.get(), 0);
         assert_eq!(ask(80).await.unwrap_err().code(), ErrorCode::Overloaded);
-        (first.await.unwrap(), second.await.unwrap());
+        first.await.unwrap();
+        second.await.unwrap();
     }
 
     #[tokio::test]

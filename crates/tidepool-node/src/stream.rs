@@ -40,6 +40,8 @@ pub(crate) struct Answers<P> {
     abort: HashMap<u64, AbortHandle>,
     /// No further lookup is read.
     ended: bool,
+    /// Why, when what came was no message: said once all that was read before it has been answered.
+    failed: Option<Status>,
 }
 
 impl<P: PartitionRows> Answers<P> {
@@ -57,6 +59,7 @@ impl<P: PartitionRows> Answers<P> {
             working: FuturesUnordered::new(),
             abort: HashMap::new(),
             ended: false,
+            failed: None,
         }
     }
 
@@ -104,7 +107,7 @@ impl<P: PartitionRows> Stream for Answers<P> {
                     return Poll::Ready(Some(Ok(response)));
                 }
                 Poll::Ready(Some(Err(Aborted))) => continue,
-                Poll::Ready(None) if this.ended => return Poll::Ready(None),
+                Poll::Ready(None) if this.ended => return Poll::Ready(this.failed.take().map(Err)),
                 Poll::Ready(None) | Poll::Pending => {}
             }
             if this.ended || this.working.len() >= MAX_IN_FLIGHT {
@@ -122,9 +125,7 @@ impl<P: PartitionRows> Stream for Answers<P> {
                 }
                 Poll::Ready(Some(Err(status))) => {
                     // Where the next message begins is not known any more.
-                    this.ended = true;
-                    this.working.clear();
-                    return Poll::Ready(Some(Err(status)));
+                    (this.ended, this.failed) = (true, Some(status));
                 }
                 Poll::Ready(None) => this.ended = true,
                 Poll::Pending => return Poll::Pending,

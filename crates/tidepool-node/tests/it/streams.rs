@@ -38,7 +38,7 @@ async fn serving(inline_max_rows: u64) -> (Site, FakeController, TestNode, Table
     let users = site.table(version("user", "v1"), (RowFormat::F16, 6), Keying::Dense, 2, 0..500);
     let mut controller = FakeController::start(&assignment(3, &[(&users, &all(&users))])).await;
     let mut raw = site.following(&controller);
-    raw.inline_max_rows = inline_max_rows;
+    (raw.inline_max_rows, raw.max_request_bytes) = (inline_max_rows, 1 << 20);
     let node = TestNode::start(raw).await;
     controller.ready(3).await;
     (site, controller, node, users)
@@ -87,6 +87,28 @@ async fn a_cancelled_call_has_no_answer_and_the_stream_goes_on() {
     stream.send(8, vec![gather(&users, &[1])]).await;
     assert_eq!(stream.answer().await.call, 8);
     assert!(stream.answers.next().now_or_never().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_before_a_message_that_is_none_is_answered_still() {
+    // All go to the CPU pool, so the message that is too long comes before they are answered.
+    let (_site, _controller, node, users) = serving(0).await;
+    let mut stream = open(&node).await;
+    for call in 1..=30 {
+        stream.send(call, vec![gather(&users, &[call, 7, 400])]).await;
+    }
+    stream.send(31, vec![gather(&users, &vec![1; 1 << 18])]).await;
+    let mut seen = Vec::new();
+    let status = loop {
+        match stream.answers.next().await.unwrap() {
+            Ok(answer) => seen.push(answer.call),
+            Err(status) => break status,
+        }
+    };
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=30).collect::<Vec<u64>>());
+    assert!(status.message().contains("1048576"), "{status}");
+    assert!(stream.answers.next().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
