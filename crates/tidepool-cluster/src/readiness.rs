@@ -8,11 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use tidepool_types::{NodeId, PartitionIndex, TableVersion};
+use tidepool_types::{Name, NodeId, PartitionIndex, TableVersion};
 
 use crate::{
     map::{PartitionState, ReleaseEntry, ReleaseState, TableLayout},
-    state::ClusterState,
+    state::{ClusterState, RankerRelease},
 };
 
 /// How many problems of one node and table are spelled out.
@@ -118,21 +118,38 @@ impl ClusterState {
         (missing > 0).then(|| format!("{missing} of {all} partitions of {table} are ready on no node"))
     }
 
-    fn ranker_gaps(&self, entry: &ReleaseEntry) -> impl Iterator<Item = String> {
-        let (model, release) = (entry.model.clone(), entry.release.clone());
-        self.observed.rankers.values().filter_map(move |seen| {
-            let report = &seen.report;
-            let loaded = report.releases.iter().find(|r| r.model == model && r.release == release);
-            match loaded {
-                Some(loaded) if loaded.ready => None,
-                Some(loaded) if !loaded.problem.is_empty() => Some(format!(
-                    "ranker {} cannot load {model}@{release}: {}",
-                    report.ranker, loaded.problem
-                )),
-                _ => Some(format!("ranker {} has not loaded {model}@{release} yet", report.ranker)),
-            }
+    /// The rankers that do not have a release ready, in words.
+    fn ranker_gaps(&self, entry: &ReleaseEntry) -> Vec<String> {
+        let (model, release) = (&entry.model, &entry.release);
+        let missing = self.loads(entry).filter(|(_, loaded)| loaded.is_none_or(|l| !l.ready));
+        let not_yet = |ranker| format!("ranker {ranker} has not loaded {model}@{release} yet");
+        let words =
+            missing.map(|(ranker, loaded)| failure(ranker, loaded).unwrap_or_else(|| not_yet(ranker)));
+        words.collect()
+    }
+
+    /// The rankers that cannot load a release, in words. One that was started since the release became ready may be
+    /// among them; while it only loads, it takes no requests and nobody waits for it.
+    pub(crate) fn ranker_failures(&self, entry: &ReleaseEntry) -> Vec<String> {
+        self.loads(entry).filter_map(|(ranker, loaded)| failure(ranker, loaded)).collect()
+    }
+
+    /// Every ranker with a session, and what it says of a release.
+    fn loads<'a>(
+        &'a self,
+        entry: &'a ReleaseEntry,
+    ) -> impl Iterator<Item = (&'a Name, Option<&'a RankerRelease>)> {
+        self.ranker_reports().map(move |report| {
+            let is_it = |r: &&RankerRelease| r.model == entry.model && r.release == entry.release;
+            (&report.ranker, report.releases.iter().find(is_it))
         })
     }
+}
+
+fn failure(ranker: &Name, loaded: Option<&RankerRelease>) -> Option<String> {
+    let RankerRelease { model, release, problem, .. } =
+        loaded.filter(|l| !l.ready && !l.problem.is_empty())?;
+    Some(format!("ranker {ranker} cannot load {model}@{release}: {problem}"))
 }
 
 /// The partitions of a layout per node.

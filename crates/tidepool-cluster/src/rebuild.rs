@@ -91,7 +91,9 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
     if state.durable.quotas == crate::quota::Quotas::default() {
         problems.push("quotas are not reported by nodes: those that there were must be set again".to_owned());
     }
-    problems.push("shares of traffic and shadows are not reported: current releases answer everything".to_owned());
+    problems.push(
+        "shares of traffic and shadows are not reported: current releases answer everything".to_owned(),
+    );
     let held = state.node_reports().map(|r| r.epoch).chain(state.ranker_reports().map(|r| r.epoch));
     let newest = held.chain([state.map().epoch]).max().unwrap_or_default();
     // The step that takes it over numbers it.

@@ -202,6 +202,17 @@ impl Draft {
             self.set_traffic(model, traffic);
             return Ok(());
         }
+        let halted = |ramp: &&Ramp| ramp.model == *model && ramp.halted.is_some();
+        if release.is_none()
+            && let Some(ramp) = self.state.durable.ramps.iter().find(halted)
+        {
+            // Whoever says this has seen the ramp and not yet its end: the current release is not what they mean.
+            return Err(nothing(format!(
+                "release {} was halted already and answers nobody who does not name it; to take {current} back as \
+                 well, name it",
+                ramp.release
+            )));
+        }
         if let Some(release) = release.filter(|release| **release != current) {
             self.entry(model, release)?;
             return Err(nothing(format!("release {release} answers nobody who does not name it")));
@@ -345,9 +356,12 @@ impl Draft {
 
     fn check_ready(&self, model: &Name, release: &Name) -> Result<(), StepError> {
         let entry = self.entry(model, release)?;
-        let waiting_for = self.state.waiting_for(entry);
-        if entry.state != ReleaseState::Loading && waiting_for.is_empty() {
-            return Ok(());
+        let mut waiting_for = self.state.waiting_for(entry);
+        if entry.state != ReleaseState::Loading {
+            waiting_for.extend(self.state.ranker_failures(entry));
+            if waiting_for.is_empty() {
+                return Ok(());
+            }
         }
         Err(StepError::NotReady { model: model.clone(), release: release.clone(), waiting_for })
     }

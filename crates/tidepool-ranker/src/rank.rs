@@ -14,7 +14,7 @@ use tokio::time;
 use crate::{
     RankError,
     choice::Choice,
-    counters::histogram,
+    counters::{Counters, histogram},
     loaded::LoadedRelease,
     releases::{Chosen, Releases},
     request::{self, InputRows, Limits, RankRequest},
@@ -95,6 +95,18 @@ struct Looked {
     unavailable: u32,
 }
 
+/// Counts a request as failed when it is dropped: whoever gives up waiting has no answer either, and a release that
+/// hangs must not go unnoticed because of it.
+struct Unanswered<'a>(Option<&'a Counters>);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(counters) = self.0 {
+            counters.count(&Tally { requests: 1, errors: 1, ..Tally::default() });
+        }
+    }
+}
+
 impl Ranker {
     /// The release that answers `request`.
     pub(crate) fn choose(&self, request: &RankRequest) -> Result<Chosen, RankError> {
@@ -110,10 +122,12 @@ impl Ranker {
         arrived: Instant,
     ) -> Result<RankAnswer, RankError> {
         let bucket = request.bucket();
+        // Who names a release tries it out: guards judge by those who do not.
+        let counted = (chosen.choice != Choice::Named).then_some(&chosen.release.counters);
+        let mut unanswered = Unanswered(counted);
         let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived).await;
-        if chosen.choice != Choice::Named {
-            // Who names a release tries it out: guards judge by those who do not.
-            chosen.release.counters.count(&match &ranked {
+        if let Some(counters) = unanswered.0.take() {
+            counters.count(&match &ranked {
                 Ok(ranked) => Tally {
                     requests: 1,
                     errors: 0,

@@ -160,6 +160,9 @@ fn a_release_whose_requests_fail_is_halted_and_stays_so() {
     run.count(ranker, 1, &[("r1", &good), ("r2", &tally(300, 300, 0.5))]);
     let refused = run.promote("m", "r2").unwrap_err();
     assert!(refused.to_string().contains("was halted: at 5 %"), "{refused}");
+    // Who has seen the ramp, and not yet how it ended, does not mean the current release.
+    let refused = run.rollback("m", None).unwrap_err();
+    assert!(refused.to_string().contains("r2 was halted already"), "{refused}");
     run.ramp("m", &[("r2", 10)]).unwrap();
     assert_eq!(run.share("m", "r2"), 10);
     assert_eq!(run.count(ranker, 1, &[("r1", &good), ("r2", &tally(300, 300, 0.5))]), [], "it begins anew");
@@ -243,4 +246,16 @@ fn events_have_the_time_of_the_clock() {
     run.publish("m", "r1", &[]).unwrap();
     let event = run.state.durable.events.after(0).next().unwrap().clone();
     assert_eq!((event.kind, event.unix_seconds, event.number), (EventKind::Published, 1_000_077, 1));
+}
+
+#[test]
+fn a_release_that_a_ranker_could_not_load_again_gets_no_traffic() {
+    let (mut run, session) = three_releases();
+    let mut report = ranker_report("r", &[("m", "r1"), ("m", "r2"), ("m", "r3")]);
+    (report.releases[1].ready, report.releases[1].problem) = (false, "no such file".into());
+    run.step(Event::RankerReported { session, report }).unwrap();
+    for refused in [run.promote("m", "r2").unwrap_err(), run.ramp("m", &[("r2", 5)]).unwrap_err()] {
+        assert!(refused.to_string().contains("no such file"), "{refused}");
+    }
+    run.promote("m", "r3").unwrap();
 }
