@@ -24,13 +24,14 @@ pub(crate) fn refusal(status: &Status) -> anyhow::Error {
         return anyhow!("what answers there does not know this call: is it the gRPC port of the right role?");
     }
     // Only what is made on this side has a source: nobody there has said anything.
-    if status.source().is_some() && code_of(status) == ErrorCode::Unavailable {
-        let problem = chain(status);
-        return anyhow!(
-            "unavailable: {problem}; where TLS is spoken, plaintext ends like this: see --tls-ca"
-        );
+    let code = code_of(status);
+    if let Some(cause) = status.source()
+        && matches!(code, ErrorCode::Unavailable | ErrorCode::Internal)
+    {
+        let problem = chain(cause);
+        return anyhow!("{code}: {problem}; where TLS is spoken, plaintext ends like this: see --tls-ca");
     }
-    anyhow!("{}: {}", code_of(status), status.message())
+    anyhow!("{code}: {}", status.message())
 }
 
 /// Publishes a release that lies in the artifact store.
@@ -63,7 +64,8 @@ pub(crate) async fn promote(
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let request = v1::PromoteReleaseRequest { model: model.to_string(), release: release.to_string(), dry_run: false };
+    let request =
+        v1::PromoteReleaseRequest { model: model.to_string(), release: release.to_string(), dry_run: false };
     let status = control.promote_release(request).await.map_err(|s| refusal(&s))?.into_inner();
     loop {
         let late = rankers_before(control, status.epoch).await?;

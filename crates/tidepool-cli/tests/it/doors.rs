@@ -117,8 +117,11 @@ fn a_locked_cluster_serves_who_may_and_no_secret_is_shown() {
     assert_eq!(run(&by_file).0, 0);
 
     // In plaintext nobody gets anywhere, and is told what may be missing.
-    let (code, said) = failure(&["--controller", address, "quota", "list"]);
-    assert!(code == 1 && said.contains("--tls-ca"), "{said}");
+    // How the connection ends differs from time to time.
+    for _ in 0..10 {
+        let (code, said) = failure(&["--controller", address, "quota", "list"]);
+        assert!(code == 1 && said.contains("see --tls-ca"), "{said}");
+    }
     let (code, said) = failure(&["--tls-cert", "x.pem", "quota", "list"]);
     assert!(code == 1 && said.contains("need --tls-ca"), "{said}");
 
