@@ -292,7 +292,8 @@ impl Sandbox {
             Ok(cluster.releases.iter().find(of_release).is_some_and(|s| s.waiting_for.is_empty()))
         })
         .await?;
-        let request = v1::PromoteReleaseRequest { model: model.clone(), release: release.clone(), dry_run: false };
+        let request =
+            v1::PromoteReleaseRequest { model: model.clone(), release: release.clone(), dry_run: false };
         let epoch = control.promote_release(request).await?.into_inner().epoch;
         self.wait_for("every ranker to hear of it", async |c| Ok(c.rankers.iter().all(|r| r.epoch >= epoch)))
             .await
