@@ -18,7 +18,10 @@ use hyper::{
 use serde_json::json;
 use tempfile::NamedTempFile;
 use tidepool_client::trace::{TraceDecoder, TraceEnd, TraceEntry, TraceStart, TraceWriter};
-use tokio::time::timeout;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
 
 use crate::{
     commands::ranker_http,
@@ -67,9 +70,11 @@ pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<O
     let response = response.with_context(|| format!("no answer from {address}"))??;
     let mut recording = Recording::new(response.into_body());
     let start = recording.start().await.with_context(|| format!("recording at {address}"))?;
+    // Heeded from here on: whoever reads the next line may interrupt.
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
     output.line(format!("recording {} for {} s, every {}. lookup", start.source, args.seconds, start.every));
     let mut writer = TraceWriter::new(BufWriter::new(file), &start).with_context(writing)?;
-    let copied = copy(&mut recording, &mut writer, time).await;
+    let copied = copy(&mut recording, &mut writer, time, &mut interrupt).await;
     let (ended, end) = copied.with_context(|| format!("recording at {address}"))?;
     let end = end.unwrap_or_else(|| recording.so_far(&start));
     let file = writer.finish(&end).with_context(writing)?.into_inner().map_err(|e| e.into_error())?;
@@ -154,18 +159,15 @@ async fn copy(
     recording: &mut Recording,
     writer: &mut TraceWriter<BufWriter<NamedTempFile>>,
     time: Duration,
+    interrupt: &mut Signal,
 ) -> Result<(Ended, Option<TraceEnd>)> {
-    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     let mut too_late = std::pin::pin!(tokio::time::sleep(time + SILENCE));
     let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
     let bar = bar("recording, seconds", Some(time.as_secs()));
     loop {
         let entry = tokio::select! {
             entry = recording.next() => entry?,
-            interrupted = &mut interrupt => {
-                interrupted?;
-                return Ok((Ended::Interrupted, None));
-            }
+            _ = interrupt.recv() => return Ok((Ended::Interrupted, None)),
             () = &mut too_late => return Err(anyhow!("the ranker does not come to an end")),
             _ = progress.tick() => {
                 bar.set_position(recording.began.elapsed().as_secs().min(time.as_secs()));
