@@ -6,7 +6,11 @@ cd "$(dirname "$0")/.."
 
 fmt() { cargo fmt --all --check; }
 
-clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+# The suite beside peers is no default target, so it is named.
+clippy() {
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  cargo clippy --workspace --locked --test peers -- -D warnings
+}
 
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
 
@@ -50,7 +54,7 @@ peers() {
     fi
     python3 -m venv "$moto" && "$moto/bin/pip" install --quiet 'moto[server]==5.2.5'
   fi
-  TIDEPOOL_MOTO_SERVER="$moto/bin/moto_server" cargo test --workspace --locked --test it -- --ignored peers_
+  TIDEPOOL_MOTO_SERVER="$moto/bin/moto_server" cargo test --workspace --locked --test peers
 }
 
 stages=("$@")

@@ -1,5 +1,6 @@
 //! The conventions of the workspace, read from `cargo metadata` and the sources: edges between crates,
-//! licences, sources of dependencies, where unsafe code may stand, how files open and how long they are.
+//! licences, sources of dependencies, where unsafe code may stand, how files open and how long
+//! they are, and that no test is ignored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -328,6 +329,8 @@ fn files_say_what_they_are_for_and_are_one_room() {
         // The second keeps anyone from allowing it where this reading of the text does not see it.
         let has_unsafe = has_code(&text, "unsafe ") || has_code(&text, "(unsafe_code");
         let quoted = shown == "tests/it/conventions.rs";
+        // A suite that needs a peer is a target of its own: what is ignored is forgotten.
+        assert!(quoted || !has_code(&text, "#[ignore"), "{shown} has a test that nobody runs");
         if has_unsafe && !quoted {
             with_unsafe.push(shown);
         }

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -15,18 +14,10 @@ use tidepool_store::ArtifactStore;
 use tidepool_train::{ExportOptions, SyntheticSize, TrainOptions, export_release, synthetic, train};
 use tidepool_types::Name;
 
-use crate::command::{Role, failure, json, keys, node_keys, tidepool};
+use crate::command::{Role, failure, http_get, json, keys, node_keys, tidepool};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
-}
-
-pub(crate) fn http_get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[test]

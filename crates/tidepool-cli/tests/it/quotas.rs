@@ -8,10 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{
-    by_hand::http_get,
-    command::{Role, failure, json as run, node_keys},
-};
+use crate::command::{Role, failure, http_get, json as run, node_keys};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

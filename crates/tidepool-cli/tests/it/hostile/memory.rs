@@ -67,7 +67,7 @@ async fn long_answers_that_nobody_takes_share_it_too() {
     // Their room is free again once they are gone.
     drop((unread, greedy));
     let until = tokio::time::Instant::now() + crate::command::DEADLINE;
-    while !crate::by_hand::http_get(&victim.node.http_address, "/metrics")
+    while !crate::command::http_get(&victim.node.http_address, "/metrics")
         .contains("tidepool_node_held_bytes 0\n")
     {
         assert!(tokio::time::Instant::now() < until, "the room is not given back");
@@ -82,7 +82,7 @@ async fn tenants_by_the_thousand_leave_nothing_behind() {
     let mut wire = victim.connect().await;
     let mut random = Seeded::new(6);
     victim.is_right(&mut wire, &mut random, "nothing").await;
-    let metrics = || crate::by_hand::http_get(&victim.node.http_address, "/metrics").len();
+    let metrics = || crate::command::http_get(&victim.node.http_address, "/metrics").len();
     let (page, before) = (metrics(), victim.reset_peak());
     for n in 0..5000 {
         let mut asked = request(vec![gather(&[7])]);

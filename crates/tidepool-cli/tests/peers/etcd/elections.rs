@@ -24,8 +24,7 @@ use crate::command::DEADLINE;
 const TAKEN_OVER: Duration = Duration::from_secs(6);
 
 #[tokio::test]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_elects_one_and_the_next_at_once_when_it_resigns() {
+async fn etcd_elects_one_and_the_next_at_once_when_it_resigns() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     let mut first = candidate(&etcd, "c-1:7400");
@@ -63,8 +62,7 @@ async fn peers_etcd_elects_one_and_the_next_at_once_when_it_resigns() {
 }
 
 #[tokio::test]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_lets_another_lead_when_the_first_falls_silent() {
+async fn etcd_lets_another_lead_when_the_first_falls_silent() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     let mut first = candidate(&etcd, "c-1:7400");
@@ -86,8 +84,7 @@ async fn peers_etcd_lets_another_lead_when_the_first_falls_silent() {
 }
 
 #[tokio::test]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_fences_by_the_key_and_not_by_the_clock() {
+async fn etcd_fences_by_the_key_and_not_by_the_clock() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     let mut first = candidate(&etcd, "c-1:7400");
@@ -133,8 +130,7 @@ async fn way_to(etcd: &Etcd, cut: CancellationToken) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_a_leader_that_is_cut_off_stops_before_another_leads() {
+async fn etcd_a_leader_that_is_cut_off_stops_before_another_leads() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     let cut = CancellationToken::new();

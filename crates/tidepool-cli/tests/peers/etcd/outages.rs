@@ -119,8 +119,7 @@ fn signal(role: &Role, signal: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_controllers_are_killed_in_mid_write_and_nothing_acknowledged_is_lost() {
+async fn etcd_controllers_are_killed_in_mid_write_and_nothing_acknowledged_is_lost() {
     let mut site = Site::start(3);
     let first = site.leader().await;
     // Whoever is asked says who leads, and the command goes there.
@@ -179,8 +178,7 @@ async fn peers_etcd_controllers_are_killed_in_mid_write_and_nothing_acknowledged
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_a_leader_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on() {
+async fn etcd_a_leader_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on() {
     let site = Site::start(2);
     let first = site.leader().await;
     let [stopped, other] = [first, 1 - first].map(|at| site.addresses()[at].clone());
@@ -213,8 +211,7 @@ async fn peers_etcd_a_leader_that_was_stopped_past_its_lease_writes_nothing_when
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_is_gone_for_ten_seconds_and_lookups_go_on() {
+async fn etcd_is_gone_for_ten_seconds_and_lookups_go_on() {
     let mut site = Site::start(2);
     let (dir, store) = (site.dir.path().to_owned(), site.dir.path().join("store"));
     let csv = dir.join("users.csv");
@@ -263,8 +260,7 @@ async fn peers_etcd_is_gone_for_ten_seconds_and_lookups_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_a_backup_is_put_back_when_no_controller_leads() {
+async fn etcd_a_backup_is_put_back_when_no_controller_leads() {
     let mut site = Site::start(1);
     let leader = site.leader().await;
     let address = site.addresses()[leader].clone();

@@ -91,8 +91,7 @@ async fn the_file_metastore_keeps_a_document() {
 }
 
 #[tokio::test]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_keeps_a_document() {
+async fn etcd_keeps_a_document() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     a_document_is_replaced_by_its_revision(candidate(&etcd, "c-1:7400")).await;
@@ -103,8 +102,7 @@ async fn peers_etcd_keeps_a_document() {
 }
 
 #[tokio::test]
-#[ignore = "needs etcd: scripts/check.sh peers"]
-async fn peers_etcd_damage_and_other_hands_are_named() {
+async fn etcd_damage_and_other_hands_are_named() {
     let dir = TempDir::new().unwrap();
     let etcd = Etcd::start(dir.path());
     let mut election = candidate(&etcd, "c-1:7400");

@@ -12,10 +12,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{
-    by_hand::http_get,
-    command::{DEADLINE, Role, node_keys},
-};
+use crate::command::{DEADLINE, Role, http_get, node_keys};
 use peer::{BUCKET, Link, Moto, SECRET, run, variables};
 
 /// Rows of a table whose two files have three ranges of 8 MiB each.
@@ -137,8 +134,7 @@ fn log(role: &Role) -> String {
 }
 
 #[test]
-#[ignore = "needs moto: scripts/check.sh peers"]
-fn peers_s3_a_node_that_is_killed_midway_goes_on_from_there() {
+fn s3_a_node_that_is_killed_midway_goes_on_from_there() {
     let site = Site::new(ROWS);
     let controller = site.controller();
     let throttled = [("fetch_bytes_per_second", "8_000_000"), ("fetch_parallelism", "2")];
@@ -166,8 +162,7 @@ fn peers_s3_a_node_that_is_killed_midway_goes_on_from_there() {
 }
 
 #[test]
-#[ignore = "needs moto: scripts/check.sh peers"]
-fn peers_s3_a_store_that_is_cut_off_midway_is_asked_again_and_what_is_served_goes_on() {
+fn s3_a_store_that_is_cut_off_midway_is_asked_again_and_what_is_served_goes_on() {
     let site = Site::new("20000");
     let controller = site.controller();
     let link = Link::to(site.moto.address);
@@ -192,8 +187,7 @@ fn peers_s3_a_store_that_is_cut_off_midway_is_asked_again_and_what_is_served_goe
 }
 
 #[test]
-#[ignore = "needs moto: scripts/check.sh peers"]
-fn peers_s3_a_damaged_object_is_named_and_the_old_version_serves_until_a_good_one_heals() {
+fn s3_a_damaged_object_is_named_and_the_old_version_serves_until_a_good_one_heals() {
     let site = Site::new("20000");
     let controller = site.controller();
     let node = site.node(&controller, site.moto.address, &[]);
@@ -216,8 +210,7 @@ fn peers_s3_a_damaged_object_is_named_and_the_old_version_serves_until_a_good_on
 }
 
 #[test]
-#[ignore = "needs moto: scripts/check.sh peers"]
-fn peers_s3_operators_list_pull_and_collect() {
+fn s3_operators_list_pull_and_collect() {
     let site = Site::new("20000");
     site.push("v2", "20000");
     let controller = site.controller();
@@ -249,8 +242,7 @@ fn peers_s3_operators_list_pull_and_collect() {
 }
 
 #[test]
-#[ignore = "needs moto: scripts/check.sh peers"]
-fn peers_s3_what_is_not_there_is_said_in_words() {
+fn s3_what_is_not_there_is_said_in_words() {
     let site = Site::new("1000");
     let list = |location: &str| run(site.moto.address, &["store", "list", "--offline", "--store", location]);
     let (code, said, _) = list("s3://no-such-bucket/x");
