@@ -11,10 +11,10 @@ use std::{
 use tidepool_types::{Name, TableManifest, TableVersion, paths};
 
 use crate::{
-    StoreLocation,
+    Store, StoreLocation,
     documents::{self, MODEL_ONNX, MODEL_TOML, RELEASE_MANIFEST, check_hash, release_words},
     error::StoreError,
-    gc::{References, Store},
+    gc::References,
     hash::file_hash,
     local::{ArtifactStore, ReleaseFiles, read_document},
     publish::{TEMP_PREFIX, create_dirs, sync_dir},

@@ -26,12 +26,13 @@ mod local;
 mod location;
 mod publish;
 mod remote;
+mod store;
 mod throttle;
 
 pub use artifacts::Artifacts;
 pub use documents::NewRelease;
 pub use error::StoreError;
-pub use gc::{Artifact, Collected, Found, References, Report, Store};
+pub use gc::{Artifact, Collected, Found, References, Report};
 pub use hash::content_hash;
 pub use local::{ArtifactStore, ReleaseFiles};
 pub use location::StoreLocation;
@@ -39,3 +40,4 @@ pub use remote::{
     Pulled, RemoteStore, Retries, Uploaded,
     fetch::{FetchEvent, Fetched, Fetcher},
 };
+pub use store::Store;

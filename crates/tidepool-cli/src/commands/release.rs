@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 use tidepool_proto::v1;
-use tidepool_store::StoreError;
+use tidepool_store::{NewRelease, StoreError};
 use tidepool_types::Name;
 
 use super::control;
@@ -89,7 +89,7 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
             let mut control = remote.control().await?;
             let model = match &args.model {
                 Some(model) => model.clone(),
-                None => write(&args)?,
+                None => write(&args).await?,
             };
             let status = control::publish(&mut control, &model, &args.release).await?;
             show_release(output, &status, "published");
@@ -108,7 +108,7 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
             show_release(output, &status, "promoted");
         }
         Command::Check(args) => {
-            let checked = check::check(&args.files, args.release.as_ref())?;
+            let checked = check::check(&args.files, args.release.as_ref()).await?;
             output.line(format!("a release of model {}: nothing is wrong with it", checked.model));
             output.object(json!({ "model": checked.model, "problems": [] }));
         }
@@ -135,11 +135,13 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
 }
 
 /// Validates the files against each other and writes the release into the store; returns its model.
-fn write(args: &Publish) -> Result<Name> {
-    let checked = check::check(&args.files, Some(&args.release))?;
+async fn write(args: &Publish) -> Result<Name> {
+    let checked = check::check(&args.files, Some(&args.release)).await?;
     let check::Checked { store, model, model_toml, onnx } = checked;
-    match store.write_release(&model, &args.release, &args.files.tables, &model_toml, &onnx) {
-        Ok(_) => Ok(model),
+    let (release, tables) = (&args.release, args.files.tables.as_slice());
+    let new = NewRelease { model: &model, release, tables, model_toml: &model_toml, onnx: &onnx };
+    match store.write_release(new).await {
+        Ok(()) => Ok(model),
         // Somebody else was faster.
         Err(error @ StoreError::AlreadyExists { .. }) => Err(error)
             .with_context(|| format!("to publish what is in the store, give --model {model} and no files")),

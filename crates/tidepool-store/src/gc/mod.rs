@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use serde::Serialize;
 use tidepool_types::{Name, TableVersion};
 
-use crate::{ArtifactStore, RemoteStore, StoreLocation, error::StoreError};
+use crate::{Store, error::StoreError};
 
 /// What must stay. What releases in the store pin is found out there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,27 +87,7 @@ pub struct Collected {
     pub age_seconds: u64,
 }
 
-/// A store, wherever it is, for whoever looks after it as a whole.
-#[derive(Clone, Debug)]
-pub enum Store {
-    /// In a directory.
-    Directory(ArtifactStore),
-    /// In an object store.
-    Remote(RemoteStore),
-}
-
 impl Store {
-    /// Opens the store at `location`; a directory must be there.
-    ///
-    /// # Errors
-    /// What [`ArtifactStore::open_existing`] and [`RemoteStore::s3`] say.
-    pub fn open_existing(location: &StoreLocation) -> Result<Self, StoreError> {
-        match location {
-            StoreLocation::Directory(root) => ArtifactStore::open_existing(root).map(Self::Directory),
-            StoreLocation::S3 { bucket, prefix } => RemoteStore::s3(bucket, prefix).map(Self::Remote),
-        }
-    }
-
     /// Everything that is in it: releases, tables, leftovers.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tidepool_dense::{DenseError, DenseModel};
 use tidepool_runtime::error::chain;
-use tidepool_store::ArtifactStore;
+use tidepool_store::{Store, StoreError, StoreLocation};
 use tidepool_types::{ModelError, ModelSpec, Name, TableVersion};
 
 use super::super::control;
@@ -27,14 +27,14 @@ pub(crate) struct Files {
     /// A table version that the model was trained with; once per table.
     #[arg(long = "table", value_name = "TABLE@VERSION", value_parser = control::table_version)]
     pub(super) tables: Vec<TableVersion>,
-    /// Folder of the artifact store.
-    #[arg(long, value_name = "DIR", requires = "model_toml")]
-    pub(super) store: Option<PathBuf>,
+    /// The artifact store.
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX", requires = "model_toml")]
+    pub(super) store: Option<StoreLocation>,
 }
 
 /// What was checked and found good.
 pub(super) struct Checked {
-    pub(super) store: ArtifactStore,
+    pub(super) store: Store,
     pub(super) model: Name,
     pub(super) model_toml: String,
     pub(super) onnx: Vec<u8>,
@@ -44,15 +44,15 @@ pub(super) struct Checked {
 ///
 /// # Errors
 /// One that lists every problem.
-pub(super) fn check(files: &Files, release: Option<&Name>) -> Result<Checked> {
+pub(super) async fn check(files: &Files, release: Option<&Name>) -> Result<Checked> {
     let (Some(model_toml), Some(onnx), Some(store)) = (&files.model_toml, &files.onnx, &files.store) else {
         bail!("give --model-toml, --onnx and --store");
     };
-    let store = ArtifactStore::open_existing(store)?;
+    let store = Store::open_existing(store)?;
     let text = fs::read_to_string(model_toml).with_context(|| format!("reading {}", model_toml.display()))?;
     let bytes = fs::read(onnx).with_context(|| format!("reading {}", onnx.display()))?;
     let mut problems = Vec::new();
-    let dims = tables(&store, &files.tables, &mut problems);
+    let dims = tables(&store, &files.tables, &mut problems).await?;
     let model = match ModelSpec::from_toml(&text) {
         Ok(spec) => {
             let pinned = |table: &Name| files.tables.iter().any(|version| version.table == *table);
@@ -60,8 +60,9 @@ pub(super) fn check(files: &Files, release: Option<&Name>) -> Result<Checked> {
                 problems.push(format!("model.toml pools from table {table}: add --table {table}@VERSION"));
             }
             graph(onnx, &spec, &dims, &mut problems);
-            let taken = release.is_some_and(|release| store.release_dir(&spec.model, release).exists());
-            if let Some(release) = release.filter(|_| taken) {
+            if let Some(release) = release
+                && store.has_release(&spec.model, release).await?
+            {
                 problems.push(format!(
                     "release {}@{release} is in the store already: choose another name, or publish that one with \
                      --model {} and no files",
@@ -89,24 +90,26 @@ pub(super) fn check(files: &Files, release: Option<&Name>) -> Result<Checked> {
 }
 
 /// The dimension of each table's vectors; 0 where that is not known for a problem that was told.
-fn tables(
-    store: &ArtifactStore,
+///
+/// # Errors
+/// A store that does not answer: that is no mistake of the release.
+async fn tables(
+    store: &Store,
     versions: &[TableVersion],
     problems: &mut Vec<String>,
-) -> BTreeMap<Name, u32> {
+) -> Result<BTreeMap<Name, u32>> {
     let mut dims = BTreeMap::new();
     for version in versions {
         if dims.contains_key(&version.table) {
             problems.push(format!("table {} is given twice: a release pins one version", version.table));
             continue;
         }
-        let dim = match store.table_manifest(version) {
-            Ok((manifest, _)) => {
-                let files = manifest.schema.partitions.indexes();
-                let missing = files.filter_map(|partition| store.partition_file(&manifest, partition).err());
-                problems.extend(missing.map(|error| chain(&error)));
+        let dim = match store.look_at_table(version).await {
+            Ok((manifest, missing)) => {
+                problems.extend(missing.iter().map(|error| chain(error)));
                 manifest.schema.vector_dim()
             }
+            Err(error @ StoreError::Unreachable { .. }) => return Err(error.into()),
             Err(error) => {
                 problems.push(chain(&error));
                 0
@@ -114,7 +117,7 @@ fn tables(
         };
         dims.insert(version.table.clone(), dim);
     }
-    dims
+    Ok(dims)
 }
 
 /// Holds the graph against the contract, as far as tables are known.
@@ -139,11 +142,11 @@ mod tests {
     use super::*;
 
     /// A release with five mistakes is told of all of them at once.
-    #[test]
-    fn every_mistake_is_told_at_once() {
+    #[tokio::test]
+    async fn every_mistake_is_told_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
-        ArtifactStore::open(&store).unwrap();
+        tidepool_store::ArtifactStore::open(&store).unwrap();
         let (model_toml, onnx) = (dir.path().join("model.toml"), dir.path().join("model.onnx"));
         fs::write(
             &model_toml,
@@ -163,10 +166,11 @@ mod tests {
             model_toml: Some(model_toml.clone()),
             onnx: Some(onnx),
             tables: vec![version("user@v1"), version("user@v2"), version("genre@v1")],
-            store: Some(store),
+            store: Some(StoreLocation::Directory(store)),
         };
-        let told = |files: &Files| check(files, None).err().map(|error| error.to_string()).unwrap();
-        let text = told(&files);
+        let told =
+            async |files: &Files| check(files, None).await.err().map(|error| error.to_string()).unwrap();
+        let text = told(&files).await;
         for problem in [
             "there is no table user@v1",
             "table user is given twice",
@@ -179,7 +183,7 @@ mod tests {
         assert!(text.starts_with("this is no release, 5 things are wrong with it"), "{text}");
         fs::write(&model_toml, "schema_version = 1\nmodel = \"m\"\nscore = \"p\"\ninputs = []\noutputs = []")
             .unwrap();
-        let text = told(&files);
+        let text = told(&files).await;
         assert!(text.contains("model.toml: there are no inputs") && text.contains("genre@v1"), "{text}");
     }
 }

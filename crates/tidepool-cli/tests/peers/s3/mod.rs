@@ -1,6 +1,7 @@
 //! Nodes and operators on an object store: real processes, and moto's server as the S3 that they speak to.
 
 mod peer;
+mod releases;
 
 use std::{
     fs,
