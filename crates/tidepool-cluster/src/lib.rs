@@ -34,8 +34,8 @@ pub use quota::{Quota, Quotas};
 pub use rebuild::{Rebuilt, Remains, rebuild};
 pub use scores::ScoreHistogram;
 pub use state::{
-    ClusterState, Durable, NodeReport, Ramp, RankerRelease, RankerReport, Serving, SessionId, Settings,
-    ShadowTally, TableArtifact, TableIdentity,
+    ClusterState, Durable, HostMemory, NodeReport, Ramp, RankerRelease, RankerReport, Serving, SessionId,
+    Settings, ShadowTally, TableArtifact, TableIdentity,
 };
 pub use step::{Effect, Event, step};
 pub use traffic::{Arm, BUCKETS, BucketRange, Shadow, Traffic, TrafficError, bucket_of};

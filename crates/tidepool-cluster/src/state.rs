@@ -132,6 +132,23 @@ pub struct NodeReport {
     pub epoch: Epoch,
     /// How far it is.
     pub partitions: Vec<PartitionStatus>,
+    /// What partitions take of its memory; `None` when it does not say.
+    pub memory: Option<HostMemory>,
+}
+
+/// What partitions take of a node's memory, and what they may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostMemory {
+    /// What they may take together; 0 where that is not known.
+    pub budget_bytes: u64,
+    /// In maps that the kernel may not take out of memory.
+    pub locked_bytes: u64,
+    /// In memory of their own.
+    pub copied_bytes: u64,
+    /// In maps of files.
+    pub mapped_bytes: u64,
+    /// What the control group of the node is charged with, page cache included; 0 where that is not known.
+    pub charged_bytes: u64,
 }
 
 /// What a ranker says of itself. Each report is whole.

@@ -360,6 +360,7 @@ mod tests {
             capacity_bytes: 0,
             epoch: Epoch(0),
             partitions: Vec::new(),
+            memory: None,
         };
         let event = Event::NodeReported { session, report };
         let refused = handle.report(event.clone()).await.unwrap_err();

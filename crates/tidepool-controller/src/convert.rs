@@ -21,6 +21,7 @@ pub(crate) fn node_report(from: v1::NodeReport) -> Result<NodeReport, WireError>
         capacity_bytes: from.capacity_bytes,
         epoch: Epoch(from.epoch),
         partitions: from.partitions.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
+        memory: from.memory.map(Into::into),
     })
 }
 
@@ -33,6 +34,7 @@ pub(crate) fn node_report_to_wire(from: &NodeReport) -> v1::NodeReport {
         capacity_bytes: from.capacity_bytes,
         epoch: from.epoch.0,
         partitions: from.partitions.iter().map(Into::into).collect(),
+        memory: from.memory.as_ref().map(Into::into),
     }
 }
 

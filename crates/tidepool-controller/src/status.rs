@@ -1,7 +1,7 @@
 //! What `/status` shows.
 
 use serde_json::{Value, json};
-use tidepool_cluster::{ClusterState, TableLayout};
+use tidepool_cluster::{ClusterState, HostMemory, TableLayout};
 
 use crate::{lead::Lead, metrics::state_word};
 
@@ -20,6 +20,16 @@ pub(crate) fn status(lead: &Lead) -> Value {
     status["leader"] = json!(standing.leader);
     status["term"] = json!(term.number);
     status
+}
+
+fn of_memory(memory: &HostMemory) -> Value {
+    json!({
+        "budget_bytes": memory.budget_bytes,
+        "locked_bytes": memory.locked_bytes,
+        "copied_bytes": memory.copied_bytes,
+        "mapped_bytes": memory.mapped_bytes,
+        "charged_bytes": memory.charged_bytes,
+    })
 }
 
 fn of_cluster(state: &ClusterState) -> Value {
@@ -41,6 +51,7 @@ fn of_cluster(state: &ClusterState) -> Value {
                 "partitions": report.map(|r| &r.partitions),
                 "epoch": report.map(|r| r.epoch),
                 "capacity_bytes": report.map(|r| r.capacity_bytes),
+                "memory": report.and_then(|r| r.memory.as_ref()).map(of_memory),
             })
         })
         .collect();

@@ -39,6 +39,8 @@ pub struct RawConfig {
     pub data_dir: String,
     /// Bytes of partition files that it may hold; 0 for no limit.
     pub capacity_bytes: u64,
+    /// Bytes of memory that partitions may take; 0: what there is, less a reserve.
+    pub memory_capacity_bytes: u64,
     /// Bytes that copies from an object store may take on the disk; 0 for no limit.
     pub disk_capacity_bytes: u64,
     /// Ranges that are fetched from an object store at the same time.
@@ -120,6 +122,7 @@ impl Default for RawConfig {
             store: "data/store".into(),
             data_dir: "data/node".into(),
             capacity_bytes: 0,
+            memory_capacity_bytes: 0,
             disk_capacity_bytes: 0,
             fetch_parallelism: 4,
             fetch_bytes_per_second: 0,
@@ -180,6 +183,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Bytes of partition files, if limited.
     pub capacity_bytes: Option<u64>,
+    /// Bytes of memory, if not what there is.
+    pub memory_capacity_bytes: Option<u64>,
     /// Bytes of copies on the disk, if limited.
     pub disk_capacity_bytes: Option<u64>,
     /// Ranges fetched at the same time.
@@ -328,6 +333,7 @@ impl TryFrom<RawConfig> for Config {
                 store: store?,
                 data_dir: raw.data_dir.into(),
                 capacity_bytes: (raw.capacity_bytes > 0).then_some(raw.capacity_bytes),
+                memory_capacity_bytes: (raw.memory_capacity_bytes > 0).then_some(raw.memory_capacity_bytes),
                 disk_capacity_bytes: (raw.disk_capacity_bytes > 0).then_some(raw.disk_capacity_bytes),
                 fetch_parallelism: raw.fetch_parallelism,
                 fetch_bytes_per_second: (raw.fetch_bytes_per_second > 0)

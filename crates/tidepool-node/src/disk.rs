@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -12,6 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tidepool_cluster::Assignment;
+
+use crate::error::StartError;
 
 /// Replaces `path` whole: after a crash the old content is there, or the new one.
 fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
@@ -33,6 +35,30 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "could not be read; going on without it");
             None
+        }
+    }
+}
+
+/// That a directory is this node's: held as long as the node may write there, and let go of by the kernel if the
+/// process is killed.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if there is none, and takes it.
+    ///
+    /// # Errors
+    /// [`StartError::DataDirTaken`] when another node has it, and [`StartError::DataDir`].
+    pub(crate) fn take(path: &Path) -> Result<Self, StartError> {
+        let failed = |source| StartError::DataDir { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(failed)?;
+        let file = File::options().create(true).append(true).open(path.join("lock")).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _lock: file }),
+            Err(TryLockError::WouldBlock) => Err(StartError::DataDirTaken { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
 }
@@ -138,6 +164,18 @@ mod tests {
         }
         fs::write(dir.path().join("assignment.json"), "{\"epoch\": ").unwrap();
         assert_eq!(last.read(), None);
+    }
+
+    #[test]
+    fn a_directory_is_one_nodes_until_it_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node");
+        let first = DataDir::take(&path).unwrap();
+        let refused = DataDir::take(&path).unwrap_err();
+        assert!(matches!(&refused, StartError::DataDirTaken { path: named } if *named == path), "{refused}");
+        assert!(refused.to_string().contains("data_dir"));
+        drop(first);
+        DataDir::take(&path).unwrap();
     }
 
     #[test]

@@ -7,9 +7,11 @@ use tidepool_kernels::Isa;
 use tidepool_proto::{failure_of, status_of, v1};
 use tidepool_runtime::{net::NetError, pool::SpawnError, security::SecurityError};
 use tidepool_store::StoreError;
-use tidepool_table::{Damage, OpenError, ResidencyError};
+use tidepool_table::{Damage, OpenError, Residency, ResidencyError};
 use tidepool_types::{Epoch, ErrorCode, NameError, PartitionCount, PartitionIndex, TableVersion};
 use tonic::Status;
+
+use crate::budget::{HeldMemory, MemoryBudget};
 
 /// Why a lookup was not answered.
 #[derive(Debug, PartialEq, Error)]
@@ -192,6 +194,30 @@ pub(crate) enum LoadError {
     )]
     DiskCapacity { path: PathBuf, needed: u64, taken: u64, capacity: u64 },
     #[error(
+        "{path} does not fit in memory: it needs {needed} bytes (residency {residency}), and of {bytes} bytes ({source}) \
+         are taken: {held}, {coming} for others of the assignment, {beside} for a copy beside its map. What is served \
+         and what comes are held at the same time: give the node more memory, its group more nodes, or retire a release",
+        path = path.display(),
+        bytes = budget.bytes,
+        source = budget.source
+    )]
+    Memory {
+        path: PathBuf,
+        needed: u64,
+        residency: Residency,
+        held: HeldMemory,
+        coming: u64,
+        beside: u64,
+        budget: MemoryBudget,
+    },
+    #[error(
+        "{path} cannot be locked into memory: it needs {needed} bytes, {locked} are locked or will be, and this process \
+         may lock {lockable} (RLIMIT_MEMLOCK): raise it (LimitMEMLOCK= in a systemd unit, ulimit -l in a shell, the \
+         capability IPC_LOCK in a container), or choose another residency",
+        path = path.display()
+    )]
+    Locks { path: PathBuf, needed: u64, locked: u64, lockable: u64 },
+    #[error(
         "{object} is not what was published: {problem}; push the version again under another name, or put a good object \
          in its place",
         object = object.display()
@@ -224,6 +250,15 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Another node has the directory.
+    #[error(
+        "another node uses the data directory {path}: give each node one of its own (data_dir), or stop the other",
+        path = path.display()
+    )]
+    DataDirTaken {
+        /// The configured directory.
+        path: PathBuf,
     },
     /// The instruction set that the configuration insists on is not there.
     #[error("this CPU does not have the instruction set {isa} that the key isa asks for")]

@@ -8,6 +8,7 @@
 
 mod access;
 mod admission;
+mod budget;
 mod config;
 mod cut;
 mod decode;

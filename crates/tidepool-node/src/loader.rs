@@ -4,7 +4,7 @@
 //! Waiting for the disk happens on blocking threads; the snapshot is swapped from one place only, here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,9 +14,8 @@ use futures::{StreamExt, stream};
 use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
 use tidepool_runtime::{error::chain, health::Health};
-use tidepool_store::ArtifactStore;
 use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile, Smaps};
-use tidepool_types::{Name, PartitionIndex, TableSchema, TableVersion};
+use tidepool_types::{Name, TableSchema, TableVersion};
 use tokio::{
     sync::{Semaphore, watch},
     task::{JoinSet, spawn_blocking},
@@ -25,11 +24,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    disk::{LastAssignment, VerifiedFiles},
+    budget::{Budgets, MemoryGauges},
+    disk::{DataDir, LastAssignment, VerifiedFiles},
     error::LoadError,
     fetch::{Source, Survey},
     metrics::Metrics,
-    partition::{Wanted, load},
+    partition::{Wanted, load, wanted_of},
     partitions::Snapshot,
     quota::TenantQuotas,
     residency::{Bringing, Policy, bring, log},
@@ -47,7 +47,10 @@ pub(crate) struct Loader {
     pub(crate) health: Health,
     pub(crate) metrics: Metrics,
     pub(crate) isa: Isa,
-    pub(crate) capacity_bytes: Option<u64>,
+    pub(crate) budgets: Arc<Budgets>,
+    pub(crate) memory: MemoryGauges,
+    /// Kept while anything is loaded into it.
+    pub(crate) _data_dir: DataDir,
     pub(crate) parallelism: usize,
     pub(crate) policy: Policy,
     /// Who brings a partition into memory: one after the other.
@@ -69,6 +72,8 @@ struct Plan {
     jobs: Vec<Job>,
     /// Served from their maps, of versions that have become large enough to miss huge pages.
     grown: Vec<Unmeasured>,
+    /// Whether something did not fit beside what is served.
+    refused: bool,
 }
 
 /// A partition that is served, and of which it is to be read what memory it takes.
@@ -100,6 +105,8 @@ struct Background {
     measure_after: Option<Instant>,
     /// Whether it was said that memory cannot be measured.
     told: bool,
+    /// The largest partition of which a copy is being made, or waits for its turn.
+    copying_bytes: u64,
 }
 
 impl Background {
@@ -152,7 +159,10 @@ impl Loader {
         background: &mut Background,
     ) -> std::ops::ControlFlow<()> {
         use std::ops::ControlFlow::{Break, Continue};
-        let Plan { jobs, grown } = self.plan(assignment).await;
+        if background.tasks.is_empty() {
+            background.copying_bytes = 0;
+        }
+        let Plan { jobs, grown, refused } = self.plan(assignment, background.copying_bytes).await;
         background.unmeasured.extend(grown);
         let mut loads = stream::iter(jobs)
             .map(|job| async move {
@@ -182,10 +192,14 @@ impl Loader {
                 self.measure(background).await;
             }
         }
-        self.let_go(assignment);
-        let wanted = wanted(assignment, self.source.files());
+        let gone = self.let_go(assignment);
+        let wanted = wanted_of(assignment, self.source.files());
         self.source.collect(&wanted).await;
         self.measure(background).await;
+        if refused && gone > 0 {
+            // There is more room now.
+            return Continue(());
+        }
         let failed = self.state.borrow().counts().failed > 0;
         let again = async {
             if failed {
@@ -342,7 +356,8 @@ impl Loader {
             let memory = file.memory_use(&smaps);
             self.note(&wanted, memory);
             let copy = may_copy && self.policy.in_background() && !file.is_copied();
-            if copy && memory.lacks_huge_pages(version_bytes) {
+            if copy && memory.lacks_huge_pages(version_bytes) && self.may_copy(&snapshot, &file) {
+                background.copying_bytes = background.copying_bytes.max(file.lookup_bytes());
                 let (is_wanted, noted) = (self.is_served(&wanted, &file), Box::new(|| ()));
                 let bringing = Bringing { file, warm_up: None, to_copy: true, noted, is_wanted };
                 background.tasks.spawn(self.bring_later(wanted, version_bytes, bringing));
@@ -351,6 +366,15 @@ impl Loader {
             }
         }
         self.publish();
+    }
+
+    /// Whether there is room for a copy beside the map that is served.
+    fn may_copy(&self, served: &Snapshot, file: &PartitionFile) -> bool {
+        let checked = self.budgets.check_copy(served, file);
+        if let Err(error) = &checked {
+            tracing::warn!(%error, "a partition stays in its map, on small pages, which makes lookups slower");
+        }
+        checked.is_ok()
     }
 
     /// Notes what memory a partition takes.
@@ -370,19 +394,20 @@ impl Loader {
     }
 
     /// Decides what is kept, what is loaded and what does not fit, and shows it.
-    async fn plan(&self, assignment: &Arc<Assignment>) -> Plan {
-        let wanted = wanted(assignment, self.source.files());
+    async fn plan(&self, assignment: &Arc<Assignment>, copying_bytes: u64) -> Plan {
+        let wanted = wanted_of(assignment, self.source.files());
         let served = self.snapshot.load().partitions().map(|file| file.path().to_owned()).collect();
-        let Survey { sizes, to_come, mut disk } = self.source.survey(&wanted, served).await;
+        let Survey { sizes, to_come, disk } = self.source.survey(&wanted, served).await;
 
         let old = self.state.borrow().clone();
         let again = old.assigned && old.epoch == assignment.epoch;
         let mut snapshot = Snapshot::clone(&self.snapshot.load());
         snapshot.epoch = assignment.epoch;
         let held = |w: &Wanted| snapshot.partition(&w.schema, w.partition);
-        let mut taken: u64 = wanted.iter().filter_map(|w| Some(held(w)?.file_bytes())).sum();
+        let stay: u64 = wanted.iter().filter_map(|w| Some(held(w)?.file_bytes())).sum();
+        let mut tally = self.budgets.tally(&snapshot, stay, disk, copying_bytes);
         let versions = version_bytes(&wanted, &sizes);
-        let mut plan = Plan { jobs: Vec::new(), grown: Vec::new() };
+        let mut plan = Plan { jobs: Vec::new(), grown: Vec::new(), refused: false };
         let mut partitions = Vec::new();
         for (at, wanted) in wanted.into_iter().enumerate() {
             let mut status = PartitionStatus {
@@ -410,22 +435,21 @@ impl Loader {
                 }
             } else {
                 let to_come = to_come.get(at).copied().unwrap_or(0);
-                match self.refusal(&wanted, (needed, taken), (to_come, disk)) {
-                    Some(refused) => {
+                match tally.take(&wanted, needed, to_come) {
+                    Err(refused) => {
+                        plan.refused = true;
                         if !again {
                             tracing::error!("{refused}");
                         }
                         status.state = PartitionState::Failed(refused.to_string());
                     }
-                    None => {
+                    Ok(()) => {
                         // A second try does not hide what was wrong at the first.
                         if let Some(Held { status: before, .. }) = before
                             && again
                         {
                             status.state = before.state.clone();
                         }
-                        taken = taken.saturating_add(needed);
-                        disk = disk.map(|(used, limit)| (used.saturating_add(to_come), limit));
                         warm_up = WarmUp::of(needed);
                         plan.jobs.push(Job { at, wanted, warm_up: warm_up.clone(), version_bytes });
                     }
@@ -439,31 +463,10 @@ impl Loader {
             tracing::info!(%epoch, partitions = partitions.len(), loading, "working on an assignment");
         }
         let served = old.served || (old.is_whole() && !old.partitions.is_empty());
-        self.state.send_replace(NodeState { epoch: assignment.epoch, assigned: true, served, partitions });
+        let (epoch, memory) = (assignment.epoch, old.memory);
+        self.state.send_replace(NodeState { epoch, assigned: true, served, partitions, memory });
         self.publish();
         plan
-    }
-
-    /// Why a partition is not taken on, if there is no room for it: in memory, of which it needs so much and so much
-    /// is taken, or on the disk, where so much of it is still to come and so much of a limit is used.
-    fn refusal(
-        &self,
-        wanted: &Wanted,
-        (needed, taken): (u64, u64),
-        (to_come, disk): (u64, Option<(u64, u64)>),
-    ) -> Option<LoadError> {
-        if let Some(capacity) = self.capacity_bytes
-            && needed > capacity.saturating_sub(taken)
-        {
-            return Some(LoadError::Capacity { path: wanted.path.clone(), needed, taken, capacity });
-        }
-        let (used, limit) = disk?;
-        (to_come > limit.saturating_sub(used)).then(|| LoadError::DiskCapacity {
-            path: wanted.path.clone(),
-            needed: to_come,
-            taken: used,
-            capacity: limit,
-        })
     }
 
     /// Takes a loaded partition in, or notes why there is none.
@@ -499,11 +502,11 @@ impl Loader {
         self.publish();
     }
 
-    /// Serves from now on nothing but what is assigned.
-    fn let_go(&self, assignment: &Assignment) {
+    /// Serves from now on nothing but what is assigned. Gives how many partitions it has let go of.
+    fn let_go(&self, assignment: &Assignment) -> usize {
         let old = self.snapshot.load();
         let mut snapshot = Snapshot::at(assignment.epoch);
-        for wanted in wanted(assignment, self.source.files()) {
+        for wanted in wanted_of(assignment, self.source.files()) {
             if let Some(file) = old.partition(&wanted.schema, wanted.partition) {
                 self.insert(&mut snapshot, &wanted, file.clone());
             }
@@ -516,6 +519,7 @@ impl Loader {
         self.metrics.forget(&left);
         self.snapshot.store(Arc::new(snapshot));
         self.publish();
+        gone
     }
 
     fn insert(&self, snapshot: &mut Snapshot, wanted: &Wanted, file: Arc<PartitionFile>) {
@@ -531,6 +535,13 @@ impl Loader {
 
     /// Brings readiness and gauges up to date.
     fn publish(&self) {
+        let served = self.snapshot.load();
+        let memory = self.budgets.host_memory(&served);
+        self.state.send_if_modified(|state| {
+            state.memory = memory;
+            // The next report says it.
+            false
+        });
         let state = self.state.borrow();
         if !self.shutdown.is_cancelled() {
             match state.readiness() {
@@ -538,8 +549,9 @@ impl Loader {
                 Err(why) => self.health.set_ready(false, why),
             }
         }
-        let mapped = self.snapshot.load().partitions().map(|file| file.file_bytes()).sum();
+        let mapped = served.partitions().map(|file| file.file_bytes()).sum();
         self.metrics.show(&state, mapped);
+        self.memory.show(&self.budgets, &served, &state);
     }
 }
 
@@ -569,23 +581,4 @@ fn version_bytes(wanted: &[Wanted], sizes: &[Option<u64>]) -> BTreeMap<(TableVer
 
 fn same_place(a: &PartitionStatus, b: &PartitionStatus) -> bool {
     (&a.table_version, a.partitions, a.partition) == (&b.table_version, b.partitions, b.partition)
-}
-
-/// Every partition of the assignment once, in its order. Of two schemas for the same layout the first counts.
-fn wanted(assignment: &Assignment, store: &ArtifactStore) -> Vec<Wanted> {
-    let mut seen: BTreeSet<(_, _, PartitionIndex)> = BTreeSet::new();
-    let mut all = Vec::new();
-    for table in &assignment.tables {
-        let schema = Arc::new(table.schema.clone());
-        let version = &schema.table_version;
-        for &partition in &table.partitions {
-            if !seen.insert((version.clone(), schema.partitions, partition)) {
-                tracing::warn!(table = %version, %partition, "stands twice in the assignment");
-                continue;
-            }
-            let path = store.partition_path(version, schema.partitions, partition);
-            all.push(Wanted { schema: schema.clone(), partition, path });
-        }
-    }
-    all
 }

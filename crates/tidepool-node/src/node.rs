@@ -1,6 +1,6 @@
 //! A node from start to stop: its parts are made, run side by side, and taken down in order.
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use prometheus::Registry;
@@ -31,8 +31,9 @@ use tonic::transport::Server;
 use crate::{
     access::CALLS,
     admission::Admission,
+    budget::{Budgets, MemoryGauges},
     config::Config,
-    disk::{LastAssignment, VerifiedFiles},
+    disk::{DataDir, LastAssignment, VerifiedFiles},
     error::StartError,
     fetch::{Limits as FetchLimits, Source},
     loader::Loader,
@@ -80,7 +81,7 @@ pub async fn start_on(
     if !isa.is_available() {
         return Err(StartError::Isa { isa });
     }
-    make_data_dir(&config.data_dir)?;
+    let data_dir = DataDir::take(&config.data_dir)?;
     let registry = Registry::new();
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
@@ -94,6 +95,9 @@ pub async fn start_on(
     let source = Arc::new(Source::new(artifacts, limits, &registry)?);
     let pool = CpuPool::on_cores(config.pool_threads, config.pool_queue_len, &config.pin_cores)?;
     pool.register(&registry, "tidepool_node", Some("rows"))?;
+
+    let budgets = Arc::new(Budgets::of(&config));
+    let memory = MemoryGauges::new(&registry)?;
 
     let quotas = TenantQuotas::new();
     let admission = Admission::new(config.admission_max_rows, config.admission_rows_per_second);
@@ -134,7 +138,9 @@ pub async fn start_on(
         health: health.clone(),
         metrics: metrics.clone(),
         isa,
-        capacity_bytes: config.capacity_bytes,
+        budgets: budgets.clone(),
+        memory,
+        _data_dir: data_dir,
         parallelism: config.load_parallelism,
         policy: Policy {
             residency: config.residency,
@@ -169,6 +175,7 @@ pub async fn start_on(
             let mut status = status(&introduction, isa, &watched_state.borrow(), &snapshot.load());
             status["quotas"] = quotas.status();
             status["store"] = source.status();
+            status["memory"] = budgets.status(&snapshot.load(), &watched_state.borrow());
             status
         })
     };
@@ -192,10 +199,6 @@ pub async fn start_on(
     let drain_timeout = config.drain_timeout;
     let role = Role { word: "node", registry, health, status, shutdown: lifecycle, drain_timeout, security };
     Ok(role.serve((grpc_address, grpc), (http, Routes::default()), shutdown, std::future::ready(())))
-}
-
-fn make_data_dir(path: &Path) -> Result<(), StartError> {
-    fs::create_dir_all(path).map_err(|source| StartError::DataDir { path: path.to_owned(), source })
 }
 
 fn serve_grpc<F: Future<Output = ()>>(

@@ -2,11 +2,13 @@
 //! version, verified.
 
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use tidepool_cluster::Assignment;
 use tidepool_store::ArtifactStore;
 use tidepool_table::{PartitionFile, PartitionMeta};
 use tidepool_types::{PartitionIndex, TableManifest, TableSchema};
@@ -23,6 +25,25 @@ pub(crate) struct Wanted {
     pub(crate) partition: PartitionIndex,
     /// Where its file lies.
     pub(crate) path: PathBuf,
+}
+
+/// Every partition of the assignment once, in its order. Of two schemas for the same layout the first counts.
+pub(crate) fn wanted_of(assignment: &Assignment, store: &ArtifactStore) -> Vec<Wanted> {
+    let mut seen: BTreeSet<(_, _, PartitionIndex)> = BTreeSet::new();
+    let mut all = Vec::new();
+    for table in &assignment.tables {
+        let schema = Arc::new(table.schema.clone());
+        let version = &schema.table_version;
+        for &partition in &table.partitions {
+            if !seen.insert((version.clone(), schema.partitions, partition)) {
+                tracing::warn!(table = %version, %partition, "stands twice in the assignment");
+                continue;
+            }
+            let path = store.partition_path(version, schema.partitions, partition);
+            all.push(Wanted { schema: schema.clone(), partition, path });
+        }
+    }
+    all
 }
 
 /// Opens the file. If that was not done before, makes sure that it is the one that the version's manifest

@@ -10,6 +10,7 @@ use tidepool_proto::{
     v1::{self, control_client::ControlClient},
 };
 use tidepool_runtime::{error::chain, tls::Dial};
+use tidepool_table::charged_bytes;
 use tokio::{
     sync::{mpsc, watch},
     time,
@@ -174,6 +175,10 @@ impl Session {
         v1::NodeReport {
             epoch: state.epoch.0,
             partitions: state.partitions.iter().map(|held| (&held.status).into()).collect(),
+            memory: Some(v1::HostMemory {
+                charged_bytes: charged_bytes().unwrap_or(0),
+                ..(&state.memory).into()
+            }),
             ..self.introduction.clone()
         }
     }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tidepool_cluster::{PartitionState, PartitionStatus};
+use tidepool_cluster::{HostMemory, PartitionState, PartitionStatus};
 use tidepool_table::MemoryUse;
 use tidepool_types::{Epoch, TableVersion};
 
@@ -23,6 +23,8 @@ pub(crate) struct NodeState {
     pub(crate) served: bool,
     /// In the order of the assignment.
     pub(crate) partitions: Vec<Held>,
+    /// What is served takes of memory.
+    pub(crate) memory: HostMemory,
 }
 
 /// One partition of the assignment.

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 use tidepool_cluster::{
-    Assignment, ClusterMap, MapError, NodeEntry, PartitionState, PartitionStatus, Placement, Quota, Quotas,
-    ReleaseEntry, ReleaseState, TableAssignment, TableLayout,
+    Assignment, ClusterMap, HostMemory, MapError, NodeEntry, PartitionState, PartitionStatus, Placement,
+    Quota, Quotas, ReleaseEntry, ReleaseState, TableAssignment, TableLayout,
 };
 use tidepool_types::{
     Combine, Composite, Epoch, Keying, ManifestError, Name, NameError, NodeId, PartitionCount,
@@ -79,6 +79,20 @@ impl TryFrom<v1::TableVersion> for TableVersion {
 
     fn try_from(from: v1::TableVersion) -> Result<Self, WireError> {
         Ok(Self { table: name("table", from.table)?, version: name("version", from.version)? })
+    }
+}
+
+impl From<&HostMemory> for v1::HostMemory {
+    fn from(from: &HostMemory) -> Self {
+        let HostMemory { budget_bytes, locked_bytes, copied_bytes, mapped_bytes, charged_bytes } = *from;
+        Self { budget_bytes, locked_bytes, copied_bytes, mapped_bytes, charged_bytes }
+    }
+}
+
+impl From<v1::HostMemory> for HostMemory {
+    fn from(from: v1::HostMemory) -> Self {
+        let v1::HostMemory { budget_bytes, locked_bytes, copied_bytes, mapped_bytes, charged_bytes } = from;
+        Self { budget_bytes, locked_bytes, copied_bytes, mapped_bytes, charged_bytes }
     }
 }
 

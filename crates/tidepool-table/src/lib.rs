@@ -38,6 +38,7 @@ pub use layout::LayoutReader;
 pub use lookup::{
     Bags, Gathered, LayoutView, LookupScratch, Missing, NotHeld, PartitionRows, Pooled, SumsRoom,
 };
+pub use memory::{MemoryLimit, charged_bytes, lockable_bytes, memory_limit};
 pub use partition::{PartitionFile, PartitionMeta, SectionBytes};
 pub use residency::{HUGE_WORTH_BYTES, MemoryUse, Residency, ResidencyError, Smaps};
 pub use verify::{Damage, MAX_LISTED_PROBLEMS};

@@ -1,10 +1,12 @@
-//! How much memory this process may still take: what the system has available, and what the control groups
-//! that it is in leave of their limits.
+//! How much memory this process may take in all, and how much of it is left: what the machine has, and what the
+//! control groups that it is in allow.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
+
+use crate::mmap::lock_limit_bytes;
 
 /// What there is room for, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,13 +16,53 @@ pub(crate) struct Room {
     pub(crate) limit: String,
 }
 
+/// All the memory that there is for this process, and who says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// How much.
+    pub bytes: u64,
+    /// For people: the file that says it.
+    pub said_by: String,
+}
+
+/// The least of what the machine has and what the control groups of this process allow; `None` where the system
+/// does not tell. It may be changed while the process runs.
+#[must_use]
+pub fn memory_limit() -> Option<MemoryLimit> {
+    let machine = meminfo("MemTotal:").map(|bytes| (bytes, "MemTotal in /proc/meminfo".to_owned()));
+    let groups = own_group_dirs().into_iter().filter_map(|dir| {
+        let group = GroupFiles::of(&dir)?;
+        Some((group.limit, group.limit_file.display().to_string()))
+    });
+    let least = groups.chain(machine).min_by_key(|(bytes, _)| *bytes)?;
+    Some(MemoryLimit { bytes: least.0, said_by: least.1 })
+}
+
+/// Bytes charged to the innermost control group of this process that counts them, page cache included. Other
+/// processes may be in it.
+#[must_use]
+pub fn charged_bytes() -> Option<u64> {
+    let read = |dir: PathBuf| GROUP_FILES.iter().find_map(|files| number(&dir.join(files.used)));
+    own_group_dirs().into_iter().find_map(read)
+}
+
+/// How many bytes this process may lock; `None` for no limit: none is set, or the process has the capability
+/// `IPC_LOCK`, for which the kernel asks no limit.
+#[must_use]
+pub fn lockable_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if has_capability(&status, CAP_IPC_LOCK) { None } else { lock_limit_bytes() }
+}
+
 /// The least of all limits; `None` where the system tells none.
 pub(crate) fn room() -> Option<Room> {
     let system = meminfo("MemAvailable:")
         .map(|bytes| Room { bytes, limit: "the machine's (MemAvailable in /proc/meminfo)".into() });
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let groups = group_dirs(&groups, Path::new("/sys/fs/cgroup"));
-    groups.into_iter().filter_map(|dir| group_room(&dir)).chain(system).min_by_key(|room| room.bytes)
+    own_group_dirs()
+        .into_iter()
+        .filter_map(|dir| group_room(&dir))
+        .chain(system)
+        .min_by_key(|room| room.bytes)
 }
 
 /// Memory that nobody uses for anything, not even for the page cache.
@@ -59,20 +101,51 @@ fn group_dirs(groups: &str, root: &Path) -> Vec<PathBuf> {
     dirs
 }
 
+fn own_group_dirs() -> Vec<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    group_dirs(&groups, Path::new("/sys/fs/cgroup"))
+}
+
+/// How the files of a group are called, and a line of its statistics.
+struct Names {
+    limit: &'static str,
+    used: &'static str,
+    inactive: &'static str,
+}
+
+/// In version 2, and in version 1.
+const GROUP_FILES: [Names; 2] = [
+    Names { limit: "memory.max", used: "memory.current", inactive: "inactive_file" },
+    Names { limit: "memory.limit_in_bytes", used: "memory.usage_in_bytes", inactive: "total_inactive_file" },
+];
+
+/// The limit of a group that has one.
+struct GroupFiles {
+    names: &'static Names,
+    limit: u64,
+    limit_file: PathBuf,
+}
+
+impl GroupFiles {
+    fn of(dir: &Path) -> Option<Self> {
+        GROUP_FILES.iter().find_map(|names| {
+            let limit_file = dir.join(names.limit);
+            // "max" is no number, and no limit.
+            Some(Self { names, limit: number(&limit_file)?, limit_file })
+        })
+    }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 /// What a group leaves of its limit. Page cache that it has not used lately makes room when it is needed.
 fn group_room(dir: &Path) -> Option<Room> {
-    let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
-    let files = [
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ];
-    let (limit_file, (limit, used, inactive)) = files.into_iter().find_map(|(limit, used, inactive)| {
-        // "max" is no number, and no limit.
-        Some((limit, (read(limit)?.trim().parse::<u64>().ok()?, read(used)?, inactive)))
-    })?;
-    let used: u64 = used.trim().parse().ok()?;
-    let inactive = read("memory.stat").and_then(|stat| value_of(&stat, inactive)).unwrap_or(0);
-    let limit_file = dir.join(limit_file);
+    let GroupFiles { names, limit, limit_file } = GroupFiles::of(dir)?;
+    let used = number(&dir.join(names.used))?;
+    let stat = fs::read_to_string(dir.join("memory.stat")).ok();
+    let inactive = stat.and_then(|stat| value_of(&stat, names.inactive)).unwrap_or(0);
     Some(Room {
         bytes: limit.saturating_sub(used.saturating_sub(inactive)),
         limit: format!(
@@ -81,6 +154,16 @@ fn group_room(dir: &Path) -> Option<Room> {
             limit_file.display()
         ),
     })
+}
+
+/// Its number among the kernel's capabilities.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Whether `/proc/self/status` says that a capability is in effect.
+fn has_capability(status: &str, number: u32) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits >> number & 1 == 1)
 }
 
 #[cfg(test)]
@@ -92,6 +175,8 @@ mod tests {
         let room = room().unwrap();
         assert!(room.bytes > 0 && !room.limit.is_empty(), "{room:?}");
         assert!(unused_bytes().is_some());
+        let limit = memory_limit().unwrap();
+        assert!(limit.bytes >= 1 << 20 && limit.said_by.contains('/'), "{limit:?}");
     }
 
     #[test]
@@ -129,5 +214,13 @@ mod tests {
             fs::write(old.path().join(name), text).unwrap();
         }
         assert_eq!(group_room(old.path()).unwrap().bytes, 200);
+    }
+
+    #[test]
+    fn a_capability_is_a_bit() {
+        let status = "CapPrm:\t0000000000000000\nCapEff:\t0000000000004000\n";
+        assert!(has_capability(status, CAP_IPC_LOCK) && !has_capability(status, 13));
+        assert!(!has_capability("CapEff:\t00000000a80425fb\n", CAP_IPC_LOCK), "that of a container");
+        assert!(!has_capability("nonsense", CAP_IPC_LOCK));
     }
 }

@@ -79,6 +79,7 @@ fn report(node: &str, assignment: &Assignment, state: impl Fn(u32) -> PartitionS
         capacity_bytes: 0,
         epoch: assignment.epoch,
         partitions: partitions.collect(),
+        memory: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod control;
 mod loading;
 mod lookups;
 mod malformed;
+mod memory;
 mod oracle;
 mod quotas;
 mod remote;
