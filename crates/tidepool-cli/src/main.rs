@@ -1,5 +1,6 @@
 //! The `tidepool` command: every role of the cluster, and every tool of its operators, as subcommands.
 
+mod columns;
 mod commands;
 mod demo;
 mod leader;
@@ -48,6 +49,9 @@ enum Command {
     Node(commands::role::Args),
     /// Run a ranker.
     Ranker(commands::role::Args),
+    /// What the cluster is, what is wrong with it, and what happened to it.
+    #[command(subcommand)]
+    Cluster(commands::cluster::Command),
     /// Build table versions and have them served.
     #[command(subcommand)]
     Table(commands::table::Command),
@@ -115,6 +119,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
             Command::Node(_) => unreachable!("it has a runtime of its own"),
             Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,
+            Command::Cluster(command) => commands::cluster::run(command, &remote.read()?, output).await,
             Command::Table(command) => commands::table::run(command, &remote.read()?, output).await,
             Command::Store(command) => commands::store::run(command, &remote.read()?, output).await,
             Command::Release(command) => commands::release::run(command, &remote.read()?, output).await,

@@ -11,6 +11,7 @@ mod evidence;
 mod guards;
 mod map;
 mod placement;
+mod problems;
 mod quota;
 mod readiness;
 mod rebuild;
@@ -30,6 +31,7 @@ pub use map::{
     ReleaseState, TableAssignment, TableLayout,
 };
 pub use placement::{Member, place};
+pub use problems::{Gravity, Problem};
 pub use quota::{Quota, Quotas};
 pub use rebuild::{Rebuilt, Remains, rebuild};
 pub use scores::ScoreHistogram;

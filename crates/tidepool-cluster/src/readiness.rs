@@ -90,7 +90,7 @@ impl ClusterState {
             let up = self.map().nodes.get(node).is_some_and(|n| n.up);
             words.push(match self.observed.nodes.get(node) {
                 Some(seen) => {
-                    let problems = problems(&seen.report.partitions, table);
+                    let problems = problems_of(&seen.report.partitions, table);
                     format!("node {node} has {ready} of {placed} partitions of {table} ready{problems}")
                 }
                 None if up => format!(
@@ -103,7 +103,7 @@ impl ClusterState {
     }
 
     /// The partitions of a table that no group has ready, in words.
-    fn uncovered(&self, layout: &TableLayout) -> Option<String> {
+    pub(crate) fn uncovered(&self, layout: &TableLayout) -> Option<String> {
         let mut covered = vec![false; layout.schema.partitions.get() as usize];
         for (node, partitions) in by_node(layout) {
             let Some(ready) = self.observed.nodes.get(node).and_then(|n| n.ready(&layout.schema)) else {
@@ -153,7 +153,7 @@ fn failure(ranker: &Name, loaded: Option<&RankerRelease>) -> Option<String> {
 }
 
 /// The partitions of a layout per node.
-fn by_node(layout: &TableLayout) -> BTreeMap<&NodeId, Vec<PartitionIndex>> {
+pub(crate) fn by_node(layout: &TableLayout) -> BTreeMap<&NodeId, Vec<PartitionIndex>> {
     let mut partitions = BTreeMap::<_, Vec<_>>::new();
     for nodes in layout.placement.groups.values() {
         for (partition, node) in (0u32..).zip(nodes) {
@@ -163,7 +163,7 @@ fn by_node(layout: &TableLayout) -> BTreeMap<&NodeId, Vec<PartitionIndex>> {
     partitions
 }
 
-fn problems(reported: &[crate::map::PartitionStatus], table: &TableVersion) -> String {
+pub(crate) fn problems_of(reported: &[crate::map::PartitionStatus], table: &TableVersion) -> String {
     let failed = reported.iter().filter(|s| &s.table_version == table).filter_map(|s| match &s.state {
         PartitionState::Failed(problem) => Some(format!("partition {} failed: {problem}", s.partition)),
         _ => None,

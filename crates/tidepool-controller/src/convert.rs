@@ -1,6 +1,6 @@
 //! Reports from and to the wire.
 
-use tidepool_cluster::{NodeReport, RankerRelease, RankerReport, TableArtifact};
+use tidepool_cluster::{NodeReport, Problem, RankerRelease, RankerReport, TableArtifact};
 use tidepool_proto::{WireError, release_state, v1};
 use tidepool_types::{Epoch, Name, NodeId, TableManifest};
 
@@ -81,6 +81,10 @@ pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
         releases: from.releases.iter().map(release).collect(),
         rolled_back: from.rolled_back.iter().map(ToString::to_string).collect(),
     }
+}
+
+pub(crate) fn problem_to_wire(from: Problem) -> v1::Problem {
+    v1::Problem { gravity: from.gravity.to_string(), what: from.what, todo: from.todo }
 }
 
 pub(crate) fn artifact((manifest, manifest_hash): (TableManifest, String)) -> TableArtifact {

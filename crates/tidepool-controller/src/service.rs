@@ -13,7 +13,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    convert::{artifact, name, node_report_to_wire, ranker_report_to_wire},
+    convert::{artifact, name, node_report_to_wire, problem_to_wire, ranker_report_to_wire},
     error::RequestError,
     lead::Lead,
     releases,
@@ -236,6 +236,8 @@ impl v1::control_server::Control for ControlService {
             nodes: state.node_reports().map(node_report_to_wire).collect(),
             rankers: state.ranker_reports().map(ranker_report_to_wire).collect(),
             releases: releases.map(|entry| status_of_release(&state, entry)).collect(),
+            served: state.durable.served.iter().map(Into::into).collect(),
+            problems: state.problems().into_iter().map(problem_to_wire).collect(),
         }))
     }
 }

@@ -16,7 +16,7 @@ use tidepool_controller::{
 use tidepool_proto::v1::{self, controllers_client::ControllersClient};
 use tidepool_runtime::config::load_valid;
 
-use super::{config::Role, control::refusal, role::key_value};
+use super::{config::Role, control::refusal, release::state_word, role::key_value};
 use crate::{
     leader,
     output::{Outcome, Output},
@@ -197,7 +197,7 @@ async fn rebuild(args: Rebuild, remote: &Remote, output: Output) -> Result<()> {
             "found": t.found,
         })
     };
-    let release = |r: &v1::ReleaseEntry| json!({ "model": r.model, "release": r.release, "state": state_word(r.state()) });
+    let release = |r: &v1::ReleaseEntry| json!({ "model": r.model, "release": r.release, "state": state_word(r.state) });
     output.object(json!({
         "dry_run": args.sure.dry_run,
         "epoch": report.epoch,
@@ -219,15 +219,11 @@ fn show(report: &v1::RebuildReport, output: Output) {
     }
     for release in &report.releases {
         let name = format!("{}@{}", release.model, release.release);
-        output.line(format!("release {name:<32} {}", state_word(release.state())));
+        output.line(format!("release {name:<32} {}", state_word(release.state)));
     }
     for problem in &report.problems {
         output.line(format!("lost    {problem}"));
     }
-}
-
-fn state_word(state: v1::ReleaseState) -> String {
-    state.as_str_name().trim_start_matches("RELEASE_STATE_").to_lowercase()
 }
 
 fn words(contents: &Contents) -> String {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod certs;
+pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod hot_ids;

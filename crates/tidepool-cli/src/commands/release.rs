@@ -149,14 +149,17 @@ async fn write(args: &Publish) -> Result<Name> {
     }
 }
 
-fn state(status: &v1::ReleaseStatus) -> &'static str {
-    match status.release.as_ref().map(v1::ReleaseEntry::state) {
-        Some(v1::ReleaseState::Loading) => "loading",
-        Some(v1::ReleaseState::Ready) => "ready",
-        Some(v1::ReleaseState::Current) => "current",
-        Some(v1::ReleaseState::Previous) => "previous",
-        Some(v1::ReleaseState::Unspecified) | None => "unknown",
+/// The word of a release's state, as it comes in messages.
+pub(crate) fn state_word(state: i32) -> String {
+    let state = v1::ReleaseState::try_from(state).unwrap_or_default();
+    match state {
+        v1::ReleaseState::Unspecified => "unknown".into(),
+        known => known.as_str_name().trim_start_matches("RELEASE_STATE_").to_lowercase(),
     }
+}
+
+fn state(status: &v1::ReleaseStatus) -> String {
+    state_word(status.release.as_ref().map_or(0, |entry| entry.state))
 }
 
 fn fields(status: &v1::ReleaseStatus) -> Value {

@@ -11,6 +11,7 @@ use crate::{
     RankerRelease, RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, step,
 };
 
+mod problems;
 mod ramps;
 mod random;
 mod rebuilds;
