@@ -400,6 +400,7 @@ async fn start_controller(
         // Every node is awaited before anything is placed.
         group_settle_ms: 0,
         reconnect_grace_ms: 2000,
+        retire_grace_ms: 500,
         tls: locks.map(|locks| locks.tls("controller")).unwrap_or_default(),
         auth: locks.map(Locks::auth).unwrap_or_default(),
         audit_log: locks.map(|_| path(&folder.join("audit.log"))).unwrap_or_default(),

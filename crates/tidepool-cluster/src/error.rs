@@ -175,6 +175,17 @@ pub enum StepError {
         /// Its sample as a shadow.
         sample: u32,
     },
+    /// A release that is being let go, and cannot come back before it has left.
+    #[error(
+        "release {model}@{release} is being let go: requests that began with it end first. When `tidepool release \
+         list` has it no more, it can be published again"
+    )]
+    Retiring {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+    },
     /// A quota that limits nothing, or everything.
     #[error("a quota limits rows per second, bytes per second or both, to at least 1")]
     NoQuota,
@@ -208,6 +219,7 @@ impl StepError {
             | Self::Halted { .. }
             | Self::NothingBefore { .. }
             | Self::HasTraffic { .. }
+            | Self::Retiring { .. }
             | Self::TooManyQuotas
             | Self::Pinned { .. } => ErrorCode::Conflict,
             Self::Manifest { .. }

@@ -16,6 +16,7 @@ mod quota;
 mod readiness;
 mod rebuild;
 mod releases;
+mod retire;
 mod scores;
 mod state;
 mod step;

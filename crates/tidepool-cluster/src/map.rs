@@ -86,6 +86,8 @@ pub enum ReleaseState {
     Current,
     /// It was current before; it stays loaded, for rollback.
     Previous,
+    /// It is being let go: nobody is sent to it, and it stays loaded until what began with it has ended.
+    Retiring,
 }
 
 /// What one node should hold, whole: what is not listed is let go.
@@ -196,7 +198,7 @@ pub enum MapError {
         model: Name,
         /// Which release.
         release: Name,
-        /// "is not in the map", "is the current one".
+        /// "is not in the map", "is the current one", "is being let go".
         problem: &'static str,
     },
 }
@@ -280,6 +282,7 @@ impl ClusterMap {
             let problem = match self.release(model, release).map(|entry| entry.state) {
                 None => "is not in the map",
                 Some(ReleaseState::Current) => "is the current one",
+                Some(ReleaseState::Retiring) => "is being let go",
                 Some(_) => continue,
             };
             return Err(MapError::Release { epoch, model: model.clone(), release: release.clone(), problem });

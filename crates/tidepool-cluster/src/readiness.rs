@@ -25,6 +25,9 @@ impl ClusterState {
     /// group: a node that is down must not stand in the way of a rollback.
     #[must_use]
     pub fn waiting_for(&self, entry: &ReleaseEntry) -> Vec<String> {
+        if entry.state == ReleaseState::Retiring {
+            return self.still_needing(entry);
+        }
         let layouts = entry.tables.iter().map(|table| (table, self.map().layout(table)));
         let loading = entry.state == ReleaseState::Loading;
         let mut words = Vec::new();

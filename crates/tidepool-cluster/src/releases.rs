@@ -1,5 +1,5 @@
-//! What operators and guards do with releases: take them in, give them traffic, make them current, take them back,
-//! let them go.
+//! What operators and guards do with releases: take them in, give them traffic, make them current, take them back.
+//! How they are let go stands in `retire.rs`.
 //!
 //! A release that was given a share is watched by its guards from then on; a breach takes its buckets away at once,
 //! and only a person gives it some again. Going back is never further than to what answered well before: arms first,
@@ -30,6 +30,9 @@ impl Draft {
         by: &str,
     ) -> Result<(), StepError> {
         let (model, release) = (manifest.model.clone(), manifest.release.clone());
+        if self.state.map().release(&model, &release).is_some_and(|r| r.state == ReleaseState::Retiring) {
+            return Err(StepError::Retiring { model, release });
+        }
         if let Some(known) = self.state.durable.manifest(&model, &release) {
             let what = format!("release {model}@{release}");
             return if *known == manifest { Ok(()) } else { Err(StepError::AnotherContent { what }) };
@@ -66,18 +69,23 @@ impl Draft {
             let (model, release) = (model.clone(), release.clone());
             return Err(StepError::Halted { model, release, why });
         }
-        let releases = &mut self.map().releases;
-        releases.retain(|r| r.model != *model || r.release == *release || r.state != ReleaseState::Previous);
-        for entry in releases.iter_mut().filter(|r| r.model == *model) {
+        let mut let_go = Vec::new();
+        for entry in self.map().releases.iter_mut().filter(|r| r.model == *model) {
             if entry.release == *release {
                 entry.state = ReleaseState::Current;
             } else if entry.state == ReleaseState::Current {
                 entry.state = ReleaseState::Previous;
+            } else if entry.state == ReleaseState::Previous {
+                entry.state = ReleaseState::Retiring;
+                let_go.push(entry.release.clone());
             }
         }
         self.end_arms(model);
         self.event(EventKind::Promoted, by, (model, Some(release)), String::new());
-        self.collect();
+        for older in let_go {
+            let why = format!("{release} was promoted, and one release is kept for the way back");
+            self.event(EventKind::Retired, by, (model, Some(&older)), why);
+        }
         Ok(())
     }
 
@@ -241,24 +249,6 @@ impl Draft {
         Ok(())
     }
 
-    /// Lets a release go that nobody is sent to.
-    pub(crate) fn retire(&mut self, model: &Name, release: &Name, by: &str) -> Result<(), StepError> {
-        let instead = "promote another, or roll back, before it is let go";
-        self.check_not_current(model, release, instead)?;
-        let traffic = self.traffic(model);
-        let share = traffic.share(release);
-        let sample = traffic.shadows.iter().find(|s| s.release == *release).map_or(0, |s| s.sample);
-        if share > 0 || sample > 0 {
-            let (model, release) = (model.clone(), release.clone());
-            return Err(StepError::HasTraffic { model, release, share, sample });
-        }
-        self.map().releases.retain(|r| (&r.model, &r.release) != (model, release));
-        self.durable().ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, release));
-        self.event(EventKind::Retired, by, (model, Some(release)), String::new());
-        self.collect();
-        Ok(())
-    }
-
     /// Judges every running ramp of the models that a ranker has just reported on.
     pub(crate) fn judge(&mut self, models: &BTreeSet<Name>) {
         let running = self.state.durable.ramps.iter().filter(|ramp| ramp.halted.is_none());
@@ -301,11 +291,11 @@ impl Draft {
         self.durable().ramps.retain(|ramp| ramp.model != *model);
     }
 
-    fn traffic(&self, model: &Name) -> Traffic {
+    pub(crate) fn traffic(&self, model: &Name) -> Traffic {
         self.state.map().traffic.get(model).cloned().unwrap_or_default()
     }
 
-    fn set_traffic(&mut self, model: &Name, traffic: Traffic) {
+    pub(crate) fn set_traffic(&mut self, model: &Name, traffic: Traffic) {
         if self.traffic(model) == traffic {
             return;
         }
@@ -342,7 +332,7 @@ impl Draft {
         }
     }
 
-    fn check_not_current(
+    pub(crate) fn check_not_current(
         &self,
         model: &Name,
         release: &Name,
@@ -356,6 +346,10 @@ impl Draft {
 
     fn check_ready(&self, model: &Name, release: &Name) -> Result<(), StepError> {
         let entry = self.entry(model, release)?;
+        if entry.state == ReleaseState::Retiring {
+            let (model, release) = (model.clone(), release.clone());
+            return Err(StepError::Retiring { model, release });
+        }
         let mut waiting_for = self.state.waiting_for(entry);
         if entry.state != ReleaseState::Loading {
             waiting_for.extend(self.state.ranker_failures(entry));
@@ -366,7 +360,7 @@ impl Draft {
         Err(StepError::NotReady { model: model.clone(), release: release.clone(), waiting_for })
     }
 
-    fn entry(&self, model: &Name, release: &Name) -> Result<&ReleaseEntry, StepError> {
+    pub(crate) fn entry(&self, model: &Name, release: &Name) -> Result<&ReleaseEntry, StepError> {
         let entry = self.state.map().release(model, release);
         entry.ok_or_else(|| StepError::NotFound { what: format!("release {model}@{release}") })
     }

@@ -15,6 +15,7 @@ use crate::{
     guards::{Guards, Tally},
     map::{ClusterMap, PartitionState, PartitionStatus, ReleaseState},
     quota::Quotas,
+    retire::{Leaver, Leaving},
     scores::ScoreHistogram,
 };
 
@@ -41,6 +42,9 @@ pub struct Settings {
     /// How long no node must have joined a group before a table is placed in it: nodes start one by one,
     /// and the first of them should not get everything.
     pub group_settle: Duration,
+    /// How long a release that is let go, or a table that is no longer served, stays loaded after every connected
+    /// ranker works by a map that says so. It must be longer than the longest deadline of a request.
+    pub retire_grace: Duration,
 }
 
 /// What must survive a restart. It is written down before anyone hears of it.
@@ -224,6 +228,8 @@ pub(crate) struct Observed {
     pub(crate) recovering_until: Option<Duration>,
     /// What the guards of ramps judge by.
     pub(crate) evidence: Arc<Evidence>,
+    /// What is on its way out, and how far.
+    pub(crate) leaving: BTreeMap<Leaver, Leaving>,
 }
 
 #[derive(Debug)]
@@ -382,7 +388,9 @@ impl ClusterState {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let groups = self.unplaced_groups().into_iter().map(|group| self.settled_at(&group));
-        self.observed.recovering_until.into_iter().chain(groups).min()
+        let grace = self.settings.retire_grace;
+        let leaving = self.observed.leaving.values().filter_map(|leaving| leaving.ends(grace));
+        self.observed.recovering_until.into_iter().chain(groups).chain(leaving).min()
     }
 
     /// From when on tables may be placed in a group.

@@ -63,7 +63,7 @@ pub enum Event {
         by: String,
     },
     /// Make a release the current one of its model, with all traffic. The former stays for rollback; the one
-    /// before goes.
+    /// before is let go.
     PromoteRelease {
         /// The model.
         model: Name,
@@ -104,7 +104,7 @@ pub enum Event {
         /// Who asks for it, in words.
         by: String,
     },
-    /// Let a release go that nobody is sent to.
+    /// Let a release go that nobody is sent to: it leaves once what began with it has ended.
     RetireRelease {
         /// The model.
         model: Name,
@@ -118,7 +118,7 @@ pub enum Event {
         /// The table as it lies in the store.
         table: TableArtifact,
     },
-    /// No longer serve it on its own account; it goes unless a release pins it.
+    /// No longer serve it on its own account; it goes, after a grace, unless a release pins it.
     StopTable {
         /// Which table.
         table_version: TableVersion,
@@ -197,6 +197,7 @@ pub fn step(
     draft.end_recovery();
     draft.place_unplaced();
     draft.advance_releases();
+    draft.advance_leaving();
     Ok(draft.finish())
 }
 
@@ -205,7 +206,7 @@ pub(crate) struct Draft {
     pub(crate) state: ClusterState,
     pub(crate) now: Duration,
     durable_changed: bool,
-    map_changed: bool,
+    pub(crate) map_changed: bool,
     quotas_changed: bool,
 }
 
@@ -331,20 +332,6 @@ impl Draft {
         Ok(())
     }
 
-    fn stop(&mut self, table: &TableVersion) -> Result<(), StepError> {
-        if self.state.durable.served.contains(table) {
-            self.durable().served.remove(table);
-            self.collect();
-            return Ok(());
-        }
-        let pins = self.state.map().releases.iter().filter(|r| r.tables.contains(table));
-        let releases: Vec<_> = pins.map(|r| format!("release {}@{}", r.model, r.release)).collect();
-        if releases.is_empty() {
-            return Err(StepError::NotFound { what: format!("table {table}") });
-        }
-        Err(StepError::Pinned { table: table.clone(), releases })
-    }
-
     fn rebuild(&mut self, remains: &Remains) {
         let durable = rebuild(&self.state, remains).durable;
         self.map();
@@ -383,24 +370,6 @@ impl Draft {
         let at = layouts.partition_point(|l| l.schema.table_version < *name);
         layouts.insert(at, TableLayout { schema: table.schema, placement: Placement::default() });
         self.durable().tables.push(identity);
-    }
-
-    /// Lets go of what neither a release nor an operator asks for.
-    pub(crate) fn collect(&mut self) {
-        let Durable { map, served, tables, manifests, .. } = self.state.durable.as_ref();
-        let wanted =
-            |t: &TableVersion| served.contains(t) || map.releases.iter().any(|r| r.tables.contains(t));
-        let goes = |l: &TableLayout| !wanted(&l.schema.table_version);
-        let manifests: Vec<_> =
-            manifests.iter().filter(|m| map.release(&m.model, &m.release).is_some()).cloned().collect();
-        let tables: Vec<_> = tables.iter().filter(|t| wanted(&t.table_version)).cloned().collect();
-        if map.layouts.iter().any(goes) {
-            let layouts: Vec<_> = map.layouts.iter().filter(|l| !goes(l)).cloned().collect();
-            self.map().layouts = layouts;
-        }
-        let durable = self.durable();
-        durable.manifests = manifests;
-        durable.tables = tables;
     }
 
     /// After the grace of a restart: who has not reported is down.

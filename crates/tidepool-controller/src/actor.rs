@@ -345,7 +345,11 @@ mod tests {
     async fn nothing_is_published_that_was_not_written_down_and_no_end_is_forgotten() {
         let failures = Arc::new(AtomicU64::new(1));
         let metastore = Box::new(Flaky { failures: failures.clone(), revision: 0 });
-        let settings = Settings { reconnect_grace: Duration::ZERO, group_settle: Duration::ZERO };
+        let settings = Settings {
+            reconnect_grace: Duration::ZERO,
+            group_settle: Duration::ZERO,
+            retire_grace: Duration::ZERO,
+        };
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let state = ClusterState::new(settings);
         let lease = Lease::for_ever();

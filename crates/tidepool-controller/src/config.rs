@@ -44,6 +44,8 @@ pub struct RawConfig {
     pub reconnect_grace_ms: u64,
     /// How long no node must have joined a group before a table is placed in it.
     pub group_settle_ms: u64,
+    /// How long a release that is let go stays loaded after every ranker knows.
+    pub retire_grace_ms: u64,
     /// Between HTTP/2 pings.
     pub keepalive_interval_ms: u64,
     /// After an unanswered ping, until the connection is given up.
@@ -92,6 +94,7 @@ impl Default for RawConfig {
             leader_lease_seconds: 4,
             reconnect_grace_ms: 10_000,
             group_settle_ms: 1000,
+            retire_grace_ms: 35_000,
             keepalive_interval_ms: 2000,
             keepalive_timeout_ms: 2000,
             event_queue_len: 1024,
@@ -236,6 +239,7 @@ impl TryFrom<RawConfig> for Config {
                 settings: Settings {
                     reconnect_grace: Duration::from_millis(raw.reconnect_grace_ms),
                     group_settle: Duration::from_millis(raw.group_settle_ms),
+                    retire_grace: Duration::from_millis(raw.retire_grace_ms),
                 },
                 keepalive_interval: Duration::from_millis(raw.keepalive_interval_ms),
                 keepalive_timeout: Duration::from_millis(raw.keepalive_timeout_ms),

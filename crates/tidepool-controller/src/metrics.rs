@@ -137,9 +137,13 @@ impl Metrics {
         let halted = state.durable.ramps.iter().filter(|ramp| ramp.halted.is_some()).count();
         self.ramps.with_label_values(&["halted"]).set(count(halted));
         self.ramps.with_label_values(&["running"]).set(count(state.durable.ramps.len() - halted));
-        for release_state in
-            [ReleaseState::Loading, ReleaseState::Ready, ReleaseState::Current, ReleaseState::Previous]
-        {
+        for release_state in [
+            ReleaseState::Loading,
+            ReleaseState::Ready,
+            ReleaseState::Current,
+            ReleaseState::Previous,
+            ReleaseState::Retiring,
+        ] {
             let releases = map.releases.iter().filter(|r| r.state == release_state).count();
             self.releases.with_label_values(&[state_word(release_state)]).set(count(releases));
         }
@@ -176,5 +180,6 @@ pub(crate) const fn state_word(state: ReleaseState) -> &'static str {
         ReleaseState::Ready => "ready",
         ReleaseState::Current => "current",
         ReleaseState::Previous => "previous",
+        ReleaseState::Retiring => "retiring",
     }
 }

@@ -275,6 +275,7 @@ impl From<ReleaseState> for v1::ReleaseState {
             ReleaseState::Ready => Self::Ready,
             ReleaseState::Current => Self::Current,
             ReleaseState::Previous => Self::Previous,
+            ReleaseState::Retiring => Self::Retiring,
         }
     }
 }
@@ -287,6 +288,7 @@ pub const fn release_state(from: v1::ReleaseState) -> Option<ReleaseState> {
         v1::ReleaseState::Ready => Some(ReleaseState::Ready),
         v1::ReleaseState::Current => Some(ReleaseState::Current),
         v1::ReleaseState::Previous => Some(ReleaseState::Previous),
+        v1::ReleaseState::Retiring => Some(ReleaseState::Retiring),
         v1::ReleaseState::Unspecified => None,
     }
 }

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
+use tidepool_cluster::ReleaseState;
 use tidepool_proto::v1;
 use tidepool_runtime::{error::chain, health::Health, shutdown::Shutdown};
 use tidepool_store::Artifacts;
@@ -168,6 +169,9 @@ impl Snapshot {
         match self.slot(entry).map(|slot| &slot.state) {
             Some(State::Ready(loaded)) => Ok(loaded.clone()),
             Some(State::Failed(problem)) => Err(not_loaded(problem)),
+            Some(State::Loading) | None if entry.state == ReleaseState::Retiring => {
+                Err(not_loaded("it is being let go, and was not loaded before"))
+            }
             Some(State::Loading) | None => Err(not_loaded("it is being loaded")),
         }
     }
@@ -201,7 +205,7 @@ impl Snapshot {
             return Err("no cluster map has been seen".into());
         }
         let loaded = |slot: &Slot| matches!(slot.state, State::Ready(_));
-        for slot in &self.slots {
+        for slot in self.slots.iter().filter(|slot| slot.is_wanted()) {
             let is_current =
                 self.map.current_release(&slot.entry.model).is_some_and(|current| slot.is_of(current));
             match &slot.state {
@@ -222,6 +226,11 @@ impl Slot {
     /// Whether this slot is of that release, by name.
     fn is_of(&self, entry: &ReleaseEntry) -> bool {
         self.entry.model == entry.model && self.entry.release == entry.release
+    }
+
+    /// Whether it is to be loaded: one that is being let go stays as it is, loaded or not.
+    fn is_wanted(&self) -> bool {
+        self.entry.state != ReleaseState::Retiring
     }
 
     fn words(&self) -> String {
@@ -288,7 +297,9 @@ impl Loader {
         let draining = self.shutdown.draining();
         tokio::pin!(draining);
         loop {
-            let failed = now.slots.iter().any(|s| matches!(s.state, State::Failed(_)) && s.loading.is_none());
+            let to_retry =
+                |s: &Slot| matches!(s.state, State::Failed(_)) && s.loading.is_none() && s.is_wanted();
+            let failed = now.slots.iter().any(to_retry);
             tokio::select! {
                 () = &mut draining => return,
                 changed = self.maps.changed() => {
@@ -374,7 +385,7 @@ impl Loader {
     /// Starts to load every release that is not loaded and not being loaded.
     fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads) {
         for slot in &mut now.slots {
-            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() {
+            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() || !slot.is_wanted() {
                 continue;
             }
             loads.count += 1;

@@ -1,43 +1,21 @@
 //! Releases from the command line: checked, ramped, rolled back with and without a controller, retired.
 
-use std::{fs, path::Path, time::Instant};
+use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
-use tidepool_store::ArtifactStore;
-use tidepool_train::{ExportOptions, SyntheticSize, TrainOptions, export_release, synthetic, train};
 use tidepool_types::Name;
 
-use crate::command::{DEADLINE, Role, failure, json, keys};
-
-fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
-
-/// Asks until the answer is as `ok` wants it.
-fn until(args: &[&str], ok: impl Fn(&Value) -> bool) -> Value {
-    let begun = Instant::now();
-    loop {
-        let (code, value) = json(args);
-        if code == 0 && ok(&value) {
-            return value;
-        }
-        assert!(begun.elapsed() < DEADLINE, "{args:?}: {value:#}");
-    }
-}
+use crate::{
+    command::{Role, failure, json, keys},
+    models::{REQUEST, text, trained, until},
+};
 
 #[test]
 fn releases_get_traffic_and_lose_it() {
     let dir = TempDir::new().unwrap();
-    let data = synthetic(3, SyntheticSize { users: 40, items: 60, events: 1_200 });
-    let mut options = TrainOptions { resamples: 2, ..TrainOptions::default() };
-    (options.pretrain.epochs, options.ranker.max_epochs) = (1, 1);
-    let model = train(&data, &options, &mut |_| {}).unwrap().model;
+    let store = trained(dir.path(), &["r1", "r2"]);
     let name = |text: &str| Name::new(text).unwrap();
-    let store = ArtifactStore::open(dir.path().join("store")).unwrap();
-    for release in ["r1", "r2"] {
-        export_release(&store, &model, &ExportOptions::new(name("m"), name(release), name(release))).unwrap();
-    }
     let controller = Role::controller(dir.path(), store.root());
     let _node = Role::node(dir.path(), store.root(), &controller);
     let mut of_ranker = keys(dir.path(), store.root(), "ranker");
@@ -93,9 +71,7 @@ fn releases_get_traffic_and_lose_it() {
 
     // The answer says why it came from r2.
     let request = dir.path().join("request.json");
-    let asked = r#"{"model": "m", "routing_key": "user-1", "user": {"user": 1, "occupation": 0, "age": 30, "gender": 1},
-        "candidates": {"item": [1, 2], "genres": [[0], [1, 2]]}}"#;
-    fs::write(&request, asked).unwrap();
+    fs::write(&request, REQUEST).unwrap();
     let request = text(&request);
     let rank = ["rank", request.as_str(), "--ranker", ranker.http_address.as_str()];
     let ranked = until(&rank, |v| v["choice"] == "arm");

@@ -1,6 +1,6 @@
 //! Tests of the state machine: single steps, and random runs.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tidepool_types::{
     Epoch, Keying, Name, NodeId, PartitionCount, ReleaseManifest, RowFormat, TableSchema, TableVersion,
@@ -8,17 +8,22 @@ use tidepool_types::{
 
 use crate::{
     Assignment, BUCKETS, ClusterState, Effect, Event, Guards, NodeReport, PartitionState, PartitionStatus,
-    RankerRelease, RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, step,
+    RankerRelease, RankerReport, ReleaseState, SessionId, Settings, StepError, TableArtifact, retire::Leaver,
+    step,
 };
 
 mod problems;
 mod ramps;
 mod random;
 mod rebuilds;
+mod retiring;
 mod steps;
 
-const SETTINGS: Settings =
-    Settings { reconnect_grace: Duration::from_secs(10), group_settle: Duration::from_secs(1) };
+const SETTINGS: Settings = Settings {
+    reconnect_grace: Duration::from_secs(10),
+    group_settle: Duration::from_secs(1),
+    retire_grace: Duration::from_secs(5),
+};
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -108,16 +113,21 @@ struct Run {
     state: ClusterState,
     now: Duration,
     sessions: u64,
+    /// Every map that there was, by its epoch: rankers work by one of them.
+    maps: BTreeMap<Epoch, crate::ClusterMap>,
 }
 
 impl Run {
     fn new() -> Self {
-        Self { state: ClusterState::new(SETTINGS), now: Duration::ZERO, sessions: 0 }
+        let maps = BTreeMap::from([(Epoch(0), crate::ClusterMap::default())]);
+        Self { state: ClusterState::new(SETTINGS), now: Duration::ZERO, sessions: 0, maps }
     }
 
     fn step(&mut self, event: Event) -> Result<Vec<Effect>, StepError> {
         let (next, effects) = step(&self.state, event, self.now)?;
         check_step(&self.state, &next, &effects);
+        check_taken_away(&self.maps, &self.state, &next);
+        self.maps.insert(next.map().epoch, next.map().clone());
         self.state = next;
         Ok(effects)
     }
@@ -216,7 +226,8 @@ fn check_step(before: &ClusterState, after: &ClusterState, effects: &[Effect]) {
     for layout in &new.layouts {
         let table = &layout.schema.table_version;
         let pinned = new.releases.iter().any(|r| r.tables.contains(table));
-        assert!(pinned || after.durable.served.contains(table), "{table} is kept for nobody");
+        let leaving = after.observed.leaving.contains_key(&Leaver::Table(table.clone()));
+        assert!(pinned || leaving || after.durable.served.contains(table), "{table} is kept for nobody");
         assert!(after.durable.table_hash(table).is_some());
         // Nothing that is placed moves.
         if let Some(old) = old.layout(table) {
@@ -247,6 +258,30 @@ fn check_step(before: &ClusterState, after: &ClusterState, effects: &[Effect]) {
     check_traffic(after);
     assert_eq!(after.durable.manifests.len(), new.releases.len());
     assert_eq!(after.durable.tables.len(), new.layouts.len());
+}
+
+/// No table leaves while a connected ranker works by a map that sends requests to a release with it, nor a release
+/// that was not let go before.
+fn check_taken_away(maps: &BTreeMap<Epoch, crate::ClusterMap>, before: &ClusterState, after: &ClusterState) {
+    for release in &before.map().releases {
+        let stays = after.map().release(&release.model, &release.release).is_some();
+        assert!(stays || release.state == ReleaseState::Retiring, "{release:?} left in one step");
+    }
+    for report in after.ranker_reports() {
+        let Some(map) = maps.get(&report.epoch) else { continue };
+        let asked = map.releases.iter().filter(|r| {
+            let traffic = map.traffic.get(&r.model);
+            let of_it = |traffic: &crate::Traffic| {
+                let arm = traffic.arms.iter().any(|arm| arm.release == r.release);
+                arm || traffic.shadows.iter().any(|shadow| shadow.release == r.release)
+            };
+            r.state == ReleaseState::Current || traffic.is_some_and(of_it)
+        });
+        for table in asked.flat_map(|r| &r.tables) {
+            let taken = before.map().layout(table).is_some() && after.map().layout(table).is_none();
+            assert!(!taken, "{table} left, and {} still asks for it by map {}", report.ranker, report.epoch);
+        }
+    }
 }
 
 /// Who has buckets has a ramp that runs, and nobody else; and beside traffic there is a current release.

@@ -126,6 +126,7 @@ fn what_cannot_be_is_refused_and_says_what_to_do() {
     run.ramp("m", &[("r2", 0)]).unwrap();
     run.shadow("m", "r2", 0).unwrap();
     run.retire("m", "r2").unwrap();
+    run.pass(5);
     assert_eq!(run.release("m", "r2"), None);
     assert!(run.state.map().layout(&table("user", "r2")).is_none(), "its table goes with it");
 }

@@ -27,10 +27,12 @@ enum Action {
         node: usize,
         ready: u8,
     },
-    /// A ranker reports, all releases of the map ready or none.
+    /// A ranker reports, all releases of the map ready or none; it works by a map that is so many epochs old, if it
+    /// has not told of a newer one.
     Rank {
         ranker: usize,
         ready: bool,
+        behind: u64,
     },
     RankerLeaves(usize),
     Publish {
@@ -85,7 +87,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..NODES.len(), any::<bool>()).prop_map(|(node, late)| Action::Leave { node, late }),
         8 => (0..NODES.len(), prop_oneof![4 => Just(0xff), 1 => any::<u8>()])
             .prop_map(|(node, ready)| Action::Report { node, ready }),
-        2 => (0..2usize, any::<bool>()).prop_map(|(ranker, ready)| Action::Rank { ranker, ready }),
+        3 => (0..2usize, any::<bool>(), prop_oneof![3 => Just(0u64), 1 => 0u64..8])
+            .prop_map(|(ranker, ready, behind)| Action::Rank { ranker, ready, behind }),
         1 => (0..2usize).prop_map(Action::RankerLeaves),
         3 => (0..2usize, 0..4usize, 0u8..8, 0..2usize)
             .prop_map(|(model, release, tables, version)| Action::Publish { model, release, tables, version }),
@@ -111,6 +114,8 @@ fn action() -> impl Strategy<Value = Action> {
 struct World {
     nodes: BTreeMap<&'static str, SessionId>,
     rankers: BTreeMap<String, SessionId>,
+    /// The map that each ranker works by.
+    epochs: BTreeMap<String, Epoch>,
     /// What the first ranker has counted, by release.
     counted: BTreeMap<(String, String), Tally>,
 }
@@ -142,13 +147,16 @@ impl World {
                 });
                 run.step(Event::NodeReported { session, report }).unwrap();
             }
-            Action::Rank { ranker, ready } => {
+            Action::Rank { ranker, ready, behind } => {
                 let name = format!("ranker-{ranker}");
                 let session = *self.rankers.entry(name.clone()).or_insert_with(|| run.session());
                 let map = run.state.map().clone();
                 let all = map.releases.iter().map(|r| (r.model.as_str(), r.release.as_str()));
                 let ready: Vec<_> = all.filter(|_| ready).collect();
-                let report = ranker_report(&name, &ready);
+                let mut report = ranker_report(&name, &ready);
+                let epoch = self.epochs.entry(name).or_default();
+                *epoch = (*epoch).max(Epoch(map.epoch.0.saturating_sub(behind)));
+                report.epoch = *epoch;
                 run.step(Event::RankerReported { session, report }).unwrap();
             }
             Action::RankerLeaves(ranker) => {
@@ -161,8 +169,12 @@ impl World {
                 let pinned = (0..TABLES.len()).filter(|at| tables >> at & 1 == 1);
                 let tables: Vec<_> = pinned.map(|at| table(TABLES[at], &format!("v{version}"))).collect();
                 let known = run.state.durable.manifest(&model_name(model), &release_name(release)).cloned();
+                let state = run.release(&model_name(model), &release_name(release));
                 let published = run.publish(&model_name(model), &release_name(release), &tables);
                 match known {
+                    _ if state == Some(ReleaseState::Retiring) => {
+                        assert!(matches!(published, Err(StepError::Retiring { .. })));
+                    }
                     Some(known) if known.tables == tables => assert_eq!(published, Ok(vec![])),
                     Some(_) => assert!(matches!(published, Err(StepError::AnotherContent { .. }))),
                     None => assert!(published.is_ok()),
@@ -183,6 +195,7 @@ impl World {
                     Err(StepError::NotFound { .. }) => assert_eq!(before, None),
                     Err(StepError::NotReady { waiting_for, .. }) => assert!(!waiting_for.is_empty()),
                     Err(StepError::Halted { .. }) => assert_eq!(run.share(&model, &release), 0),
+                    Err(StepError::Retiring { .. }) => assert_eq!(before, Some(ReleaseState::Retiring)),
                     Err(other) => panic!("{other}"),
                 }
             }
@@ -197,7 +210,9 @@ impl World {
                     run.step(Event::ServeTable { table: artifact(&table, 3) }).unwrap();
                     assert!(run.state.map().layout(&table).is_some());
                 } else {
-                    let served = run.state.durable.served.contains(&table);
+                    let leaver = Leaver::Table(table.clone());
+                    let served = run.state.durable.served.contains(&table)
+                        || run.state.observed.leaving.contains_key(&leaver);
                     let stopped = run.step(Event::StopTable { table_version: table.clone() });
                     assert_eq!(stopped.is_ok(), served);
                     assert!(!run.state.durable.served.contains(&table));
@@ -245,8 +260,9 @@ impl World {
                 let (model, release) = (model_name(model), release_name(release));
                 let (state, share) = (run.release(&model, &release), run.share(&model, &release));
                 if run.retire(&model, &release).is_ok() {
-                    assert_eq!((run.release(&model, &release), share), (None, 0));
+                    assert_eq!((run.release(&model, &release), share), (Some(ReleaseState::Retiring), 0));
                     assert_ne!(state, Some(ReleaseState::Current));
+                    assert_eq!(run.retire(&model, &release), Ok(vec![]), "again is nothing");
                 }
             }
             Action::Count { model, release, failed } => {
@@ -256,6 +272,7 @@ impl World {
                 counted.requests += 300;
                 counted.errors += if failed { 300 } else { 0 };
                 let mut report = ranker_report("ranker-0", &[]);
+                report.epoch = self.epochs.get("ranker-0").copied().unwrap_or_default();
                 report.releases = (self.counted.iter())
                     .map(|((model, release), chosen)| RankerRelease {
                         model: name(model),
@@ -327,9 +344,13 @@ proptest! {
             let session = run.session();
             run.ready(node, session);
         }
+        // And what was let go has left.
+        run.pass(SETTINGS.retire_grace.as_secs());
+        prop_assert!(run.state.observed.leaving.is_empty());
         for release in run.state.map().releases.clone() {
             prop_assert_eq!(run.state.waiting_for(&release), Vec::<String>::new());
             prop_assert_ne!(release.state, ReleaseState::Loading);
+            prop_assert_ne!(release.state, ReleaseState::Retiring);
         }
     }
 }

@@ -34,9 +34,12 @@ fn a_release_goes_from_published_to_current_to_previous_and_away() {
         run.promote("m", &release).unwrap();
         assert_eq!(run.promote("m", &release), Ok(vec![]), "again is nothing");
     }
-    assert_eq!(run.release("m", "r1"), None);
+    assert_eq!(run.release("m", "r1"), Some(ReleaseState::Retiring));
     assert_eq!(run.release("m", "r2"), Some(ReleaseState::Previous));
     assert_eq!(run.release("m", "r3"), Some(ReleaseState::Current));
+    assert!(run.state.map().layout(&v1).is_some(), "requests that began with it go on");
+    assert_eq!(run.pass(5), [Effect::Persist, Effect::PublishMap]);
+    assert_eq!(run.release("m", "r1"), None);
     assert!(run.state.map().layout(&v1).is_none(), "nobody pins it any more");
     // Rollback: the two change places.
     run.promote("m", "r2").unwrap();
@@ -165,8 +168,11 @@ fn tables_are_served_on_their_own_account_or_because_a_release_pins_them() {
     }
     assert_eq!(run.step(Event::ServeTable { table: artifact(&users, 3) }), Ok(vec![]), "again is nothing");
     run.publish("m", "r1", std::slice::from_ref(&users)).unwrap();
-    assert_eq!(run.step(stop(&items)), Ok(vec![Effect::Persist, Effect::PublishMap]));
+    assert_eq!(run.step(stop(&items)), Ok(vec![Effect::Persist]));
+    assert_eq!(run.step(stop(&items)), Ok(vec![]), "it is leaving already");
     assert_eq!(run.step(stop(&users)), Ok(vec![Effect::Persist]), "the release keeps it");
+    assert_eq!(run.pass(4), []);
+    assert_eq!(run.pass(1), [Effect::Persist, Effect::PublishMap]);
     let refused = run.step(stop(&users)).unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Conflict);
     assert!(refused.to_string().contains("release m@r1"));

@@ -104,6 +104,7 @@ impl Fixture {
             data_dir: path(self.dir.path().join("controller")),
             reconnect_grace_ms: 500,
             group_settle_ms: 50,
+            retire_grace_ms: 50,
             keepalive_interval_ms: 200,
             keepalive_timeout_ms: 500,
             ..RawConfig::default()

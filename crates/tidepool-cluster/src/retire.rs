@@ -1,0 +1,179 @@
+//! How releases and tables leave: first nobody is sent to them any more, and only when what began with them has
+//! ended are they taken away.
+//!
+//! A release that is let go stays in the map, without traffic, and so its tables stay on the nodes. It is removed
+//! when every connected ranker works by a map that lets it go **and** a grace has passed since: the last request that
+//! one of them began with it is over by then. A table that is no longer served on its own account leaves likewise.
+//! How far they are is not written down: after a restart the grace begins anew.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tidepool_types::{Epoch, Name, TableVersion};
+
+use crate::{
+    error::StepError,
+    events::EventKind,
+    map::{ReleaseEntry, ReleaseState},
+    state::{ClusterState, Durable},
+    step::Draft,
+};
+
+/// What is on its way out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Leaver {
+    /// A release of a model.
+    Release(Name, Name),
+    /// A table version that neither a release nor an operator asks for.
+    Table(TableVersion),
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    /// The map that lets it go, or a later one.
+    epoch: Epoch,
+    /// Since when every connected ranker works by such a map; `None` while one does not.
+    since: Option<Duration>,
+}
+
+impl Leaving {
+    /// When its grace is over, if it has begun.
+    pub(crate) fn ends(&self, grace: Duration) -> Option<Duration> {
+        self.since.map(|since| since.saturating_add(grace))
+    }
+}
+
+impl ClusterState {
+    /// Why a release that is let go is still there, in words.
+    pub(crate) fn still_needing(&self, entry: &ReleaseEntry) -> Vec<String> {
+        let mut words = vec!["it is being let go, and leaves when what began with it has ended".to_owned()];
+        let leaver = Leaver::Release(entry.model.clone(), entry.release.clone());
+        if let Some(leaving) = self.observed.leaving.get(&leaver) {
+            let late = self.ranker_reports().filter(|report| report.epoch < leaving.epoch);
+            words.extend(late.map(|report| {
+                format!(
+                    "ranker {} works by map epoch {}, and {} lets it go",
+                    report.ranker, report.epoch, leaving.epoch
+                )
+            }));
+        }
+        words
+    }
+
+    /// Whether a release pins a table version, or an operator wants it served.
+    fn wants(&self, table: &TableVersion) -> bool {
+        let Durable { map, served, .. } = self.durable.as_ref();
+        served.contains(table) || map.releases.iter().any(|r| r.tables.contains(table))
+    }
+
+    /// What should leave by the state as it is.
+    fn leavers(&self) -> BTreeSet<Leaver> {
+        let map = self.map();
+        let retiring = map.releases.iter().filter(|r| r.state == ReleaseState::Retiring);
+        let releases = retiring.map(|r| Leaver::Release(r.model.clone(), r.release.clone()));
+        let tables = map.layouts.iter().map(|layout| &layout.schema.table_version);
+        let tables = tables.filter(|table| !self.wants(table)).cloned().map(Leaver::Table);
+        releases.chain(tables).collect()
+    }
+}
+
+impl Draft {
+    /// Lets a release go that nobody is sent to.
+    pub(crate) fn retire(&mut self, model: &Name, release: &Name, by: &str) -> Result<(), StepError> {
+        let instead = "promote another, or roll back, before it is let go";
+        self.check_not_current(model, release, instead)?;
+        if self.entry(model, release)?.state == ReleaseState::Retiring {
+            return Ok(());
+        }
+        let traffic = self.traffic(model);
+        let share = traffic.share(release);
+        let sample = traffic.shadows.iter().find(|s| s.release == *release).map_or(0, |s| s.sample);
+        if share > 0 || sample > 0 {
+            let (model, release) = (model.clone(), release.clone());
+            return Err(StepError::HasTraffic { model, release, share, sample });
+        }
+        for entry in &mut self.map().releases {
+            if (&entry.model, &entry.release) == (model, release) {
+                entry.state = ReleaseState::Retiring;
+            }
+        }
+        self.durable().ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, release));
+        self.event(EventKind::Retired, by, (model, Some(release)), String::new());
+        Ok(())
+    }
+
+    /// No longer serves a table version on its own account.
+    pub(crate) fn stop(&mut self, table: &TableVersion) -> Result<(), StepError> {
+        if self.state.durable.served.contains(table) {
+            self.durable().served.remove(table);
+            // A release that pins it, and is leaving, takes it along: its grace is for those who ask the table, too.
+            let ClusterState { durable, observed, .. } = &mut self.state;
+            let pins = |model: &Name, release: &Name| {
+                durable.map.release(model, release).is_some_and(|r| r.tables.contains(table))
+            };
+            observed.leaving.retain(
+                |leaver, _| !matches!(leaver, Leaver::Release(model, release) if pins(model, release)),
+            );
+            return Ok(());
+        }
+        if self.state.observed.leaving.contains_key(&Leaver::Table(table.clone())) {
+            return Ok(());
+        }
+        let pins = self.state.map().releases.iter().filter(|r| r.tables.contains(table));
+        let releases: Vec<_> = pins.map(|r| format!("release {}@{}", r.model, r.release)).collect();
+        if releases.is_empty() {
+            return Err(StepError::NotFound { what: format!("table {table}") });
+        }
+        Err(StepError::Pinned { table: table.clone(), releases })
+    }
+
+    /// Sees how far everything is that is on its way out, and takes away whose time is over.
+    pub(crate) fn advance_leaving(&mut self) {
+        let leavers = self.state.leavers();
+        if leavers.is_empty() && self.state.observed.leaving.is_empty() {
+            return;
+        }
+        // The map of this step has no number yet.
+        let epoch = Epoch(self.state.map().epoch.0 + u64::from(self.map_changed));
+        let (now, grace) = (self.now, self.state.settings.retire_grace);
+        // Just after a start rankers may be there that have not reported yet.
+        let recovering = self.state.observed.recovering_until.is_some();
+        let mut leaving = std::mem::take(&mut self.state.observed.leaving);
+        leaving.retain(|leaver, _| leavers.contains(leaver));
+        for leaver in leavers {
+            leaving.entry(leaver).or_insert(Leaving { epoch, since: None });
+        }
+        for of_it in leaving.values_mut() {
+            let seen = !recovering && self.state.ranker_reports().all(|report| report.epoch >= of_it.epoch);
+            of_it.since = seen.then(|| of_it.since.unwrap_or(now));
+        }
+        let over = |of_it: &Leaving| of_it.ends(grace).is_some_and(|end| now >= end);
+        let gone: Vec<_> = leaving.extract_if(.., |_, of_it| over(of_it)).map(|(leaver, _)| leaver).collect();
+        self.state.observed.leaving = leaving;
+        if !gone.is_empty() {
+            self.take_away(&gone);
+        }
+    }
+
+    /// Removes what has left, and the tables that nobody wants now: those of a release had their grace with it.
+    fn take_away(&mut self, gone: &[Leaver]) {
+        let leaves = |r: &ReleaseEntry| {
+            r.state == ReleaseState::Retiring
+                && gone.contains(&Leaver::Release(r.model.clone(), r.release.clone()))
+        };
+        let pinned: Vec<_> =
+            self.state.map().releases.iter().filter(|r| leaves(r)).flat_map(|r| r.tables.clone()).collect();
+        self.map().releases.retain(|r| !leaves(r));
+        let stopped = gone.iter().filter_map(|leaver| match leaver {
+            Leaver::Table(table) => Some(table.clone()),
+            Leaver::Release(..) => None,
+        });
+        let mut tables: BTreeSet<_> = pinned.into_iter().chain(stopped).collect();
+        tables.retain(|table| !self.state.wants(table));
+        let durable = self.durable();
+        durable.map.layouts.retain(|l| !tables.contains(&l.schema.table_version));
+        durable.tables.retain(|t| !tables.contains(&t.table_version));
+        let Durable { map, manifests, .. } = durable;
+        manifests.retain(|m| map.release(&m.model, &m.release).is_some());
+    }
+}
