@@ -68,6 +68,8 @@ enum Command {
     Lookup(commands::lookup::Args),
     /// Send a ranking request from a JSON file to a ranker.
     Rank(commands::rank::Args),
+    /// What became of a recent request: release, nodes asked, ids that were not found, time by stage.
+    Why(commands::why::Args),
     /// Record the lookups of a ranker, look at what was recorded, and ask it again.
     #[command(subcommand)]
     Trace(commands::trace::Command),
@@ -126,6 +128,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Quota(command) => commands::quota::run(command, &remote.read()?, output).await,
             Command::Lookup(args) => commands::lookup::run(args, &remote.read()?, output).await,
             Command::Rank(args) => commands::rank::run(args, &remote.read()?, output).await,
+            Command::Why(args) => commands::why::run(args, &remote.read()?, output).await,
             Command::Trace(command) => commands::trace::run(command, &remote.read()?, output).await,
             Command::HotIds(command) => commands::hot_ids::run(command, &remote.read()?, output).await,
             Command::Bench(command) => commands::bench::run(command, named, output).await,

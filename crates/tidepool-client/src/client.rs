@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
+    account::LookupAccount,
     cache::RowCache,
     channels::Dial,
     config::ClientConfig,
@@ -61,6 +62,17 @@ pub(crate) struct Attempt<'s, 'm> {
     pub(crate) split: &'s Split<'m>,
     pub(crate) gathered: Gathered<'s>,
     stages: Stages,
+}
+
+/// How a lookup is done, beside its options.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner<'a> {
+    /// What it knows is not asked for.
+    pub(crate) cache: Option<&'a RowCache>,
+    /// What the ids are.
+    pub(crate) ids: Ids,
+    /// Where it is noted what becomes of the lookup.
+    pub(crate) account: Option<&'a LookupAccount>,
 }
 
 /// With defaults the waiting ends a little before the deadline, so that what has come is made an answer in
@@ -186,11 +198,25 @@ impl Client {
         request: &LookupRequest,
         options: &LookupOptions,
     ) -> Result<LookupOutcome, ClientError> {
+        self.lookup_noting(request, options, None).await
+    }
+
+    /// As [`lookup`](Self::lookup); what becomes of it is noted in `account` as it goes on, however it ends.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub async fn lookup_noting(
+        &self,
+        request: &LookupRequest,
+        options: &LookupOptions,
+        account: Option<&LookupAccount>,
+    ) -> Result<LookupOutcome, ClientError> {
         let start = Instant::now();
         self.inner.tap.note(start, request, options.tenant.as_ref());
         let cache = self.inner.cache.as_deref();
+        let manner = Manner { cache, ids: Ids::Asked, account };
         let result = self
-            .gather(request, options, cache, |attempt| {
+            .gather(request, options, manner, |attempt| {
                 let Attempt { topology, split, gathered, mut stages } = attempt;
                 let begun = Instant::now();
                 if let Some(cache) = cache {
@@ -198,6 +224,9 @@ impl Client {
                 }
                 let features = merge(split, &gathered.answers, &gathered.unavailable);
                 stages.merge = begun.elapsed();
+                if let Some(account) = account {
+                    account.looked_up(split, &gathered, &features, stages);
+                }
                 for ((asked, split_feature), vectors) in
                     request.features.iter().zip(&split.features).zip(&features)
                 {
@@ -247,7 +276,8 @@ impl Client {
         timeout: Duration,
     ) -> Result<Vec<StoredRow>, ClientError> {
         let (request, options) = self.asking_for("stored-rows", table_version, ids.to_vec(), timeout);
-        self.gather(&request, &options, None, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
+        let manner = Manner { cache: None, ids: Ids::Asked, account: None };
+        self.gather(&request, &options, manner, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
     }
 
     /// A request for the rows of `ids`, one by one: all of them, or an error.
@@ -280,25 +310,12 @@ impl Client {
         }
     }
 
-    /// Has every needed partition answered, or given up, and lets `finish` make something of it. What `cache`
-    /// knows is not asked for.
-    async fn gather<T>(
+    /// Has every needed partition answered, or given up, and lets `finish` make something of it.
+    pub(crate) async fn gather<T>(
         &self,
         request: &LookupRequest,
         options: &LookupOptions,
-        cache: Option<&RowCache>,
-        finish: impl Fn(Attempt<'_, '_>) -> T,
-    ) -> Result<T, ClientError> {
-        self.gather_ids(request, options, cache, Ids::Asked, finish).await
-    }
-
-    /// As [`gather`](Self::gather), with `ids` as they are said to be.
-    pub(crate) async fn gather_ids<T>(
-        &self,
-        request: &LookupRequest,
-        options: &LookupOptions,
-        cache: Option<&RowCache>,
-        ids: Ids,
+        manner: Manner<'_>,
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<T, ClientError> {
         let mut options = options.clone();
@@ -312,7 +329,7 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut first = true;
         loop {
-            let attempt = self.attempt(request, &options, deadline, first, (cache, ids), &finish);
+            let attempt = self.attempt(request, &options, deadline, first, manner, &finish);
             match attempt.await? {
                 Some(done) => return Ok(done),
                 None => first = false,
@@ -328,7 +345,7 @@ impl Client {
         options: &LookupOptions,
         deadline: Instant,
         first: bool,
-        (cache, ids): (Option<&RowCache>, Ids),
+        manner: Manner<'_>,
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<Option<T>, ClientError> {
         let inner = &*self.inner;
@@ -338,8 +355,11 @@ impl Client {
         if epoch == Epoch(0) {
             return Err(ClientError::NoMap);
         }
+        if let Some(account) = manner.account {
+            account.routed_by(epoch);
+        }
         self.follow_with_cache(&topology.map);
-        let split = Split::with_cache(request, &topology.map, inner.seed, cache, ids)?;
+        let split = Split::with_cache(request, &topology.map, inner.seed, manner.cache, manner.ids)?;
         let choice = Choice {
             preferred: inner.config.preferred_group.as_ref().map(|group| group.as_str()),
             spill_factor: inner.config.spill_factor,
@@ -358,6 +378,7 @@ impl Client {
             lot: inner.pacing.random() | 1,
             deadline,
             first,
+            account: manner.account,
         };
         let asking = Instant::now();
         match fanout.run(&mut router).await {

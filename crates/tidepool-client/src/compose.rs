@@ -8,7 +8,7 @@
 //! A composite table has rows for every id, or none at all (answers that say otherwise are refused), so what
 //! was found, and the weights of it, is known from the request alone.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, collections::HashSet, ops::Range};
 
 use tidepool_types::{Combine, Composite, Pooling, TableSchema};
 
@@ -109,17 +109,35 @@ impl<'a> Composed<'a> {
     /// Per bag of the caller: its ids with a row that `is_lost`, which is asked by the row's place among the
     /// expanded ids.
     pub(crate) fn lost(&self, is_lost: impl Fn(usize) -> bool) -> Vec<u32> {
-        let hashes = self.hashes();
         let bags = bag_ranges(asked_lengths(self.asked), self.asked.ids.len());
-        let lost = bags.map(|bag| {
-            let row = |id: usize, hash: usize| match self.composite.combine {
-                Combine::Concat => bag.start * hashes + hash * bag.len() + id,
-                Combine::Sum => (bag.start + id) * hashes + hash,
-            };
-            let lost = |id: &usize| (0..hashes).any(|hash| is_lost(row(*id, hash)));
-            as_u32((0..bag.len()).filter(lost).count())
-        });
-        lost.collect()
+        bags.map(|bag| as_u32(self.of_bag(&bag, &is_lost).count())).collect()
+    }
+
+    /// The first `limit` different ids with a row that `is_wanted`, as [`lost`](Self::lost) asks for them.
+    pub(crate) fn ids_with(&self, is_wanted: impl Fn(usize) -> bool, limit: usize) -> Vec<u64> {
+        let (mut ids, mut seen) = (Vec::new(), HashSet::new());
+        for bag in bag_ranges(asked_lengths(self.asked), self.asked.ids.len()) {
+            for id in self.of_bag(&bag, &is_wanted).map(|id| self.asked.ids[bag.start + id]) {
+                if ids.len() == limit {
+                    return ids;
+                }
+                if seen.insert(id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+
+    /// The places in a bag of its ids with a row that `is_wanted`.
+    fn of_bag(&self, bag: &Range<usize>, is_wanted: &impl Fn(usize) -> bool) -> impl Iterator<Item = usize> {
+        let (hashes, combine) = (self.hashes(), self.composite.combine);
+        let (start, len) = (bag.start, bag.len());
+        let row = move |id: usize, hash: usize| match combine {
+            Combine::Concat => start * hashes + hash * len + id,
+            Combine::Sum => (start + id) * hashes + hash,
+        };
+        (0..len).filter(move |id| (0..hashes).any(|hash| is_wanted(row(*id, hash))))
     }
 }
 

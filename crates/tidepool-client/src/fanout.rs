@@ -24,6 +24,7 @@ use tracing::debug;
 
 use self::races::{Call, Done, Hedge, Race, Running, State};
 use crate::{
+    account::{CallKind, LookupAccount},
     answer::{self, Answered},
     asks::{self, Ask, NodeAsk},
     breaker::Status,
@@ -58,6 +59,8 @@ pub(crate) struct Fanout<'a> {
     pub(crate) deadline: Instant,
     /// Whether this is the lookup's first attempt.
     pub(crate) first: bool,
+    /// Where calls are noted, if somebody wants to know.
+    pub(crate) account: Option<&'a LookupAccount>,
 }
 
 /// Every needed partition, answered once or given up.
@@ -98,9 +101,12 @@ impl Fanout<'_> {
     /// # Errors
     /// [`ClientError`]: a refusal, the deadline, nobody left to ask, or no retries left.
     pub(crate) async fn run<'c>(&'c self, router: &mut Router<'c>) -> Result<Gathered<'c>, ClientError> {
-        let mut state = State::new();
+        let mut state = State::new(self.account);
         let ended = self.ask_all(router, &mut state).await;
         self.part(&mut state);
+        if let Some(account) = self.account {
+            account.part();
+        }
         ended?;
         let mut answers = std::mem::take(&mut state.answers);
         answers.sort_unstable_by_key(|(number, ..)| *number);
@@ -170,6 +176,12 @@ impl Fanout<'_> {
         state: &mut State<'c>,
     ) {
         let now = Instant::now();
+        let kind = match (hedge_of, state.calls.is_empty()) {
+            (Some(_), _) => CallKind::Hedge,
+            (None, true) if self.first => CallKind::First,
+            (None, true) => CallKind::NewerMap,
+            (None, false) => CallKind::Retry,
+        };
         let tickets = std::mem::take(&mut route.tickets);
         for (ask, ticket) in asks::build(self.split, &route, self.options).into_iter().zip(tickets) {
             let NodeAsk { node, pieces, asks } = ask;
@@ -191,10 +203,13 @@ impl Fanout<'_> {
                 state.open += 1;
                 state.races.len() - 1
             });
+            let noted = self.account.and_then(|account| {
+                account.begin(self.topology.id(node), &self.topology.peer(node).address, kind, ids)
+            });
             let (cancel, registration) = AbortHandle::new_pair();
             let running: Running<'c> = Box::pin(self.call(number, node, asks, alternative));
             state.running.push(Abortable::new(running, registration));
-            state.calls.push(Call { race, node, pieces, ids, ticket: Some(ticket), cancel });
+            state.calls.push(Call { race, node, pieces, ids, ticket: Some(ticket), cancel, noted });
         }
     }
 
@@ -247,6 +262,12 @@ impl Fanout<'_> {
         let checked =
             done.result.and_then(|reply| answer::check(self.split, done.asks, reply).map_err(Into::into));
         self.note(ticket, ids, checked.as_ref().err());
+        if let (Some(account), Some(noted)) = (self.account, state.calls[number].noted) {
+            match &checked {
+                Ok(_) => account.answered(noted),
+                Err(failure) => account.failed(noted, failure),
+            }
+        }
         let first = state.races[race].first == number;
         match checked {
             Ok(checked) if first => {

@@ -8,6 +8,7 @@
 //!
 //! Read first: [`Client`], [`LookupRequest`], [`ClientError`].
 
+mod account;
 mod answer;
 mod asks;
 #[doc(hidden)]
@@ -46,6 +47,7 @@ mod partial_tests;
 // The map is part of this interface ([`Client::with_map`]): callers need not know where it is made.
 pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
 
+pub use account::{CallEnd, CallKind, CallNote, FeatureNote, LookupAccount, LookupNotes};
 pub use answer::BadAnswer;
 pub use cache::{BadHotIds, HotIds, Warmed};
 pub use channels::{BearerToken, Connector};

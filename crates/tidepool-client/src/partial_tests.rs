@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use tidepool_types::{Composite, Pooling};
 
 use crate::{
+    account::{FeatureNote, LookupAccount, not_found},
     answer, asks,
+    fanout::Gathered,
     layouts_tests::{
         FeatureSeed, Shape, Table, any_feature, any_table, choice, feature, map_of, node_answers, oracle,
         topology_of,
@@ -25,7 +27,7 @@ fn without_one_node(
     shape: &Shape,
     options: &LookupOptions,
     gone: usize,
-) -> (Vec<FeatureVectors>, Vec<(usize, u64)>) {
+) -> (Vec<FeatureVectors>, Vec<FeatureNote>, Vec<(usize, u64)>) {
     let topology = topology_of(map_of(tables, shape));
     let split = Split::new(request, &topology.map, 7).unwrap();
     let (route, _) = Router::new(&topology, &split, choice(0), Instant::now()).first();
@@ -55,7 +57,49 @@ fn without_one_node(
         };
         answers.extend(answer::check(&split, question.asks, response).unwrap());
     }
-    (merge(&split, &answers, &unavailable), lost)
+    let vectors = merge(&split, &answers, &unavailable);
+    let gathered = Gathered { answers, unavailable, ..Gathered::default() };
+    let notes = not_found(&split, &gathered, &vectors);
+    (vectors, notes, lost)
+}
+
+/// What is told of a feature: the different ids that are missing, and those that are lost, in the order of the
+/// request.
+fn check_note(
+    (number, table): (usize, &Table),
+    asked: &FeatureLookup,
+    got: &FeatureVectors,
+    note: Option<&FeatureNote>,
+    lost: &[(usize, u64)],
+) {
+    let (mut missing, mut unavailable) = (Vec::new(), Vec::new());
+    for id in &asked.ids {
+        let rows = match &table.composite {
+            Some(composite) => {
+                composite.seeds.iter().map(|seed| Composite::row(*id, *seed, table.rows)).collect()
+            }
+            None => vec![*id],
+        };
+        let absent = if table.composite.is_some() { table.rows == 0 } else { !table.stored.contains_key(id) };
+        let list = if rows.iter().any(|row| lost.contains(&(number, *row))) {
+            &mut unavailable
+        } else if absent {
+            &mut missing
+        } else {
+            continue;
+        };
+        if !list.contains(id) {
+            list.push(*id);
+        }
+    }
+    missing.truncate(LookupAccount::MAX_IDS);
+    unavailable.truncate(LookupAccount::MAX_IDS);
+    let told = note.cloned().unwrap_or_default();
+    assert_eq!((told.missing_ids, told.unavailable_ids), (missing, unavailable));
+    assert_eq!(
+        (told.missing, told.unavailable, told.defaulted_bags),
+        (got.missing_ids, got.unavailable_ids, got.defaulted_bags)
+    );
 }
 
 /// Holds one feature against the oracle, a bag at a time.
@@ -125,9 +169,12 @@ proptest! {
             let shape = Shape { nodes, groups: 1, partitions };
             for form in [None, Some(WireForm::Pool), Some(WireForm::Gather)] {
                 let options = LookupOptions { wire_form: form, ..Default::default() };
-                let (got, lost) = without_one_node(&tables, &request, &shape, &options, gone);
-                for ((seed, asked), got) in seeds.iter().zip(&request.features).zip(&got) {
-                    check(number(seed), &tables[number(seed)], asked, got, &lost);
+                let (got, notes, lost) = without_one_node(&tables, &request, &shape, &options, gone);
+                for (at, ((seed, asked), got)) in seeds.iter().zip(&request.features).zip(&got).enumerate() {
+                    let table = (number(seed), &tables[number(seed)]);
+                    check(table.0, table.1, asked, got, &lost);
+                    let note = notes.iter().find(|note| note.feature == at);
+                    check_note(table, asked, got, note, &lost);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Which role a call needs: all calls of a ranker, over gRPC and over HTTP, in one table each.
 
 use tidepool_runtime::auth::{
-    Role::{Admin, Tenant, Write},
+    Role::{Admin, Read, Tenant, Write},
     Table,
 };
 
@@ -14,6 +14,8 @@ pub(crate) const ROUTES: Table = &[
     ("/v1/trace", &[Admin]),
     ("/v1/hot-ids", &[Admin]),
     ("/v1/admin/rollback", &[Write]),
+    // What became of requests, of all tenants: no more of them than some ids that were not found.
+    ("/v1/requests", &[Read]),
 ];
 
 #[cfg(test)]
@@ -32,6 +34,7 @@ mod tests {
             include_str!("trace.rs"),
             include_str!("hot_ids.rs"),
             include_str!("admin.rs"),
+            include_str!("recent/http.rs"),
         ]
         .concat();
         let routes: Vec<_> =

@@ -61,6 +61,8 @@ pub struct RawConfig {
     pub max_ids: u64,
     /// Size of the largest request, in bytes.
     pub max_request_bytes: u32,
+    /// The last requests of which it is kept what became of them; 0: none.
+    pub recent_requests: u32,
     /// Budget of a request that names none.
     pub default_deadline_ms: u64,
     /// The longest budget that a request is granted.
@@ -108,6 +110,7 @@ impl Default for RawConfig {
             max_candidates: 10_000,
             max_ids: 1_000_000,
             max_request_bytes: 32 << 20,
+            recent_requests: 4096,
             default_deadline_ms: 1_000,
             max_deadline_ms: 30_000,
             connect_timeout_ms: 500,
@@ -162,6 +165,8 @@ pub struct Config {
     pub limits: Limits,
     /// Size of the largest request, in bytes.
     pub max_request_bytes: usize,
+    /// The last requests of which it is kept what became of them; 0: none.
+    pub recent_requests: usize,
     /// Budget of a request that names none.
     pub default_deadline: Duration,
     /// The longest budget that a request is granted.
@@ -177,6 +182,9 @@ pub struct Config {
     /// Log lines; whoever owns the process sets them up.
     pub log: LogOptions,
 }
+
+/// Requests that are kept at most: with the largest record that there can be, 32 GiB.
+const MAX_RECENT: u32 = 1 << 20;
 
 /// No duration of a ranker is longer than a day.
 const MAX_MS: u64 = 24 * 3600 * 1000;
@@ -216,6 +224,7 @@ impl TryFrom<RawConfig> for Config {
         problems.check(raw.max_candidates > 0, "max_candidates: at least 1");
         problems.check(raw.max_ids > 0, "max_ids: at least 1");
         problems.check(raw.max_request_bytes >= 1024, "max_request_bytes: at least 1024");
+        problems.check(raw.recent_requests <= MAX_RECENT, format!("recent_requests: at most {MAX_RECENT}"));
         let mut duration = |key: &str, ms: u64| {
             problems.check((1..=MAX_MS).contains(&ms), format!("{key}: from 1 to {MAX_MS}"));
             Duration::from_millis(ms)
@@ -256,6 +265,7 @@ impl TryFrom<RawConfig> for Config {
                 pool_queue_len: raw.pool_queue_len as usize,
                 limits: Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids },
                 max_request_bytes: raw.max_request_bytes as usize,
+                recent_requests: raw.recent_requests as usize,
                 default_deadline,
                 max_deadline,
                 connect_timeout,
@@ -304,6 +314,7 @@ mod tests {
             hedge: RawHedge { min_delay_ms: 200, budget_percent: 101.0, ..RawHedge::default() },
             breaker: RawBreaker { failures: 0, ..RawBreaker::default() },
             pool_queue_len: 0,
+            recent_requests: u32::MAX,
             default_deadline_ms: 60_000,
             load_retry_ms: 0,
             ..minimal()
@@ -323,6 +334,7 @@ mod tests {
                 "hedge.min_delay_ms",
                 "breaker.failures",
                 "pool_queue_len",
+                "recent_requests",
                 "load_retry_ms",
                 "http_address",
                 "default_deadline_ms"

@@ -68,16 +68,28 @@ async fn answer(
     traceparent: Option<TraceParent>,
     arrived: Instant,
 ) -> Result<Response, RankError> {
-    let message = convert(service, body).inspect_err(|error| service.refused(error, "", arrived))?;
+    let message = match JsonRequest::parse(body).map_err(invalid) {
+        Ok(request) => convert(service, &request).map_err(|error| {
+            let JsonRequest { request_id, tenant, model, release, .. } = request;
+            let release = release.unwrap_or_default();
+            (error, v1::RankRequest { request_id, tenant, model, release, ..Default::default() })
+        }),
+        Err(error) => Err((error, v1::RankRequest::default())),
+    };
+    let message = message.map_err(|(error, mut asked)| {
+        let recent = &service.ranker.recent;
+        let id_given = recent.identify(&mut asked.request_id);
+        recent.begin(&asked, id_given, arrived).failed(&error);
+        service.refused(&error, &asked.request_id, arrived);
+        error
+    })?;
     let response = service.answer(caller, message, traceparent, arrived).await?;
     Ok(Json(json::answer(&response)).into_response())
 }
 
 /// The message of a document. The contract says which numbers are ids, and which contract that is, the request's
 /// key; where the ids of the user stand for one, they are first read by the contract of the current release.
-fn convert(service: &RankService, body: &[u8]) -> Result<v1::RankRequest, RankError> {
-    let invalid = |error: json::JsonError| RankError::Invalid(chain(&error));
-    let request = JsonRequest::parse(body).map_err(invalid)?;
+fn convert(service: &RankService, request: &JsonRequest) -> Result<v1::RankRequest, RankError> {
     let (releases, model) = (&service.ranker.releases, request.model.as_str());
     let (named, key) = (request.release.as_deref(), request.routing_key.as_str());
     // No arm has the bucket after the last.
@@ -95,6 +107,10 @@ fn convert(service: &RankService, body: &[u8]) -> Result<v1::RankRequest, RankEr
     };
     // By another contract the ids may be others: the key stays the one that the release was chosen by.
     Ok(v1::RankRequest { routing_key, ..message })
+}
+
+fn invalid(error: json::JsonError) -> RankError {
+    RankError::Invalid(chain(&error))
 }
 
 /// An error as the JSON that every route gives.

@@ -273,6 +273,7 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
     let results = indexes.zip(scores).map(|(index, score)| json!({ "index": index, "score": short(score) }));
     let versions = response.table_versions.iter();
     json!({
+        "request_id": response.request_id,
         "model": response.model,
         "release": response.release,
         "choice": Choice::word(response.choice()),

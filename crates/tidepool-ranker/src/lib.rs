@@ -22,6 +22,7 @@ mod metrics;
 #[cfg(test)]
 mod overload_tests;
 mod rank;
+mod recent;
 mod releases;
 mod request;
 mod rollback;

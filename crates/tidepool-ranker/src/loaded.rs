@@ -1,11 +1,13 @@
 //! One release, loaded: its model, and which table version each input pools from.
 
+use std::sync::Arc;
+
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_dense::DenseModel;
 use tidepool_store::ArtifactStore;
 use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
 
-use crate::{counters::Counters, error::LoadError};
+use crate::{counters::Counters, error::LoadError, recent::Told};
 
 /// Rows of the run that warms a model up: enough to go through its vectorised loops.
 const WARM_UP_ROWS: usize = 16;
@@ -27,6 +29,8 @@ pub(crate) struct LoadedRelease {
     pub(crate) dense: DenseModel,
     /// What it has answered since it was loaded.
     pub(crate) counters: Counters,
+    /// What records of requests say of it.
+    pub(crate) told: Arc<Told>,
 }
 
 impl LoadedRelease {
@@ -62,6 +66,13 @@ impl LoadedRelease {
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
         let zeros: Vec<_> = dense.widths().iter().map(|width| vec![0.0; WARM_UP_ROWS * width]).collect();
         dense.run(WARM_UP_ROWS, &zeros)?;
+        let pooled = files.spec.inputs.iter().zip(&table_of);
+        let features = pooled.filter_map(|(input, table)| Some((input.name.clone(), table.clone()?)));
+        let told = Told {
+            names: Some((entry.model.clone(), entry.release.clone())),
+            table_versions: files.manifest.tables.clone(),
+            features: features.collect(),
+        };
         Ok(Self {
             model: entry.model.clone(),
             release: entry.release.clone(),
@@ -70,6 +81,7 @@ impl LoadedRelease {
             table_of,
             dense,
             counters: Counters::default(),
+            told: Arc::new(told),
         })
     }
 }

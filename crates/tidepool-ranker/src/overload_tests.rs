@@ -16,6 +16,7 @@ use crate::{
     RankError,
     loaded::LoadedRelease,
     rank::{RankAnswer, Ranker},
+    recent::{Noting, Recent},
     releases::Releases,
     request::Limits,
     request::{RankFeature, RankRequest},
@@ -59,6 +60,7 @@ fn ranker() -> Ranker {
         default_deadline: Duration::from_secs(30),
         max_deadline: Duration::from_secs(30),
         shadows: Shadows::default(),
+        recent: Recent::new(0),
     }
 }
 
@@ -69,7 +71,7 @@ fn request() -> RankRequest {
 
 async fn rank(ranker: &Ranker, request: RankRequest) -> Result<RankAnswer, RankError> {
     let chosen = ranker.choose(&request)?;
-    ranker.rank(&chosen, request, Instant::now()).await
+    ranker.rank(&chosen, request, Instant::now(), &mut Noting::off()).await
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_client::{Client, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, OnUnavailable};
+use tidepool_client::{
+    Client, FeatureLookup, FeatureVectors, LookupAccount, LookupOptions, LookupRequest, OnUnavailable,
+};
 use tidepool_cluster::{ScoreHistogram, Tally};
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
@@ -16,6 +18,7 @@ use crate::{
     choice::Choice,
     counters::{Counters, histogram},
     loaded::LoadedRelease,
+    recent::{Counts, Noting, Recent},
     releases::{Chosen, Releases},
     request::{self, InputRows, Limits, RankRequest},
     shadow::Shadows,
@@ -71,6 +74,7 @@ pub(crate) struct Ranker {
     pub(crate) default_deadline: Duration,
     pub(crate) max_deadline: Duration,
     pub(crate) shadows: Shadows,
+    pub(crate) recent: Recent,
 }
 
 /// An answer, and what is counted of it.
@@ -83,16 +87,11 @@ pub(crate) struct Ranked {
     scores: ScoreHistogram,
 }
 
-/// What the lookup brought, beside the vectors.
+/// What the lookup brought.
 #[derive(Default)]
 struct Looked {
     vectors: Vec<Option<FeatureVectors>>,
-    epoch: Epoch,
-    rows: u32,
-    nodes: u32,
-    missing: u32,
-    defaulted: u32,
-    unavailable: u32,
+    counts: Counts,
 }
 
 /// Counts a request as failed when it is dropped: whoever gives up waiting has no answer either, and a release that
@@ -120,12 +119,14 @@ impl Ranker {
         chosen: &Chosen,
         request: RankRequest,
         arrived: Instant,
+        noting: &mut Noting,
     ) -> Result<RankAnswer, RankError> {
         let bucket = request.bucket();
+        noting.note(|record| (record.choice, record.bucket) = (Some(chosen.choice), Some(bucket)));
         // Who names a release tries it out: guards judge by those who do not.
         let counted = (chosen.choice != Choice::Named).then_some(&chosen.release.counters);
         let mut unanswered = Unanswered(counted);
-        let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived).await;
+        let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived, noting).await;
         if let Some(counters) = unanswered.0.take() {
             counters.count(&match &ranked {
                 Ok(ranked) => Tally {
@@ -147,8 +148,13 @@ impl Ranker {
         (release, epoch): (&Arc<LoadedRelease>, Epoch),
         request: RankRequest,
         arrived: Instant,
+        noting: &mut Noting,
     ) -> Result<Ranked, RankError> {
         let budget = request.budget.unwrap_or(self.default_deadline).min(self.max_deadline);
+        noting.note(|record| {
+            (record.budget, record.counts.epoch) = (Some(budget), epoch);
+            record.told = Some(release.told.clone());
+        });
         let deadline = arrived + budget;
         let (candidates, top_k) = (request.candidates, request.top_k);
         let request_id = request.request_id.clone();
@@ -160,6 +166,7 @@ impl Ranker {
             InputRows::Numbers(_) => 0,
         };
         let ids = rows.iter().map(of_row).sum();
+        noting.note(|record| record.ids = ids);
         let mut answer = RankAnswer {
             model: release.model.clone(),
             release: release.release.clone(),
@@ -183,30 +190,46 @@ impl Ranker {
         let begun = Instant::now();
         let options =
             LookupOptions { exact: self.exact, tenant, traceparent, ..self.client.default_options() };
-        let asked = self.look_up(release, rows, (request_id, options), epoch, deadline, budget);
-        let (looked, numbers) = asked.await?;
+        let asked = self.look_up(
+            release,
+            rows,
+            (request_id, options),
+            epoch,
+            (deadline, budget),
+            noting.account(),
+        );
+        let asked = asked.await;
         answer.lookup_time = begun.elapsed();
-        answer.epoch = looked.epoch;
-        answer.rows_looked_up = looked.rows;
-        answer.nodes_touched = looked.nodes;
-        answer.missing_ids = looked.missing;
-        answer.defaulted_bags = looked.defaulted;
-        answer.unavailable_ids = looked.unavailable;
+        noting.note(|record| record.lookup_took = Some(answer.lookup_time));
+        let (looked, numbers) = asked?;
+        let counts = looked.counts;
+        noting.note(|record| record.counts = counts);
+        answer.epoch = counts.epoch;
+        answer.rows_looked_up = u32::try_from(counts.rows).unwrap_or(u32::MAX);
+        answer.nodes_touched = counts.nodes;
+        answer.missing_ids = counts.missing;
+        answer.defaulted_bags = counts.defaulted;
+        answer.unavailable_ids = counts.unavailable;
 
         let (vectors, release) = (looked.vectors, release.clone());
+        let submitted = Instant::now();
         let run = self.pool.run(move || {
+            let queued = submitted.elapsed();
             if Instant::now() >= deadline {
                 return Err(RankError::DeadlineExceeded(budget));
             }
             let begun = Instant::now();
             let inputs = assemble(&release, candidates as usize, vectors, numbers)?;
             let (ranked, scores) = score(&release, candidates as usize, &inputs, top_k)?;
-            Ok((ranked, scores, begun.elapsed()))
+            Ok((ranked, scores, begun.elapsed(), queued))
         });
         let ran = time::timeout_at(deadline.into(), run).await;
-        let scores;
-        (answer.ranked, scores, answer.dense_time) =
+        let (scores, queued);
+        (answer.ranked, scores, answer.dense_time, queued) =
             ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        noting.note(|record| {
+            (record.queued, record.dense_took) = (Some(queued), Some(answer.dense_time));
+        });
         Ok(Ranked { answer, ids, scores })
     }
 
@@ -218,8 +241,8 @@ impl Ranker {
         rows: Vec<InputRows>,
         (request_id, options): (String, LookupOptions),
         epoch: Epoch,
-        deadline: Instant,
-        budget: Duration,
+        (deadline, budget): (Instant, Duration),
+        account: Option<&LookupAccount>,
     ) -> Result<(Looked, Vec<Vec<f32>>), RankError> {
         let mut features = Vec::new();
         let mut numbers = Vec::new();
@@ -250,7 +273,8 @@ impl Ranker {
         }
         if features.is_empty() {
             let vectors = pooled.iter().map(|_| None).collect();
-            return Ok((Looked { vectors, epoch, ..Looked::default() }, numbers));
+            let counts = Counts { epoch, ..Counts::default() };
+            return Ok((Looked { vectors, counts }, numbers));
         }
         let mut timeout = deadline.saturating_duration_since(Instant::now());
         if timeout.is_zero() {
@@ -262,23 +286,25 @@ impl Ranker {
         }
         let request = LookupRequest { request_id, features };
         let options = LookupOptions { timeout, ..options };
-        let outcome = self.client.lookup(&request, &options).await?;
+        let outcome = self.client.lookup_noting(&request, &options, account).await?;
         let sum = |count: fn(&FeatureVectors) -> u32| {
             outcome.features.iter().fold(0u32, |sum, f| sum.saturating_add(count(f)))
         };
-        let mut looked = Looked {
+        let counts = Counts {
             epoch: outcome.epoch,
-            rows: u32::try_from(outcome.rows_requested).unwrap_or(u32::MAX),
+            rows: outcome.rows_requested,
+            cache_hits: outcome.cache_hits,
             nodes: outcome.nodes_touched,
+            retries: outcome.retries,
+            hedges: outcome.hedges,
+            hedges_won: outcome.hedges_won,
             missing: sum(|f| f.missing_ids),
             defaulted: sum(|f| f.defaulted_bags),
             unavailable: sum(|f| f.unavailable_ids),
-            vectors: Vec::new(),
         };
         let mut brought = outcome.features.into_iter();
-        looked.vectors =
-            pooled.into_iter().map(|pooled| if pooled { brought.next() } else { None }).collect();
-        Ok((looked, numbers))
+        let vectors = pooled.into_iter().map(|pooled| if pooled { brought.next() } else { None }).collect();
+        Ok((Looked { vectors, counts }, numbers))
     }
 }
 

@@ -14,7 +14,7 @@ const MAX_ELEMENTS: u64 = 1 << 26;
 /// A request as it came, decoded, not yet held against a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RankRequest {
-    /// Echoed in logs.
+    /// Echoed in the answer and in logs; empty: the ranker gives it one.
     pub request_id: String,
     /// On whose behalf; empty: the ranker's own.
     pub tenant: String,
@@ -39,6 +39,8 @@ pub struct RankRequest {
 }
 
 impl RankRequest {
+    /// The longest `request_id`, in bytes: it is sent to every node that is asked, and kept.
+    pub const MAX_REQUEST_ID_BYTES: usize = 256;
     /// The longest `routing_key`, in bytes.
     pub const MAX_ROUTING_KEY_BYTES: usize = 1024;
 }
@@ -105,6 +107,10 @@ pub fn check(
             NameError::TooLong(name) => format!("tenant: a name of {} bytes is too long", name.len()),
             other => format!("tenant: {other}"),
         }));
+    }
+    let (id_bytes, limit) = (request.request_id.len(), RankRequest::MAX_REQUEST_ID_BYTES);
+    if id_bytes > limit {
+        return Err(invalid(format!("request_id: {id_bytes} bytes, it may have {limit}")));
     }
     let (key_bytes, limit) = (request.routing_key.len(), RankRequest::MAX_ROUTING_KEY_BYTES);
     if key_bytes > limit {
@@ -349,6 +355,14 @@ mod tests {
         for tenant in ["", "ads"] {
             assert!(run(RankRequest { tenant: tenant.into(), ..good() }).is_ok(), "{tenant:?}");
         }
+    }
+
+    #[test]
+    fn a_request_id_is_short() {
+        assert_eq!(
+            refusal(|r| r.request_id = "ü".repeat(1 << 19)),
+            "request_id: 1048576 bytes, it may have 256"
+        );
     }
 
     #[test]

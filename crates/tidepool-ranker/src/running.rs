@@ -35,6 +35,7 @@ use crate::{
     http,
     metrics::Metrics,
     rank::Ranker,
+    recent::{self, Recent},
     releases::{Loader, Releases},
     rollback::{self, Rollbacks},
     service::RankService,
@@ -101,6 +102,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             default_deadline: config.default_deadline,
             max_deadline: config.max_deadline,
             shadows: Shadows::default(),
+            recent: Recent::new(config.recent_requests),
         }),
         metrics: metrics.clone(),
     };
@@ -194,12 +196,13 @@ fn last_rollbacks(file: &Path) -> Rollbacks {
     })
 }
 
-/// The routes of rankings, traces and hot ids.
+/// The routes of rankings, traces, hot ids and what became of requests.
 fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router {
     let client = &service.ranker.client;
     http::routes(service.clone(), config.max_request_bytes)
         .merge(trace::routes(config.ranker.to_string(), client.clone(), shutdown.clone()))
         .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0))
+        .merge(recent::routes(config.ranker.to_string(), service.ranker.recent.clone()))
 }
 
 /// How the ranker's client asks the cluster.

@@ -16,6 +16,7 @@ use crate::{
     RankError,
     metrics::Metrics,
     rank::{RankAnswer, Ranker},
+    recent::{Noting, cut_id},
     request::RankRequest,
     shadow::Shadowed,
 };
@@ -35,24 +36,28 @@ impl RankService {
     pub(crate) async fn answer(
         &self,
         caller: &Caller,
-        message: v1::RankRequest,
+        mut message: v1::RankRequest,
         traceparent: Option<TraceParent>,
         arrived: Instant,
     ) -> Result<v1::RankResponse, RankError> {
+        let id_given = self.ranker.recent.identify(&mut message.request_id);
+        let mut noting = self.ranker.recent.begin(&message, id_given, arrived);
         let request_id = message.request_id.clone();
         let result = match check_tenant(caller, &message.tenant).and_then(|()| message.try_into()) {
-            Ok(request) => self.rank(RankRequest { traceparent, ..request }, arrived).await,
+            Ok(request) => self.rank(RankRequest { traceparent, ..request }, arrived, &mut noting).await,
             Err(error) => Err(error),
         };
         match result {
             Ok((answer, shadowed)) => {
                 self.metrics.answered(&answer, arrived.elapsed());
+                noting.answered();
                 if let Some(shadowed) = shadowed {
                     self.ranker.shadow(shadowed, &answer);
                 }
-                Ok(answer.into())
+                Ok(v1::RankResponse { request_id, ..answer.into() })
             }
             Err(error) => {
+                noting.failed(&error);
                 self.refused(&error, &request_id, arrived);
                 Err(error)
             }
@@ -63,18 +68,20 @@ impl RankService {
         &self,
         request: RankRequest,
         arrived: Instant,
+        noting: &mut Noting,
     ) -> Result<(RankAnswer, Option<Shadowed>), RankError> {
         let chosen = self.ranker.choose(&request)?;
         self.metrics.chosen(chosen.choice);
         let shadowed = self.ranker.shadowed(&request);
-        Ok((self.ranker.rank(&chosen, request, arrived).await?, shadowed))
+        noting.note(|record| record.shadows = shadowed.as_ref().map_or(0, Shadowed::count));
+        Ok((self.ranker.rank(&chosen, request, arrived, noting).await?, shadowed))
     }
 
     /// Counts and logs a request that is not answered.
     pub(crate) fn refused(&self, error: &RankError, request_id: &str, arrived: Instant) {
         let code = error.code();
         self.metrics.refused(code, arrived.elapsed());
-        let problem = chain(error);
+        let (problem, request_id) = (chain(error), cut_id(request_id));
         match code {
             ErrorCode::Internal | ErrorCode::Corrupt => {
                 error!(%code, request_id, %problem, "a ranking failed")

@@ -41,6 +41,13 @@ pub(crate) struct Shadowed {
     releases: Vec<Name>,
 }
 
+impl Shadowed {
+    /// How many releases it is to be asked of.
+    pub(crate) fn count(&self) -> u8 {
+        u8::try_from(self.releases.len()).unwrap_or(u8::MAX)
+    }
+}
+
 impl Default for Shadows {
     fn default() -> Self {
         Self { turn: AtomicU64::new(0), permits: Arc::new(Semaphore::new(CONCURRENT)) }
@@ -87,10 +94,17 @@ impl Ranker {
             };
             let (ranker, given) = (self.clone(), answer.ranked.clone());
             tokio::spawn(async move {
-                let answered = ranker.answer_with((&loaded, epoch), request, Instant::now()).await;
+                let arrived = Instant::now();
+                let mut noting = ranker.recent.begin_shadow(&request, arrived);
+                let answered =
+                    ranker.answer_with((&loaded, epoch), request, arrived, &mut noting).await;
                 let tally = match answered {
-                    Ok(ranked) => compare(&given, &ranked.answer.ranked),
+                    Ok(ranked) => {
+                        noting.answered();
+                        compare(&given, &ranked.answer.ranked)
+                    }
                     Err(error) => {
+                        noting.failed(&error);
                         debug!(release = %loaded.release, %error, "a shadow could not answer");
                         ShadowTally { failed: 1, ..ShadowTally::default() }
                     }

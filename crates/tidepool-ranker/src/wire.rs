@@ -85,6 +85,8 @@ impl From<RankAnswer> for v1::RankResponse {
             dense_us: micros(from.dense_time),
             choice: v1::Choice::from(from.choice).into(),
             bucket: from.bucket,
+            // The service knows it.
+            request_id: String::new(),
         }
     }
 }

@@ -17,3 +17,4 @@ pub(crate) mod store;
 pub(crate) mod table;
 pub(crate) mod trace;
 pub(crate) mod vectors;
+pub(crate) mod why;

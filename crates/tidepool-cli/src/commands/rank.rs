@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::ranker_http;
 use crate::{
+    columns::harmless,
     output::{Outcome, Output},
     remote::Remote,
 };
@@ -78,6 +79,7 @@ fn show(answer: &Value, output: Output) {
         answer["lookup_us"],
         answer["dense_us"],
     ));
+    output.line(format!("request {}: `tidepool why` with it tells more", harmless(&word("request_id"))));
     if answer["partial"].as_bool() == Some(true) {
         output.line(format!("made without {} ids that no node answered for", answer["unavailable_ids"]));
     }

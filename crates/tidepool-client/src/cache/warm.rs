@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 use tidepool_types::TableVersion;
 
 use super::HotIds;
-use crate::{Client, ClientError, client::Attempt, split::Ids};
+use crate::{
+    Client, ClientError,
+    client::{Attempt, Manner},
+    split::Ids,
+};
 
 /// Ids that are asked for at a time: few enough that the lookups of others do not wait for them.
 const BATCH_IDS: usize = 4096;
@@ -88,7 +92,8 @@ impl Client {
         let ids = ids.iter().copied().filter(|id| rows.is_none_or(|rows| *id < rows)).collect();
         let (request, options) = self.asking_for("warm", table_version, ids, left);
         let cache = self.cache();
-        self.gather_ids(&request, &options, cache, Ids::Rows, |Attempt { split, gathered, .. }| {
+        let manner = Manner { cache, ids: Ids::Rows, account: None };
+        self.gather(&request, &options, manner, |Attempt { split, gathered, .. }| {
             if let Some(cache) = cache {
                 cache.fill(split, &gathered.answers);
             }

@@ -11,6 +11,7 @@ use tidepool_proto::v1;
 
 use super::Gathered;
 use crate::{
+    account::LookupAccount,
     answer::Answered,
     asks::Ask,
     error::NodeFailure,
@@ -37,6 +38,8 @@ pub(super) struct Call<'c> {
     /// None: it has ended.
     pub(super) ticket: Option<Ticket<'c>>,
     pub(super) cancel: AbortHandle,
+    /// Its place in the account of the lookup.
+    pub(super) noted: Option<usize>,
 }
 
 /// Pieces on their way: a call, and perhaps those that were made because it was late.
@@ -70,13 +73,15 @@ pub(super) struct State<'c> {
     /// Number, node and answers of each call that counts.
     pub(super) answers: Vec<(usize, NodeAt, Vec<Answered>)>,
     pub(super) out: Gathered<'c>,
+    account: Option<&'c LookupAccount>,
 }
 
 pub(super) type Running<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
 
 impl<'c> State<'c> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(account: Option<&'c LookupAccount>) -> Self {
         Self {
+            account,
             running: FuturesUnordered::new(),
             calls: Vec::new(),
             races: Vec::new(),
@@ -92,6 +97,9 @@ impl<'c> State<'c> {
     pub(super) fn cancel(&mut self, number: usize) -> Option<Ticket<'c>> {
         let call = &mut self.calls[number];
         call.cancel.abort();
+        if let (Some(account), Some(noted)) = (self.account, call.noted) {
+            account.outrun(noted);
+        }
         call.ticket.take()
     }
 
