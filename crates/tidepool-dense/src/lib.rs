@@ -11,6 +11,8 @@ mod error;
 mod file;
 mod guard;
 mod model;
+mod write;
 
 pub use error::DenseError;
 pub use model::DenseModel;
+pub use write::GraphWriter;

@@ -11,8 +11,8 @@ use tidepool_types::{
 use crate::{
     data::{Dataset, Event, Item, User},
     error::TrainError,
+    graph::ranker_graph,
     net::RankerNet,
-    onnx,
 };
 
 /// Feature and graph input: the user's id; pooled from table `user`.
@@ -178,7 +178,7 @@ impl TrainedModel {
     /// output [`OUTPUT_PROBABILITY`] `[batch, 1]`.
     #[must_use]
     pub fn onnx(&self) -> Vec<u8> {
-        onnx::ranker_graph(self)
+        ranker_graph(self)
     }
 
     /// The model whose rows went through `format` and back; default rows are not quantized, they travel as f32.
