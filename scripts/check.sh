@@ -38,14 +38,21 @@ demo() {
 drills() {
   cargo run --release --locked --quiet -- bench drill all --no-timing --rows 100_000 --rate 100 \
     --phase-seconds 1 --lookups 2000 --json
+  need_etcd
+  cargo run --release --locked --quiet -- drill all --no-timing --rows 100_000 --rate 200 --pairs 2 \
+    --requests-during 1000 --json
+}
+
+need_etcd() {
+  if ! command -v etcd >/dev/null 2>&1 || ! command -v etcdctl >/dev/null 2>&1; then
+    echo "check.sh: what is tried beside etcd needs it; installing etcd-server and etcd-client" >&2
+    apt-get update -q && apt-get install -y -q --no-install-recommends etcd-server etcd-client
+  fi
 }
 
 # The suites beside real peers, which cargo test leaves out: etcd under the controllers, and moto as the object store.
 peers() {
-  if ! command -v etcd >/dev/null 2>&1 || ! command -v etcdctl >/dev/null 2>&1; then
-    echo "check.sh: the tests beside etcd need it; installing etcd-server and etcd-client" >&2
-    apt-get update -q && apt-get install -y -q --no-install-recommends etcd-server etcd-client
-  fi
+  need_etcd
   local moto="$PWD/data/moto"
   if [ ! -x "$moto/bin/moto_server" ]; then
     echo "check.sh: the tests beside an object store need moto; installing it into data/moto" >&2

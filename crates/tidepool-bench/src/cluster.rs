@@ -1,4 +1,4 @@
-//! A local cluster of real processes: a controller, nodes in replica groups, a ranker if wanted.
+//! A local cluster of real processes: a controller, nodes in replica groups, rankers if wanted.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use tidepool_proto::{
     code_of,
     v1::{self, control_client::ControlClient},
 };
-use tidepool_types::{Name, TableVersion};
+use tidepool_types::{ErrorCode, Name, TableVersion};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -47,13 +47,13 @@ pub struct ClusterSpec {
     pub groups: Vec<String>,
     /// Nodes in each of them, called `<group>-1`, `<group>-2`, ...
     pub nodes_per_group: usize,
-    /// Whether there is a ranker too.
-    pub ranker: bool,
+    /// How many rankers there are, called `ranker-1`, `ranker-2`, ...
+    pub rankers: usize,
     /// Keys that are set over those that a local cluster needs.
     pub controller_config: toml::Table,
     /// The same, of every node.
     pub node_config: toml::Table,
-    /// The same, of the ranker.
+    /// The same, of every ranker.
     pub ranker_config: toml::Table,
 }
 
@@ -71,7 +71,7 @@ impl ClusterSpec {
             store: store.into(),
             groups: group_names(groups),
             nodes_per_group,
-            ranker: false,
+            rankers: 0,
             controller_config: toml::Table::new(),
             node_config: toml::Table::new(),
             ranker_config: toml::Table::new(),
@@ -99,7 +99,7 @@ pub fn group_names(groups: usize) -> Vec<String> {
 pub struct LocalCluster {
     controller: Process,
     nodes: Vec<Process>,
-    ranker: Option<Process>,
+    rankers: Vec<Process>,
     /// Removed when everything ended well; otherwise it stays, for its logs.
     folder: TempDir,
 }
@@ -136,7 +136,9 @@ impl LocalCluster {
         };
         // Every node is awaited before anything is placed.
         let settled = vec![("group_settle_ms", 0.into())];
-        let controller = process("controller", "controller", settled, &spec.controller_config).await?;
+        let mut controller = process("controller", "controller", settled, &spec.controller_config).await?;
+        // Everybody else is told of it once.
+        controller.keep_addresses();
         let controllers = || toml::Value::from(vec![controller.grpc_address().to_string()]);
         let names = spec.groups.iter().flat_map(|group| {
             (1..=spec.nodes_per_group).map(move |number| (group.clone(), format!("{group}-{number}")))
@@ -155,13 +157,13 @@ impl LocalCluster {
             process("node", &name, keys, &spec.node_config)
         }))
         .await?;
-        let ranker = if spec.ranker {
-            let keys = vec![("controllers", controllers()), ("ranker", "ranker".into())];
-            Some(process("ranker", "ranker", keys, &spec.ranker_config).await?)
-        } else {
-            None
-        };
-        let cluster = Self { controller, nodes, ranker, folder };
+        let rankers = try_join_all((1..=spec.rankers).map(|number| {
+            let name = format!("ranker-{number}");
+            let keys = vec![("controllers", controllers()), ("ranker", name.as_str().into())];
+            process("ranker", &name, keys, &spec.ranker_config)
+        }))
+        .await?;
+        let cluster = Self { controller, nodes, rankers, folder };
         cluster.wait_for_members().await?;
         Ok(cluster)
     }
@@ -188,10 +190,10 @@ impl LocalCluster {
         &mut self.nodes
     }
 
-    /// The ranker, if there is one.
+    /// Every ranker.
     #[must_use]
-    pub const fn ranker(&self) -> Option<&Process> {
-        self.ranker.as_ref()
+    pub fn rankers(&self) -> &[Process] {
+        &self.rankers
     }
 
     /// Where configurations, logs and state are.
@@ -206,9 +208,9 @@ impl LocalCluster {
         self.controller.grpc_address().to_string()
     }
 
-    /// Every process: controller, nodes, ranker.
+    /// Every process: controller, nodes, rankers.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        std::iter::once(&self.controller).chain(&self.nodes).chain(&self.ranker)
+        std::iter::once(&self.controller).chain(&self.nodes).chain(&self.rankers)
     }
 
     /// How long the threads of all nodes that run have run.
@@ -225,7 +227,8 @@ impl LocalCluster {
         while Instant::now() < deadline {
             tokio::time::sleep(of).await;
             let now = self.nodes_cpu_time();
-            if now.saturating_sub(before) < ran * self.nodes.len() as u32 {
+            // Less than before: threads have ended that had work.
+            if now >= before && now - before < ran * self.nodes.len() as u32 {
                 return;
             }
             before = now;
@@ -279,19 +282,29 @@ impl LocalCluster {
         Ok(())
     }
 
-    async fn control(&self) -> Result<ControlClient<Channel>, BenchError> {
+    pub(crate) async fn control(&self) -> Result<ControlClient<Channel>, BenchError> {
+        Ok(ControlClient::new(self.controller_channel().await?))
+    }
+
+    /// A connection to the controller.
+    pub(crate) async fn controller_channel(&self) -> Result<Channel, BenchError> {
         let failed = |error: tonic::transport::Error| BenchError::Control(format!("connecting: {error}"));
         let endpoint = Endpoint::from_shared(format!("http://{}", self.controller_address()));
         let endpoint = endpoint.map_err(failed)?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-        Ok(ControlClient::new(endpoint.connect().await.map_err(failed)?))
+        endpoint.connect().await.map_err(failed)
     }
 
     async fn wait_for_members(&self) -> Result<(), BenchError> {
         let mut control = self.control().await?;
-        let rankers = usize::from(self.ranker.is_some());
+        let rankers = self.rankers.len();
         let deadline = Instant::now() + JOIN_TIMEOUT;
         loop {
-            let report = control.get_cluster(v1::GetClusterRequest {}).await.map_err(refusal)?.into_inner();
+            let answer = control.get_cluster(v1::GetClusterRequest {}).await;
+            let report = match answer {
+                // One that shares its metastore has to be elected first.
+                Err(status) if code_of(&status) == ErrorCode::NotLeader => v1::ClusterReport::default(),
+                answer => answer.map_err(refusal)?.into_inner(),
+            };
             if report.nodes.len() == self.nodes.len() && report.rankers.len() == rankers {
                 return Ok(());
             }
@@ -312,8 +325,13 @@ impl LocalCluster {
     ///
     /// # Errors
     /// [`BenchError`]: a process that does not end well; the others are ended with this value.
-    pub async fn stop(mut self) -> Result<(), BenchError> {
-        if let Some(ranker) = &mut self.ranker {
+    pub async fn stop(self) -> Result<(), BenchError> {
+        self.stop_keeping(false).await
+    }
+
+    /// As [`stop`](Self::stop); the folder stays where that is wanted.
+    pub(crate) async fn stop_keeping(mut self, keep: bool) -> Result<(), BenchError> {
+        for ranker in &mut self.rankers {
             stop_running(ranker).await?;
         }
         for node in &mut self.nodes {
@@ -321,6 +339,9 @@ impl LocalCluster {
         }
         stop_running(&mut self.controller).await?;
         let folder = self.folder.keep();
+        if keep {
+            return Ok(());
+        }
         fs::remove_dir_all(&folder).map_err(BenchError::io(format!("removing {}", folder.display())))
     }
 }

@@ -72,6 +72,16 @@ pub enum BenchError {
     /// The controller refused, or what was waited for did not come.
     #[error("controller: {0}")]
     Control(String),
+    /// What was waited for did not come.
+    #[error("waited {seconds} s until {what}: {problem}")]
+    Waited {
+        /// What was to be.
+        what: &'static str,
+        /// How it was at the end.
+        problem: String,
+        /// How long it was waited.
+        seconds: u64,
+    },
     /// A trace asks for what the cluster does not have.
     #[error("{0} is not served: serve it, or name a version that is, with --as-version TABLE@VERSION")]
     NotServed(TableVersion),

@@ -5,7 +5,7 @@ use tidepool_types::RowFormat;
 use crate::rows::stored_row;
 
 /// How far a sum may be off, as a share of the sum of |weight x value|.
-const TOLERANCE: f64 = 1e-5;
+pub(crate) const TOLERANCE: f64 = 1e-5;
 
 /// Knows every row of a bench table, and what sums of them are. Slow, obvious, in f64.
 #[derive(Debug)]

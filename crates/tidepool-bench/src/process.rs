@@ -256,7 +256,14 @@ impl Process {
         self.piped.signal(Signal::CONT, "resuming")
     }
 
-    /// Starts a process that has ended again, with the same configuration; its ports may be others.
+    /// From now on, a start again takes the ports that it has: for one that others find by their configuration.
+    pub(crate) fn keep_addresses(&mut self) {
+        for (key, address) in [("grpc_address", self.grpc_address), ("http_address", self.http_address)] {
+            self.start.config.insert(key.to_owned(), address.to_string().into());
+        }
+    }
+
+    /// Starts a process that has ended again, with the same configuration; a node's or a ranker's ports may be others.
     ///
     /// # Errors
     /// [`BenchError`]: it runs still, or does not start.

@@ -82,6 +82,9 @@ enum Command {
     /// Measure, beside what the machine would allow.
     #[command(subcommand)]
     Bench(commands::bench::Command),
+    /// Try on a scratch cluster of real processes, under checked load, what may happen to releases: promote, rollback,
+    /// ramp-bad, kill-controller, kill-node, kill-group, metastore-outage, store-outage, or all.
+    Drill(commands::drill::Drill),
     /// Make an authority and certificates of it, for development.
     Certs(commands::certs::Args),
     /// Check configuration files.
@@ -133,6 +136,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::HotIds(command) => commands::hot_ids::run(command, &remote.read()?, output).await,
             Command::Bench(command) => commands::bench::run(command, named, output).await,
             Command::Metastore(command) => commands::metastore::run(command, &remote.read()?, output).await,
+            Command::Drill(args) => Box::pin(commands::drill::run(args, output)).await,
             Command::Certs(args) => commands::certs::run(args, output),
             Command::Config(command) => commands::config::run(command, output),
         }

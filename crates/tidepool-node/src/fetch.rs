@@ -15,7 +15,7 @@ use std::{
 use futures::future::join_all;
 use prometheus::{IntCounter, IntGauge, Registry};
 use serde_json::{Value, json};
-use tidepool_runtime::error::chain;
+use tidepool_runtime::{error::chain, idle};
 use tidepool_store::{ArtifactStore, Artifacts, FetchEvent, Fetched, Fetcher};
 use tidepool_table::OpenError;
 use tidepool_types::{TableManifest, TableVersion, paths};
@@ -236,8 +236,8 @@ impl Source {
         let fetched = remote.fetch_partition(&manifest, wanted.partition, &wanted.path, fetcher).await?;
         let identity = fetched.identity().to_owned();
         let (of, verified) = (wanted.clone(), verified.clone());
-        let taken = spawn_blocking(move || take(fetched, &of, &manifest, &verified)).await;
-        let taken = taken.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
+        let taken = idle::run(move || take(fetched, &of, &manifest, &verified)).await;
+        let taken = taken.unwrap_or_else(|e| Err(LoadError::Internal(chain(&e))));
         if let Err(error @ LoadError::BadObject { .. }) = &taken {
             self.lock_bad().insert(wanted.path.clone(), (identity, error.again()));
         }

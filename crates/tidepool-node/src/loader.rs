@@ -1,7 +1,8 @@
 //! Follows the assignment: opens and verifies what is missing, serves it as soon as it is in, lets go of
 //! what is no longer assigned once all of the new is settled, and says how far each partition is.
 //!
-//! Waiting for the disk happens on blocking threads; the snapshot is swapped from one place only, here.
+//! Waiting for the disk happens on blocking threads, verifying at the lowest priority; the snapshot is swapped from
+//! one place only, here.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use arc_swap::ArcSwap;
 use futures::{StreamExt, stream};
 use tidepool_cluster::{Assignment, PartitionState, PartitionStatus};
 use tidepool_kernels::{Isa, RowKernel};
-use tidepool_runtime::{error::chain, health::Health};
+use tidepool_runtime::{error::chain, health::Health, idle};
 use tidepool_table::{HUGE_WORTH_BYTES, MemoryUse, PartitionFile, Smaps};
 use tidepool_types::{Name, TableSchema, TableVersion};
 use tokio::{
@@ -227,8 +228,8 @@ impl Loader {
     async fn load(&self, wanted: &Wanted) -> Result<PartitionFile, LoadError> {
         self.source.bring(wanted, &self.verified).await?;
         let (of, store, verified) = (wanted.clone(), self.source.files().clone(), self.verified.clone());
-        let loaded = spawn_blocking(move || load(&of, &store, &verified)).await;
-        let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(e.to_string())));
+        let loaded = idle::run(move || load(&of, &store, &verified)).await;
+        let loaded = loaded.unwrap_or_else(|e| Err(LoadError::Internal(chain(&e))));
         if let Err(error) = &loaded {
             self.source.distrust(wanted, error).await;
         }

@@ -1,13 +1,14 @@
-//! Where the rows of a partition are to lie, and how they come there: warm-up, locks, copies. Blocks, so
-//! it runs on blocking threads, one partition at a time: the throttle is that of the node.
+//! Where the rows of a partition are to lie, and how they come there: warm-up, locks, copies. It blocks and takes its
+//! time, so it runs on threads of the lowest priority, one partition at a time: the throttle is that of the node.
 
 use std::{
     ops::ControlFlow::{Break, Continue},
     sync::Arc,
 };
 
+use tidepool_runtime::{error::chain, idle};
 use tidepool_table::{MemoryUse, PartitionFile, Residency, ResidencyError};
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{error::LoadError, state::WarmUp};
@@ -78,8 +79,8 @@ pub(crate) async fn bring(
     let turn = turn.acquire_owned().await;
     // The turn goes with the work and its result, which outlive this future when another assignment comes:
     // else the next copy began beside this one.
-    let done = spawn_blocking(move || (policy.apply(&bringing), turn)).await;
-    let (copy, _turn) = done.map_err(|error| LoadError::Internal(error.to_string()))?;
+    let done = idle::run(move || (policy.apply(&bringing), turn)).await;
+    let (copy, _turn) = done.map_err(|error| LoadError::Internal(chain(&error)))?;
     Ok(copy?.map(Arc::new))
 }
 

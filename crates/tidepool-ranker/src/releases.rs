@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_cluster::ReleaseState;
 use tidepool_proto::v1;
-use tidepool_runtime::{error::chain, health::Health, shutdown::Shutdown};
+use tidepool_runtime::{error::chain, health::Health, idle, shutdown::Shutdown};
 use tidepool_store::Artifacts;
 use tidepool_types::{Epoch, Name};
 use tokio::{
@@ -278,8 +278,8 @@ async fn load(
 ) -> Result<LoadedRelease, LoadError> {
     artifacts.bring_release(&entry.model, &entry.release).await?;
     let load = move || LoadedRelease::load(artifacts.files(), &map, &entry);
-    let loaded = tokio::task::spawn_blocking(load).await;
-    loaded.unwrap_or_else(|e| Err(LoadError::Broken(e.to_string())))
+    let loaded = idle::run(load).await;
+    loaded.unwrap_or_else(|e| Err(LoadError::Broken(chain(&e))))
 }
 
 impl Loader {

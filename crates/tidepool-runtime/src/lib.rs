@@ -39,6 +39,7 @@ pub mod config;
 pub mod error;
 pub mod health;
 pub mod http;
+pub mod idle;
 pub mod listen;
 pub mod logs;
 pub mod metrics;

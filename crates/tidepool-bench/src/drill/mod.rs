@@ -1,4 +1,5 @@
-//! Drills: a cluster of real processes, load, a real fault, and whether what was promised for it held.
+//! Drills: a cluster of real processes, load, a real fault, and whether what was promised for it held. Those here are
+//! of lookups; those of releases, in front of which rankers stand, are in [`releases`].
 //!
 //! **Invariant:** a promise is judged from outside, by what a caller was answered and by what the system says
 //! of the processes, never by what a process says of itself.
@@ -13,6 +14,7 @@ mod overload;
 mod partition;
 mod proxy;
 mod quota;
+pub mod releases;
 mod report;
 mod scene;
 mod site;

@@ -35,8 +35,13 @@ pub struct Report {
 
 impl Report {
     pub(super) fn new(drill: Drill, params: &Params) -> Self {
+        Self::of(drill.as_str(), params.judge_timing)
+    }
+
+    /// Of the drill that has this word.
+    pub(super) fn of(drill: &'static str, judge_timing: bool) -> Self {
         let (promises, figures, series) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { drill: drill.as_str(), promises, figures, series, judge_timing: params.judge_timing }
+        Self { drill, promises, figures, series, judge_timing }
     }
 
     /// Whether every promise that counts was kept.

@@ -106,16 +106,17 @@ impl Site {
 
 /// A sample of a process's `/metrics`, by its name and labels as they stand there; 0 when it is not there yet.
 pub(super) async fn metric(process: &Process, sample: &str) -> Result<f64, BenchError> {
-    let page = metrics_page(process.http_address())
+    let page = http_get(process.http_address(), "/metrics")
         .await
         .map_err(BenchError::io(format!("reading the metrics of {}", process.label())))?;
     let value = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok());
     Ok(value.unwrap_or(0.0))
 }
 
-async fn metrics_page(address: SocketAddr) -> std::io::Result<String> {
+/// What a small server says to a GET, its headers first.
+pub(super) async fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut page = String::new();
     stream.read_to_string(&mut page).await?;

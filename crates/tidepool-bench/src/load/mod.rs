@@ -19,4 +19,6 @@ pub use answers::{Check, CheckRows, Keep, Verdict};
 pub use ask::{Asked, BatchShape, ParseBatchShapeError, Requests};
 pub use drive::{Failure, LoadSpec, Lookups, Pace, Rate, Target, drive, run};
 pub use prepare::{Arrivals, Plan, Planned};
-pub use report::LoadReport;
+pub use report::{LoadReport, Times};
+
+pub(crate) use pace::Pacer;

@@ -24,7 +24,7 @@ const SPIN_SHARE: u32 = 20;
 
 /// Waits for moments.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(crate) struct Pacer {
     /// A timer is read as a pipe is: nothing is there until it has expired, then eight bytes.
     timer: Receiver,
     began: Instant,
@@ -33,7 +33,7 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn new() -> Result<Self, BenchError> {
+    pub(crate) fn new() -> Result<Self, BenchError> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
             .map_err(Into::into)
             .and_then(Receiver::from_owned_fd_unchecked);
@@ -48,7 +48,7 @@ impl Pacer {
 
     /// Returns at `moment`, or at once if it is over. While others on this thread may have something to do
     /// (`busy`), they are let in between two looks at the clock.
-    pub(super) async fn until(&mut self, moment: Instant, busy: impl Fn() -> bool) -> Result<(), BenchError> {
+    pub(crate) async fn until(&mut self, moment: Instant, busy: impl Fn() -> bool) -> Result<(), BenchError> {
         let now = Instant::now();
         let may_spin = self.spun * SPIN_SHARE < now.duration_since(self.began);
         let early = if may_spin { EARLY } else { Duration::ZERO };

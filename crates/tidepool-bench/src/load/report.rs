@@ -17,14 +17,20 @@ const DIGITS: u8 = 3;
 pub struct Times(Histogram<u64>);
 
 impl Times {
-    fn new() -> Result<Self, BenchError> {
+    pub(crate) fn new() -> Result<Self, BenchError> {
         let (least, most) = BOUNDS_NS;
         let histogram = Histogram::new_with_bounds(least, most, DIGITS);
         histogram.map(Self).map_err(|_| BenchError::Parameters("the bounds of a histogram"))
     }
 
-    fn record(&mut self, time: Duration) {
+    pub(crate) fn record(&mut self, time: Duration) {
         self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds other times to these.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        // All have the same bounds.
+        let _ = self.0.add(&other.0);
     }
 
     /// How many there are.
@@ -177,8 +183,7 @@ impl LoadReport {
         for (ours, theirs) in
             [(&mut self.latency, &other.latency), (&mut self.start_delay, &other.start_delay)]
         {
-            // Both have the same bounds.
-            let _ = ours.0.add(&theirs.0);
+            ours.merge(theirs);
         }
         self.ids += other.ids;
         self.rows_requested += other.rows_requested;

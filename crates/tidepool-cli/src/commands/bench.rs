@@ -17,6 +17,7 @@ use tidepool_kernels::Isa;
 use tidepool_table::Residency;
 use tidepool_types::{Keying, PartitionCount, RowFormat};
 
+pub(super) use self::drill::{rate, show_promises};
 use self::table::Shown;
 use crate::{
     commands::role,
@@ -93,7 +94,7 @@ pub(crate) struct Kernel {
 }
 
 /// A number, in which `_` may stand.
-fn rows(text: &str) -> Result<u64, String> {
+pub(super) fn rows(text: &str) -> Result<u64, String> {
     text.replace('_', "").parse().map_err(|_| format!("{text:?} is no number of rows"))
 }
 

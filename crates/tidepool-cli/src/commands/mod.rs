@@ -5,6 +5,7 @@ pub(crate) mod certs;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod drill;
 pub(crate) mod hot_ids;
 pub(crate) mod lookup;
 pub(crate) mod metastore;

@@ -21,8 +21,7 @@ pub(crate) struct Cluster(LocalCluster);
 impl Cluster {
     /// Starts every process and waits until all of them know each other.
     pub(crate) async fn start(dir: &Path, store: &ArtifactStore) -> Result<Self> {
-        let spec =
-            ClusterSpec { ranker: true, ..ClusterSpec::new(dir, store.root(), GROUPS, NODES_PER_GROUP) };
+        let spec = ClusterSpec { rankers: 1, ..ClusterSpec::new(dir, store.root(), GROUPS, NODES_PER_GROUP) };
         Ok(Self(LocalCluster::start(spec).await?))
     }
 
@@ -55,7 +54,7 @@ impl Cluster {
     }
 
     pub(crate) fn ranker_address(&self) -> String {
-        self.0.ranker().map(|ranker| ranker.grpc_address().to_string()).unwrap_or_default()
+        self.0.rankers().first().map(|ranker| ranker.grpc_address().to_string()).unwrap_or_default()
     }
 
     /// Base URL of every process, for `/status` and `/metrics`.

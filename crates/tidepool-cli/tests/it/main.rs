@@ -14,6 +14,7 @@ mod metastore;
 mod models;
 mod quantizers;
 mod quotas;
+mod release_drills;
 mod releases;
 mod retiring;
 mod store;

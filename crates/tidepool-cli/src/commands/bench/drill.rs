@@ -23,7 +23,7 @@ fn names(word: &str) -> Result<Names, String> {
     word.parse().map(|name| Names(vec![name])).map_err(|error: ParseDrillError| format!("{error}, or all"))
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(in crate::commands) fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && rate.is_finite());
     rate.ok_or_else(|| format!("{text:?} is no number of requests per second"))
 }
@@ -74,7 +74,7 @@ pub(super) async fn run(args: Drill, output: Output) -> Result<Outcome> {
         let report = drill::run(name, &params, &mut |what| output.line(format!("  ({what})")))
             .await
             .with_context(|| format!("the drill {name}"))?;
-        show(&report, output);
+        show_promises(&report, output);
         reports.push(report);
     }
     let kept = reports.iter().all(Report::is_kept);
@@ -91,7 +91,8 @@ pub(super) async fn run(args: Drill, output: Output) -> Result<Outcome> {
     Ok(if kept { Outcome::Done } else { Outcome::PromiseBroken })
 }
 
-fn show(report: &Report, output: Output) {
+/// A line for each promise, and one for the figures.
+pub(in crate::commands) fn show_promises(report: &Report, output: Output) {
     for promise in &report.promises {
         let word = match (promise.kept, promise.judged) {
             (true, _) => "kept",
