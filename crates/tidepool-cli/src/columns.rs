@@ -46,10 +46,11 @@ impl Columns {
         let widths: Vec<usize> =
             (0..heads.len()).map(|at| all().map(|row| letters(&row[at])).max().unwrap_or(0)).collect();
         let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).zip(&self.heads).map(|((cell, width), (_, side))| match side {
-                Side::Left => format!("{cell:<width$}"),
-                Side::Right => format!("{cell:>width$}"),
-            });
+            let cells =
+                row.iter().zip(&widths).zip(&self.heads).map(|((cell, width), (_, side))| match side {
+                    Side::Left => format!("{cell:<width$}"),
+                    Side::Right => format!("{cell:>width$}"),
+                });
             cells.collect::<Vec<_>>().join(GAP).trim_end().to_owned()
         };
         all().map(line).collect()
@@ -93,12 +94,7 @@ pub(crate) fn utc(unix_seconds: u64) -> String {
     }
     let (days, of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
     let (year, month, day) = date(days);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
-        of_day / 3600,
-        of_day / 60 % 60,
-        of_day % 60
-    )
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
 }
 
 /// The day that comes so many days after 1970-01-01. Years are counted from March, so that a leap day is the last
@@ -118,7 +114,8 @@ fn date(days: u64) -> (u64, u64, u64) {
 pub(crate) fn harmless(text: &str) -> String {
     let steers = |c: char| {
         // Control characters, and those that turn the direction of what follows.
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -153,7 +150,10 @@ mod tests {
             (u64::MAX, "16.0 EiB"),
         ];
         cases.into_iter().for_each(|(count, words)| assert_eq!(bytes(count), words));
-        assert_eq!((grouped(0), grouped(999), grouped(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
+        assert_eq!(
+            (grouped(0), grouped(999), grouped(1_234_567)),
+            ("0".into(), "999".into(), "1,234,567".into())
+        );
     }
 
     #[test]

@@ -190,14 +190,8 @@ impl Ranker {
         let begun = Instant::now();
         let options =
             LookupOptions { exact: self.exact, tenant, traceparent, ..self.client.default_options() };
-        let asked = self.look_up(
-            release,
-            rows,
-            (request_id, options),
-            epoch,
-            (deadline, budget),
-            noting.account(),
-        );
+        let asked =
+            self.look_up(release, rows, (request_id, options), epoch, (deadline, budget), noting.account());
         let asked = asked.await;
         answer.lookup_time = begun.elapsed();
         noting.note(|record| record.lookup_took = Some(answer.lookup_time));

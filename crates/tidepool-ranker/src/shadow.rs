@@ -96,8 +96,7 @@ impl Ranker {
             tokio::spawn(async move {
                 let arrived = Instant::now();
                 let mut noting = ranker.recent.begin_shadow(&request, arrived);
-                let answered =
-                    ranker.answer_with((&loaded, epoch), request, arrived, &mut noting).await;
+                let answered = ranker.answer_with((&loaded, epoch), request, arrived, &mut noting).await;
                 let tally = match answered {
                     Ok(ranked) => {
                         noting.answered();

@@ -64,7 +64,8 @@ impl Wanted {
             // Of a longer one, which is refused, so much is kept.
             return Ok(Self::Id(id[..id.floor_char_boundary(MAX_ID_BYTES)].to_owned()));
         }
-        let counts = [args.slowest.map(Self::Slowest), args.failed.map(Self::Failed), args.last.map(Self::Last)];
+        let counts =
+            [args.slowest.map(Self::Slowest), args.failed.map(Self::Failed), args.last.map(Self::Last)];
         counts.into_iter().flatten().next().context("nothing is asked for")
     }
 
@@ -104,11 +105,13 @@ pub(crate) async fn run(args: Args, remote: &Remote, output: Output) -> Result<O
     let mut requests = Vec::new();
     for Told { ranker, answer } in &told {
         match answer {
-            Ok(answer) => requests.extend(answer["requests"].as_array().into_iter().flatten().map(|request| {
-                let mut request = request.clone();
-                request["ranker"] = answer["ranker"].clone();
-                request
-            })),
+            Ok(answer) => {
+                requests.extend(answer["requests"].as_array().into_iter().flatten().map(|request| {
+                    let mut request = request.clone();
+                    request["ranker"] = answer["ranker"].clone();
+                    request
+                }))
+            }
             Err(error) => output.line(format!("{ranker}: {}", harmless(&format!("{error:#}")))),
         }
     }

@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    by_hand::http_get,
-    command::{Role, failure, json as run, keys},
+    command::{Role, failure, http_get, json as run, keys},
     models::{REQUEST, trained, until},
 };
 

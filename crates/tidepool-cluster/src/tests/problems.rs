@@ -70,7 +70,8 @@ fn halted_ramps_and_rankers_that_went_back_by_themselves_want_a_decision() {
     run.promote("m", "r1").unwrap();
     run.ramp("m", &[("r2", 500)]).unwrap();
     let session = run.session();
-    let tally = |errors| Tally { requests: 5_000, errors, scores: ScoreHistogram::default(), ..Tally::default() };
+    let tally =
+        |errors| Tally { requests: 5_000, errors, scores: ScoreHistogram::default(), ..Tally::default() };
     let mut counted = ranker_report("r", &[("m", "r1"), ("m", "r2")]);
     let serving = |chosen| Some(Serving { since: 1, chosen, shadow: ShadowTally::default() });
     for (release, chosen) in counted.releases.iter_mut().zip([Tally::default(), Tally::default()]) {
@@ -85,7 +86,8 @@ fn halted_ramps_and_rankers_that_went_back_by_themselves_want_a_decision() {
     assert!(problems.iter().all(|(gravity, _)| *gravity == Gravity::Undecided), "{problems:?}");
     assert!(problems.iter().any(|(_, what)| what.contains("m@r2 was halted by its guards")), "{problems:?}");
     assert!(problems.iter().any(|(_, what)| what.contains("ranker r was rolled back by itself")));
-    counted.releases[0] = RankerRelease { ready: false, problem: "no memory".into(), ..counted.releases[0].clone() };
+    counted.releases[0] =
+        RankerRelease { ready: false, problem: "no memory".into(), ..counted.releases[0].clone() };
     run.step(Event::RankerReported { session, report: counted }).unwrap();
     let problems = told(&run);
     assert!(problems[0].0 == Gravity::Failing && problems[0].1.contains("no memory"), "{problems:?}");

@@ -61,7 +61,8 @@ async fn tell(State(teller): State<Teller>, uri: Uri) -> Response {
         let (mut kept, mut oldest) = (0u64, None);
         recent.each(|record| {
             kept += 1;
-            oldest = Some(oldest.map_or(record.arrived, |oldest: std::time::Duration| oldest.min(record.arrived)));
+            oldest =
+                Some(oldest.map_or(record.arrived, |oldest: std::time::Duration| oldest.min(record.arrived)));
         });
         json!({
             "schema_version": 1,
@@ -101,7 +102,8 @@ fn asked(query: &str) -> Result<Asked, String> {
     }
     match asked {
         Some(Asked::Id(id)) if id.is_empty() => Err(
-            "id: it is empty. The ranker gives requests without an id one, and answers with it (request_id)".into(),
+            "id: it is empty. The ranker gives requests without an id one, and answers with it (request_id)"
+                .into(),
         ),
         Some(asked) => Ok(asked),
         None => Err("nothing is asked for: give id, slowest, failed or last".into()),

@@ -23,11 +23,11 @@ use tidepool_proto::v1;
 use tidepool_runtime::error::chain;
 use tidepool_types::mix64;
 
+use self::record::End;
 pub(crate) use self::{
     http::routes,
     record::{Counts, Record, Told, cut_id},
 };
-use self::record::End;
 use crate::{RankError, request::RankRequest};
 
 /// The last requests of a ranker. Clones share them.
@@ -61,10 +61,8 @@ struct Noted {
 impl Recent {
     /// Keeps the last `entries` requests; 0: none.
     pub(crate) fn new(entries: usize) -> Self {
-        let ring = Ring {
-            places: (0..entries).map(|_| Mutex::default()).collect(),
-            written: AtomicU64::new(0),
-        };
+        let ring =
+            Ring { places: (0..entries).map(|_| Mutex::default()).collect(), written: AtomicU64::new(0) };
         Self {
             ring: (entries > 0).then(|| Arc::new(ring)),
             ids: Arc::new(AtomicU64::new(RandomState::new().hash_one(0u64))),

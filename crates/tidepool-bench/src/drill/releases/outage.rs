@@ -76,10 +76,9 @@ pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result
         scene.until_done(&["release", "retire", MODEL, &former.name, "--yes"]).await?;
     }
     let pairs = params.pairs;
-    scene.report.promise(
-        refused == pairs,
-        format!("{refused} of {pairs} promotions during the outage were refused"),
-    );
+    scene
+        .report
+        .promise(refused == pairs, format!("{refused} of {pairs} promotions during the outage were refused"));
     scene.close().await
 }
 

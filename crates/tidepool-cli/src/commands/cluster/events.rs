@@ -81,7 +81,10 @@ async fn follow(
             }
             // It has gone, or does not lead any more.
             Err(status) if [Code::Unavailable, Code::Cancelled, Code::Unknown].contains(&status.code()) => {
-                output.line(format!("the controller does not answer ({}): looking for the one that leads", status.message()));
+                output.line(format!(
+                    "the controller does not answer ({}): looking for the one that leads",
+                    status.message()
+                ));
                 releases = ReleasesClient::new(leader::channel(remote).await?);
             }
             Err(status) => return Err(refusal(&status)),
@@ -89,7 +92,10 @@ async fn follow(
     }
 }
 
-async fn ask(releases: &mut ReleasesClient<Caller>, after: u64) -> Result<Vec<v1::ClusterEvent>, tonic::Status> {
+async fn ask(
+    releases: &mut ReleasesClient<Caller>,
+    after: u64,
+) -> Result<Vec<v1::ClusterEvent>, tonic::Status> {
     let answer = releases.get_events(v1::GetEventsRequest { after }).await?;
     Ok(answer.into_inner().events)
 }

@@ -16,8 +16,17 @@ pub(super) async fn run(remote: &Remote, output: Output) -> Result<Outcome> {
     if nodes.is_empty() {
         output.line("no node has come to this cluster yet");
     }
-    let mut table =
-        Columns::new(&["node", "group", "up", "address", ">placed", ">ready", ">bytes", ">capacity", ">epochs behind"]);
+    let mut table = Columns::new(&[
+        "node",
+        "group",
+        "up",
+        "address",
+        ">placed",
+        ">ready",
+        ">bytes",
+        ">capacity",
+        ">epochs behind",
+    ]);
     for node in &nodes {
         let bytes = |count: Option<u64>, none: &str| count.map_or_else(|| none.into(), columns::bytes);
         table.row([

@@ -61,7 +61,8 @@ pub(super) async fn run(args: Args, remote: &Remote, output: Output) -> Result<O
 async fn standings(remote: &Remote) -> Vec<(String, Result<v1::Standing, String>)> {
     let ask = async |address: String| {
         let asking = async {
-            let channel = remote.channel("controller", &address).await.map_err(|error| format!("{error:#}"))?;
+            let channel =
+                remote.channel("controller", &address).await.map_err(|error| format!("{error:#}"))?;
             let standing = ControllersClient::new(channel).get_standing(v1::GetStandingRequest {}).await;
             standing.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
         };
@@ -222,7 +223,8 @@ fn release(status: &v1::ReleaseStatus, traffic: &[v1::TrafficStatus]) -> Value {
 }
 
 fn show_rankers(view: &View, output: Output) {
-    let mut columns = Columns::new(&["ranker", "http address", ">epochs behind", ">ready", "not ready", "rolled back"]);
+    let mut columns =
+        Columns::new(&["ranker", "http address", ">epochs behind", ">ready", "not ready", "rolled back"]);
     for report in &view.rankers {
         let (ready, others): (Vec<_>, Vec<_>) = report.releases.iter().partition(|release| release.ready);
         let others: Vec<_> = others.iter().map(|r| format!("{}@{}", r.model, r.release)).collect();

@@ -16,8 +16,17 @@ pub(super) async fn run(remote: &Remote, output: Output) -> Result<Outcome> {
     if tables.is_empty() {
         output.line("no table is served: publish a release, or say `tidepool table serve TABLE@VERSION`");
     }
-    let mut columns =
-        Columns::new(&["table", ">rows", ">dim", "format", "keying", ">parts", "ready in groups", ">bytes", "wanted by"]);
+    let mut columns = Columns::new(&[
+        "table",
+        ">rows",
+        ">dim",
+        "format",
+        "keying",
+        ">parts",
+        "ready in groups",
+        ">bytes",
+        "wanted by",
+    ]);
     for table in &tables {
         let schema = &table.layout.schema;
         let partitions = schema.partitions.get();
@@ -36,7 +45,8 @@ pub(super) async fn run(remote: &Remote, output: Output) -> Result<Outcome> {
         ]);
     }
     columns.print("", output);
-    output.object(json!({ "epoch": view.map.epoch, "tables": tables.iter().map(object).collect::<Vec<_>>() }));
+    output
+        .object(json!({ "epoch": view.map.epoch, "tables": tables.iter().map(object).collect::<Vec<_>>() }));
     Ok(Outcome::Done)
 }
 

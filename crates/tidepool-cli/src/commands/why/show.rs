@@ -74,7 +74,8 @@ fn outcome(request: &Value) -> String {
 
 fn release(request: &Value) -> String {
     let word = |key: &str| harmless(request[key].as_str().unwrap_or_default());
-    let mut text = format!("model {}", if word("model").is_empty() { "unknown".into() } else { word("model") });
+    let mut text =
+        format!("model {}", if word("model").is_empty() { "unknown".into() } else { word("model") });
     match request["release"].as_str() {
         Some(release) => text.push_str(&format!(", release {}", harmless(release))),
         None => text.push_str(", no release was chosen"),
@@ -165,8 +166,17 @@ fn calls(request: &Value, output: Output) {
 
 /// A line each.
 pub(super) fn lines(requests: &[Value], output: Output) {
-    let mut columns =
-        Columns::new(&["request", "when (UTC)", "ranker", "release", ">took", ">lookup", ">dense", ">missing", "outcome"]);
+    let mut columns = Columns::new(&[
+        "request",
+        "when (UTC)",
+        "ranker",
+        "release",
+        ">took",
+        ">lookup",
+        ">dense",
+        ">missing",
+        "outcome",
+    ]);
     for request in requests {
         let word = |key: &str| harmless(request[key].as_str().unwrap_or_default());
         let outcome = match request["error"]["code"].as_str() {
