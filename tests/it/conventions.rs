@@ -76,6 +76,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "crates/tidepool-kernels/src/prefetch.rs",
     "crates/tidepool-kernels/src/quantize/avx2.rs",
     "crates/tidepool-kernels/src/quantize/avx512.rs",
+    "crates/tidepool-runtime/src/idle.rs",
     "crates/tidepool-table/src/mmap.rs",
 ];
 

@@ -1,7 +1,7 @@
 //! Follows the assignment: opens and verifies what is missing, serves it as soon as it is in, lets go of
 //! what is no longer assigned once all of the new is settled, and says how far each partition is.
 //!
-//! Waiting for the disk happens on blocking threads, verifying at the lowest priority; the snapshot is swapped from
+//! Waiting for the disk happens on blocking threads, verifying at idle priority; the snapshot is swapped from
 //! one place only, here.
 
 use std::{

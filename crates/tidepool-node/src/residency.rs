@@ -1,5 +1,5 @@
 //! Where the rows of a partition are to lie, and how they come there: warm-up, locks, copies. It blocks and takes its
-//! time, so it runs on threads of the lowest priority, one partition at a time: the throttle is that of the node.
+//! time, so it runs on threads of idle priority, one partition at a time: the throttle is that of the node.
 
 use std::{
     ops::ControlFlow::{Break, Continue},

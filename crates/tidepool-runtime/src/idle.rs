@@ -1,5 +1,6 @@
 //! Work that nobody waits for by the millisecond: verifying files, copying them, loading models. It runs on threads of
-//! their own at the lowest priority, so that requests do not notice while there is any other work for the cores.
+//! their own at idle priority: whatever else wants the core has it at once. The lowest nice value would not do, for a
+//! thread that has it may finish its slice of time before one that wakes up to answer is let in.
 //!
 //! Threads are not used again: without privileges a thread may lower its priority and not raise it.
 
@@ -15,21 +16,18 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-/// The lowest priority there is.
-const NICE: i32 = 19;
-
 /// Why work has no result.
 #[derive(Debug, Error)]
 pub enum IdleError {
     /// There is no thread to be had.
-    #[error("starting a thread for work at low priority")]
+    #[error("starting a thread for work at idle priority")]
     Thread(#[source] io::Error),
     /// The work panicked.
-    #[error("work at low priority panicked: {0}")]
+    #[error("work at idle priority panicked: {0}")]
     Panicked(String),
 }
 
-/// Begins `work` now, on a thread of its own at the lowest priority, and gives a future of its result. Work whose
+/// Begins `work` now, on a thread of its own at idle priority, and gives a future of its result. Work whose
 /// future is dropped goes on. The current tracing span goes along.
 ///
 /// How much of it there is at once is the caller's to bound.
@@ -41,8 +39,7 @@ where
     let (tell, told) = oneshot::channel();
     let span = Span::current();
     let started = thread::Builder::new().name("idle".into()).spawn(move || {
-        // It counts for this thread alone. Where it is refused, the work is merely not last.
-        let _ = rustix::process::nice(NICE);
+        become_idle();
         let result = span.in_scope(|| catch_unwind(AssertUnwindSafe(work)));
         // Nobody waits any more.
         let _ = tell.send(result.map_err(|panic| IdleError::Panicked(said(panic.as_ref()))));
@@ -51,6 +48,18 @@ where
         started.map_err(IdleError::Thread)?;
         // The thread tells in any case.
         told.await.unwrap_or_else(|_| Err(IdleError::Panicked("it did not end".into())))
+    }
+}
+
+/// Gives the calling thread idle priority, and what it starts from then on: there is no way back without privileges.
+fn become_idle() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    #[expect(unsafe_code, reason = "rustix does not have the call")]
+    // SAFETY: 0 is the calling thread, and the kernel only reads the parameters, which outlive the call.
+    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if refused != 0 {
+        // Some sandboxes do not let anybody choose. The work is merely not last then.
+        tracing::debug!(error = %io::Error::last_os_error(), "idle priority was refused");
     }
 }
 
@@ -63,20 +72,20 @@ fn said(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
 
-    /// The nice value of the calling thread.
-    fn niceness() -> i64 {
+    /// The scheduling policy of the calling thread, by its number.
+    fn policy() -> i64 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-        // The name, in brackets, may have spaces; nice is the 19th field, and the first after the name the third.
+        // The name, in brackets, may have spaces; the policy is field 41, and the first after the name field 3.
         let (_, rest) = stat.rsplit_once(") ").unwrap();
-        rest.split(' ').nth(16).unwrap().parse().unwrap()
+        rest.split(' ').nth(38).unwrap().parse().unwrap()
     }
 
     #[tokio::test]
-    async fn work_is_done_at_the_lowest_priority_and_others_keep_theirs() {
-        let before = niceness();
-        assert_eq!(run(niceness).await.unwrap(), 19);
-        assert_eq!(niceness(), before);
-        assert_eq!(tokio::task::spawn_blocking(niceness).await.unwrap(), before);
+    async fn work_is_done_at_idle_priority_and_others_keep_theirs() {
+        let before = policy();
+        assert_eq!(run(policy).await.unwrap(), i64::from(libc::SCHED_IDLE));
+        assert_eq!(policy(), before);
+        assert_eq!(tokio::task::spawn_blocking(policy).await.unwrap(), before);
     }
 
     #[tokio::test]
@@ -85,6 +94,6 @@ mod tests {
         drop(run(move || tell.send(7)));
         assert_eq!(told.await, Ok(7));
         let error = run(|| panic!("no more")).await.map(|()| 0).unwrap_err();
-        assert_eq!(error.to_string(), "work at low priority panicked: no more");
+        assert_eq!(error.to_string(), "work at idle priority panicked: no more");
     }
 }

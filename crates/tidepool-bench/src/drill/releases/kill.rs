@@ -53,9 +53,7 @@ pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Resul
         let lies_there =
             scene.operator.store.join("releases").join(MODEL).join(release.name.as_str()).exists();
         scene.until_done(if lies_there { &again } else { &publish }).await?;
-        scene.until_done(&promote).await?;
-        scene.load.expect(Some(&release.name));
-        let former = std::mem::replace(&mut scene.current, release);
+        let former = scene.promote_again(release).await?;
         scene.operator.retire(&former).await?;
         scene.gone(&former).await?;
         scene.took_effect().await?;

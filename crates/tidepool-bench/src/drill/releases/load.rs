@@ -72,8 +72,10 @@ pub(super) struct Checked {
     pub(super) stale: u64,
     /// Of windows of a transition.
     pub(super) during: u64,
-    /// What the first that was not right looked like.
-    pub(super) first: Option<String>,
+    /// What the first that was mixed or wrong looked like.
+    pub(super) first_bad: Option<String>,
+    /// The same of those that were stale.
+    pub(super) first_stale: Option<String>,
 }
 
 /// The whole load.
@@ -178,9 +180,14 @@ impl Load {
         self.shared.lock().last_sent.get(release).copied()
     }
 
+    /// Requests of the present window so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.shared.lock().windows.last().map_or(0, |window| window.sent)
+    }
+
     /// Waits until so many requests of the present window have been sent.
     pub(super) async fn until_sent(&self, requests: u64) -> Result<(), BenchError> {
-        while self.shared.lock().windows.last().is_some_and(|window| window.sent < requests) {
+        while self.sent() < requests {
             if self.task.is_finished() {
                 return Err(BenchError::Parameters("the load has ended before the drill"));
             }
@@ -306,16 +313,16 @@ fn check(state: &State, requests: Requests, oracle: &Oracle) -> Checked {
         checked.mixed += u64::from(verdict == Verdict::Mixed);
         checked.wrong += u64::from(verdict == Verdict::Wrong);
         checked.stale += u64::from(stale);
-        if verdict != Verdict::Right || stale {
-            checked.first.get_or_insert_with(|| {
-                let tables = response.table_versions.iter().map(|t| format!("{}@{}", t.table, t.version));
-                let tables = tables.collect::<Vec<_>>().join(" ");
-                let by = format!("request {number} was answered by {} with {tables}", response.release);
-                match expected {
-                    Some(expected) if stale => format!("{by}, when {expected} alone was to answer"),
-                    _ => format!("{by}, and that is {verdict:?}"),
-                }
-            });
+        let tables = || {
+            let words = response.table_versions.iter().map(|t| format!("{}@{}", t.table, t.version));
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let by = || format!("request {number} was answered by {} with {}", response.release, tables());
+        if verdict != Verdict::Right {
+            checked.first_bad.get_or_insert_with(|| format!("{}, and that is {verdict:?}", by()));
+        }
+        if let Some(expected) = expected.filter(|_| stale) {
+            checked.first_stale.get_or_insert_with(|| format!("{}, when {expected} was to answer", by()));
         }
     }
     checked

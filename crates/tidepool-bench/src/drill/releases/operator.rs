@@ -3,8 +3,9 @@
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use serde_json::Value;
+use tidepool_runtime::idle;
 use tidepool_types::TableVersion;
-use tokio::{process::Command, time::timeout};
+use tokio::{process::Command, runtime::Handle, time::timeout};
 
 use super::truth::{MODEL, Release};
 use crate::BenchError;
@@ -34,22 +35,30 @@ pub(super) enum Answer {
 }
 
 impl Operator {
-    /// Runs `tidepool --json ARGS`.
+    /// Runs `tidepool --json ARGS`. It stands for another machine: it has idle priority, as what starts it.
     pub(super) async fn ask(&self, args: &[&str]) -> Result<Answer, BenchError> {
         let words = args.join(" ");
-        let command = Command::new(&self.program)
+        let running = || BenchError::io(format!("running tidepool {words}"));
+        let failed = |problem: String| BenchError::Process { process: format!("tidepool {words}"), problem };
+        let mut command = Command::new(&self.program);
+        command
             .args(["--json", "--controller", &self.controller])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .output();
-        let failed = |problem: String| BenchError::Process { process: format!("tidepool {words}"), problem };
-        let Ok(output) = timeout(COMMAND_TIMEOUT, command).await else {
+            .kill_on_drop(true);
+        let runtime = Handle::current();
+        let started = idle::run(move || {
+            let _context = runtime.enter();
+            command.spawn()
+        });
+        let child = started.await.map_err(|error| running()(std::io::Error::other(error)))?;
+        let child = child.map_err(running())?;
+        let Ok(output) = timeout(COMMAND_TIMEOUT, child.wait_with_output()).await else {
             return Err(failed(format!("has taken longer than {COMMAND_TIMEOUT:?}")));
         };
-        let output = output.map_err(BenchError::io(format!("running tidepool {words}")))?;
+        let output = output.map_err(running())?;
         if !output.status.success() {
             return Ok(Answer::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }

@@ -21,12 +21,12 @@ use super::{
 };
 use crate::BenchError;
 
-/// How soon another controller would lead, in seconds: the time that etcd is away is longer.
-const LEASE_SECONDS: i64 = 2;
 /// What a controller may take to say that it cannot.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// When it has to be refused: until then what was decided before may still be written.
-const OUTAGE: Duration = Duration::from_secs(4);
+/// How long etcd is away: longer than the lease of the controller that leads.
+const OUTAGE: Duration = Duration::from_secs(6);
+/// Of a refusal, letters that are shown.
+const SHOWN: usize = 300;
 
 /// etcd is killed in one pair, and stopped where it stands in the next.
 pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result<Report, BenchError> {
@@ -35,7 +35,6 @@ pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result
     let controller_config = toml::Table::from_iter([
         ("metastore".to_owned(), "etcd".into()),
         ("etcd_endpoints".to_owned(), vec![etcd.endpoint()].into()),
-        ("leader_lease_seconds".to_owned(), LEASE_SECONDS.into()),
     ]);
     let needs = Needs { versions: 2, controller_config };
     let mut scene = Scene::open(ReleaseDrill::MetastoreOutage, params, needs, progress).await?;
@@ -68,10 +67,7 @@ pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result
             etcd.resume()?
         }
         // It is not known to whoever was refused whether it was written down: he repeats himself.
-        scene.load.expect(None);
-        scene.until_done(&["release", "promote", MODEL, &release.name]).await?;
-        scene.load.expect(Some(&release.name));
-        let former = std::mem::replace(&mut scene.current, release);
+        let former = scene.promote_again(release).await?;
         scene.took_effect().await?;
         scene.until_done(&["release", "retire", MODEL, &former.name, "--yes"]).await?;
     }
@@ -169,7 +165,8 @@ fn write(scene: &Scene<'_>, root: &Path, release: &Release) -> Result<(), BenchE
 async fn is_told(scene: &mut Scene<'_>, args: &[&str], of: &Path) -> Result<bool, BenchError> {
     match scene.operator.ask(args).await? {
         Answer::Refused(why) => {
-            scene.tell(&format!("refused: {}", why.replace('\n', " ")));
+            let shown: String = why.chars().map(|c| if c == '\n' { ' ' } else { c }).take(SHOWN).collect();
+            scene.tell(&format!("refused: {shown}"));
             Ok(why.contains(&of.display().to_string()))
         }
         Answer::Done(_) => {

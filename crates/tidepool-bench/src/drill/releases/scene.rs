@@ -195,6 +195,16 @@ impl<'a> Scene<'a> {
         Ok(std::mem::replace(&mut self.current, release))
     }
 
+    /// As [`promote`](Self::promote), by an operator whose controller has been away: he repeats himself. Rankers that
+    /// come back to it one by one are waited for.
+    pub(super) async fn promote_again(&mut self, release: Release) -> Result<Release, BenchError> {
+        self.load.expect(None);
+        let answer = self.until_done(&["release", "promote", MODEL, &release.name]).await?;
+        self.heard(answer["epoch"].as_u64().unwrap_or_default()).await?;
+        self.load.expect(Some(&release.name));
+        Ok(std::mem::replace(&mut self.current, release))
+    }
+
     /// Lets a while pass without anything happening.
     pub(super) async fn before(&mut self) -> Result<(), BenchError> {
         let pair = self.facts.transitions.len() + 1;
@@ -215,7 +225,7 @@ impl<'a> Scene<'a> {
     /// Everything of the transition has taken effect. The window ends when it has its requests.
     pub(super) async fn took_effect(&mut self) -> Result<(), BenchError> {
         let Some((begun, retries)) = self.begun.take() else { return Ok(()) };
-        self.facts.transitions.push(begun.elapsed());
+        self.facts.transitions.push((begun.elapsed(), self.load.sent()));
         self.load.until_sent(self.window()).await?;
         self.load.window(Kind::Between)?;
         self.facts.retries += self.retries().await? - retries;

@@ -117,7 +117,7 @@ fn an_answer_that_names_other_tables_is_mixed_and_one_that_lacks_candidates_is_w
     assert_eq!(change(&|answer| answer.release = "r9".into()), Verdict::Wrong);
     assert_eq!(change(&|answer| answer.missing_ids = 1), Verdict::Wrong);
     assert_eq!(change(&|answer| answer.scores = answer.scores.slice(4..)), Verdict::Wrong);
-    assert_eq!(change(&|answer| answer.indexes = pack(&vec![0u32; CANDIDATES])), Verdict::Wrong);
+    assert_eq!(change(&|answer| answer.indexes = pack(&[0u32; CANDIDATES])), Verdict::Wrong);
     let reversed = |answer: &mut v1::RankResponse| {
         let indexes: Vec<u32> = unpack(&answer.indexes).unwrap().collect();
         let scores: Vec<f32> = unpack(&answer.scores).unwrap().collect();
