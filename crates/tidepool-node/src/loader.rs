@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -333,7 +334,7 @@ impl Loader {
         }
         let unmeasured = std::mem::take(&mut background.unmeasured);
         let begun = Instant::now();
-        let smaps = spawn_blocking(Smaps::read).await.unwrap_or_else(|error| Err(error.into()));
+        let smaps = idle::run(Smaps::read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let end = Instant::now();
         background.measure_after = Some(end + (end - begun) * MEASURE_SHARE);
         let smaps = match smaps {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     Params, ReleaseDrill, Report,
     operator::Answer,
-    scene::{NODES_PER_GROUP, Needs, Progress, Scene},
+    scene::{NODES_PER_GROUP, Needs, Progress, Scene, short_grace},
     truth::MODEL,
 };
 use crate::{BenchError, draw::Random, drill::site::traffic_returns};
@@ -16,7 +16,7 @@ const PROMOTION: Duration = Duration::from_millis(300);
 
 /// The controller is killed while a release is published and promoted, and stays dead for a third of the window.
 pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Result<Report, BenchError> {
-    let needs = Needs { versions: params.pairs as u64 + 1, controller_config: toml::Table::new() };
+    let needs = Needs { versions: params.pairs as u64 + 1, controller_config: short_grace() };
     let mut scene = Scene::open(ReleaseDrill::KillController, params, needs, progress).await?;
     let mut random = Random::new(params.seed ^ 0x6b69_6c6c);
     let mut interrupted = 0u32;

@@ -16,7 +16,7 @@ use super::{
     Params, ReleaseDrill, Report,
     etcd::Etcd,
     operator::Answer,
-    scene::{Needs, Progress, Scene},
+    scene::{Needs, Progress, Scene, short_grace},
     truth::{MODEL, Release, Table, model_toml},
 };
 use crate::BenchError;
@@ -32,10 +32,9 @@ const SHOWN: usize = 300;
 pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result<Report, BenchError> {
     let dir = tempfile::tempdir().map_err(BenchError::io("making a folder for etcd"))?;
     let mut etcd = Etcd::start(&params.etcd, dir.path()).await?;
-    let controller_config = toml::Table::from_iter([
-        ("metastore".to_owned(), "etcd".into()),
-        ("etcd_endpoints".to_owned(), vec![etcd.endpoint()].into()),
-    ]);
+    let mut controller_config = short_grace();
+    controller_config.insert("metastore".to_owned(), "etcd".into());
+    controller_config.insert("etcd_endpoints".to_owned(), vec![etcd.endpoint()].into());
     let needs = Needs { versions: 2, controller_config };
     let mut scene = Scene::open(ReleaseDrill::MetastoreOutage, params, needs, progress).await?;
     let mut refused = 0;

@@ -35,6 +35,8 @@ const GROUPS: usize = 2;
 pub(super) const NODES_PER_GROUP: usize = 2;
 /// How soon what could not be loaded is tried again, in milliseconds.
 const LOAD_RETRY_MS: i64 = 500;
+/// See [`short_grace`].
+const GRACE_MS: i64 = 3000;
 /// How long anything that is waited for may take.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a wait looks again.
@@ -342,6 +344,12 @@ impl<'a> Scene<'a> {
         self.facts.duration = self.began.elapsed();
         Report::new(self.report, self.params, &outcome, self.facts)
     }
+}
+
+/// Keys of a controller that, when it begins again, does not wait long for those who have not reported yet: here they are
+/// a few on one machine.
+pub(super) fn short_grace() -> toml::Table {
+    toml::Table::from_iter([("reconnect_grace_ms".to_owned(), GRACE_MS.into())])
 }
 
 /// Tables built, the time it took, and where they are.
