@@ -50,9 +50,14 @@ need_etcd() {
   fi
 }
 
-# The suites beside real peers, which cargo test leaves out: etcd under the controllers, and moto as the object store.
+# The suites beside real peers, which cargo test leaves out: etcd under the controllers, moto as the object store, and
+# namespaces with disks and networks of their own, which only root may make.
 peers() {
   need_etcd
+  if ! command -v ip >/dev/null 2>&1 || ! command -v unshare >/dev/null 2>&1; then
+    echo "check.sh: the tests in namespaces need iproute2 and util-linux; installing them" >&2
+    apt-get update -q && apt-get install -y -q --no-install-recommends iproute2 util-linux mount
+  fi
   local moto="$PWD/data/moto"
   if [ ! -x "$moto/bin/moto_server" ]; then
     echo "check.sh: the tests beside an object store need moto; installing it into data/moto" >&2

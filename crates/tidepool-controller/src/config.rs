@@ -1,7 +1,12 @@
 //! The configuration of a controller: what people write ([`RawConfig`]), and what it means ([`Config`]).
 //! `config/controller.toml` says of each key why it is there.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tidepool_cluster::Settings;
@@ -10,6 +15,7 @@ use tidepool_runtime::{
     config::{InvalidConfig, Problems},
     logs::{self, LogOptions},
     security::{RawAuth, RawTls, SecurityOptions},
+    tls::ClientFiles,
 };
 use tidepool_store::StoreLocation;
 use tidepool_types::ports;
@@ -32,12 +38,20 @@ pub struct RawConfig {
     pub advertise_address: String,
     /// Where the durable state is: `file` (in `data_dir`) or `etcd`.
     pub metastore: MetastoreKind,
-    /// `http://host:port` of the members of etcd.
+    /// `http://host:port` or `https://host:port` of the members of etcd.
     pub etcd_endpoints: Vec<String>,
+    /// The authorities that etcd's certificates are checked against, PEM.
+    pub etcd_ca: String,
+    /// This controller's certificate for etcd, PEM.
+    pub etcd_certificate: String,
+    /// Its private key, PEM.
+    pub etcd_key: String,
     /// In front of the keys in etcd.
     pub etcd_prefix: String,
     /// For an answer of etcd.
     pub etcd_timeout_ms: u64,
+    /// Revisions of the state after which etcd is told to forget old ones; 0: never.
+    pub etcd_compact_every: u64,
     /// How long a controller that falls silent keeps the others from leading.
     pub leader_lease_seconds: u64,
     /// How long nodes have to come back after a restart of the controller before they count as down.
@@ -89,8 +103,12 @@ impl Default for RawConfig {
             advertise_address: String::new(),
             metastore: MetastoreKind::File,
             etcd_endpoints: vec!["http://127.0.0.1:2379".into()],
+            etcd_ca: String::new(),
+            etcd_certificate: String::new(),
+            etcd_key: String::new(),
             etcd_prefix: "/tidepool".into(),
             etcd_timeout_ms: 1000,
+            etcd_compact_every: 100,
             leader_lease_seconds: 4,
             reconnect_grace_ms: 10_000,
             group_settle_ms: 1000,
@@ -163,12 +181,49 @@ impl fmt::Display for MetastoreConfig {
     }
 }
 
-/// Whether a text is `http://host:port`, and nothing else.
-fn is_endpoint(text: &str) -> bool {
-    let address = text.strip_prefix("http://").and_then(|address| address.rsplit_once(':'));
-    address.is_some_and(|(host, port)| {
-        !host.is_empty() && !host.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok_and(|port| port > 0)
-    })
+/// The host of a text that is `SCHEME://host:port`, and nothing else.
+fn host_of<'a>(text: &'a str, scheme: &str) -> Option<&'a str> {
+    let address = text.strip_prefix(scheme)?.strip_prefix("://")?;
+    let (host, port) = address.rsplit_once(':')?;
+    let good =
+        !host.is_empty() && !host.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok_and(|p| p > 0);
+    good.then_some(host)
+}
+
+/// Whether what is sent to this host stays on this machine.
+fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Checks where etcd is, and by which certificates TLS is spoken with it.
+fn etcd_tls(p: &mut Problems, raw: &RawConfig) -> Option<ClientFiles> {
+    let given = |text: &String| (!text.is_empty()).then(|| PathBuf::from(text));
+    let (ca, own) = (given(&raw.etcd_ca), given(&raw.etcd_certificate).zip(given(&raw.etcd_key)));
+    p.check(!raw.etcd_endpoints.is_empty(), "etcd_endpoints: at least one");
+    for endpoint in &raw.etcd_endpoints {
+        if host_of(endpoint, "https").is_some() {
+            p.check(ca.is_some(), format!("etcd_ca: must be given to check who answers at {endpoint}"));
+        } else if let Some(host) = host_of(endpoint, "http") {
+            let problem =
+                format!("etcd_endpoints: with etcd_ca, {endpoint} must be https, or it would be plaintext");
+            p.check(ca.is_none(), problem);
+            let problem = format!(
+                "etcd_endpoints: what is sent to {endpoint} would be plaintext that leaves this machine: use https \
+                 and etcd_ca, or say tls.insecure_plaintext = true"
+            );
+            p.check(is_this_machine(host) || raw.tls.insecure_plaintext, problem);
+        } else {
+            p.add(format!(
+                "etcd_endpoints: {endpoint:?} is neither http://host:port nor https://host:port, as in \
+                 http://127.0.0.1:2379"
+            ));
+        }
+    }
+    let half = raw.etcd_certificate.is_empty() != raw.etcd_key.is_empty();
+    p.check(!half, "etcd_certificate and etcd_key: both or neither must be given");
+    p.check(own.is_none() || ca.is_some(), "etcd_ca: must be given with etcd_certificate");
+    ca.map(|ca| ClientFiles { ca, own })
 }
 
 impl TryFrom<RawConfig> for Config {
@@ -177,21 +232,13 @@ impl TryFrom<RawConfig> for Config {
     fn try_from(raw: RawConfig) -> Result<Self, InvalidConfig> {
         let mut problems = Problems::default();
         let p = &mut problems;
-        let grpc_address = p.parse("grpc_address", &raw.grpc_address);
+        let grpc_address: Option<SocketAddr> = p.parse("grpc_address", &raw.grpc_address);
         let http_address = p.parse("http_address", &raw.http_address);
         let store = p.parse("store", &raw.store);
         p.check(!raw.data_dir.is_empty(), "data_dir: must be given");
-        if !raw.advertise_address.is_empty() {
-            p.host_port("advertise_address", &raw.advertise_address);
-        }
-        p.check(!raw.etcd_endpoints.is_empty(), "etcd_endpoints: at least one");
-        for endpoint in &raw.etcd_endpoints {
-            let problem = format!(
-                "etcd_endpoints: {endpoint:?} is not http://host:port, as in http://127.0.0.1:2379 (TLS to etcd is \
-                 not there yet: put etcd on the same host, or a tunnel between)"
-            );
-            p.check(is_endpoint(endpoint), problem);
-        }
+        let advertised = ("advertise_address", raw.advertise_address.clone());
+        let advertise_address = p.advertised(advertised, ("grpc_address", grpc_address));
+        let etcd_tls = etcd_tls(p, &raw);
         let prefix = raw.etcd_prefix.trim_end_matches('/').to_owned();
         p.check(
             prefix.starts_with('/') && !prefix.contains(char::is_whitespace),
@@ -226,14 +273,16 @@ impl TryFrom<RawConfig> for Config {
                 http_address: http_address?,
                 store: store?,
                 data_dir: PathBuf::from(&raw.data_dir),
-                advertise_address: (!raw.advertise_address.is_empty()).then_some(raw.advertise_address),
+                advertise_address,
                 metastore: match raw.metastore {
                     MetastoreKind::File => MetastoreConfig::File { dir: raw.data_dir.into() },
                     MetastoreKind::Etcd => MetastoreConfig::Etcd(EtcdOptions {
                         endpoints: raw.etcd_endpoints,
+                        tls: etcd_tls,
                         prefix,
                         timeout: Duration::from_millis(raw.etcd_timeout_ms),
                         lease: Duration::from_secs(raw.leader_lease_seconds),
+                        compact_every: raw.etcd_compact_every,
                     }),
                 },
                 settings: Settings {
@@ -278,7 +327,8 @@ mod tests {
             grpc_address: "localhost".into(),
             store: String::new(),
             advertise_address: "nowhere".into(),
-            etcd_endpoints: vec!["https://etcd:2379".into(), "http://etcd:2379".into()],
+            etcd_endpoints: vec!["https://etcd:2379".into(), "http://etcd:2379".into(), "etcd:2379".into()],
+            etcd_key: "etcd.key".into(),
             etcd_prefix: "tidepool".into(),
             leader_lease_seconds: 1,
             keepalive_timeout_ms: 0,
@@ -290,7 +340,10 @@ mod tests {
             "grpc_address",
             "store",
             "advertise_address",
+            "etcd_ca",
             "etcd_endpoints",
+            "etcd_endpoints",
+            "etcd_certificate",
             "etcd_prefix",
             "leader_lease_seconds",
             "etcd_timeout_ms",
@@ -300,6 +353,41 @@ mod tests {
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
             assert!(problem.starts_with(key), "{problem:?} is not about {key}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_connect_to_is_not_told_to_others() {
+        let tls = RawTls { insecure_plaintext: true, ..RawTls::default() };
+        let raw = RawConfig { grpc_address: "0.0.0.0:7400".into(), tls, ..RawConfig::default() };
+        let problems = Config::try_from(raw.clone()).unwrap_err().problems;
+        assert!(
+            problems.len() == 1 && problems[0].starts_with("advertise_address: must be given"),
+            "{problems:?}"
+        );
+        Config::try_from(RawConfig { advertise_address: "c-1:7400".into(), ..raw }).unwrap();
+    }
+
+    #[test]
+    fn etcd_is_plaintext_here_and_tls_elsewhere() {
+        let at = |endpoint: &str, ca: &str| {
+            let (etcd_endpoints, etcd_ca) = (vec![endpoint.into()], ca.into());
+            let raw =
+                RawConfig { metastore: MetastoreKind::Etcd, etcd_endpoints, etcd_ca, ..RawConfig::default() };
+            Config::try_from(raw).map(|config| match config.metastore {
+                MetastoreConfig::Etcd(options) => options.tls,
+                MetastoreConfig::File { .. } => panic!("it is etcd"),
+            })
+        };
+        for here in ["http://127.0.0.1:2379", "http://localhost:2379", "http://[::1]:2379"] {
+            assert_eq!(at(here, ""), Ok(None));
+        }
+        let files = ClientFiles { ca: "ca.pem".into(), own: None };
+        assert_eq!(at("https://etcd-1.example:2379", "ca.pem"), Ok(Some(files)));
+        for bad in
+            [("http://10.0.0.7:2379", ""), ("https://etcd-1:2379", ""), ("http://127.0.0.1:2379", "ca.pem")]
+        {
+            assert_eq!(at(bad.0, bad.1).unwrap_err().problems.len(), 1, "{bad:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The Controllers service: who leads, and the rebuilding of a lost state.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use tidepool_cluster::{ClusterState, Event, Rebuilt, Remains, rebuild};
 use tidepool_proto::v1;
@@ -18,8 +18,21 @@ pub(crate) struct ControllersService {
 }
 
 impl ControllersService {
-    async fn rebuild(&self, dry_run: bool) -> Result<v1::RebuildReport, RequestError> {
+    async fn rebuild(&self, request: v1::RebuildRequest) -> Result<v1::RebuildReport, RequestError> {
+        let v1::RebuildRequest { dry_run, force, expect_nodes: expected } = request;
         let handle = self.lead.handle()?;
+        let standing = self.lead.standing();
+        let term = standing.led().ok_or_else(RequestError::deposed)?;
+        let left = term.grace_ends.saturating_duration_since(Instant::now());
+        let (nodes, missing_nodes) = come(&handle.state());
+        if !dry_run {
+            if u32::try_from(nodes).is_ok_and(|nodes| nodes < expected) {
+                return Err(RequestError::TooFew { nodes, expected });
+            }
+            if !left.is_zero() && !force {
+                return Err(RequestError::TooEarly { left, nodes });
+            }
+        }
         let (remains, mut problems) = remains(&self.store, &handle.state()).await;
         let Rebuilt { durable, tables, problems: lost } = rebuild(&handle.state(), &remains);
         problems.extend(lost);
@@ -40,8 +53,17 @@ impl ControllersService {
             tables: tables.into_iter().map(table).collect(),
             releases: durable.map.releases.iter().map(Into::into).collect(),
             problems,
+            missing_nodes,
+            grace_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         })
     }
+}
+
+/// How many nodes have a session, and those of the map that have none.
+fn come(state: &ClusterState) -> (usize, Vec<String>) {
+    let here: BTreeSet<_> = state.node_reports().map(|report| &report.node).collect();
+    let missing = state.map().nodes.keys().filter(|node| !here.contains(node));
+    (here.len(), missing.map(ToString::to_string).collect())
 }
 
 /// The manifests of what nodes and rankers report, and which of them are not to be had.
@@ -93,6 +115,6 @@ impl v1::controllers_server::Controllers for ControllersService {
         &self,
         request: Request<v1::RebuildRequest>,
     ) -> Result<Response<v1::RebuildReport>, Status> {
-        Ok(Response::new(Self::rebuild(self, request.into_inner().dry_run).await?))
+        Ok(Response::new(Self::rebuild(self, request.into_inner()).await?))
     }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong: with one request, and with the controller itself.
 
+use std::time::Duration;
+
 use thiserror::Error;
 use tidepool_cluster::StepError;
 use tidepool_proto::{WireError, not_leader, status_of};
@@ -32,6 +34,13 @@ pub(crate) enum RequestError {
         /// Why it is not known; empty when nobody leads for a moment.
         problem: String,
     },
+    #[error(
+        "nodes still have {left:?} to come back ({nodes} have come): the state would be made anew without those that \
+         have not; wait, or say --force"
+    )]
+    TooEarly { left: Duration, nodes: usize },
+    #[error("{nodes} nodes have come, and {expected} are expected")]
+    TooFew { nodes: usize, expected: u32 },
     #[error("{waiting} events are waiting already")]
     Overloaded { waiting: usize },
     #[error("the controller is shutting down")]
@@ -60,6 +69,7 @@ impl RequestError {
         match self {
             Self::Wire(_) | Self::OtherName { .. } => ErrorCode::InvalidRequest,
             Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::TooEarly { .. } | Self::TooFew { .. } => ErrorCode::Conflict,
             Self::Step(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Metastore(_) | Self::ShuttingDown => ErrorCode::Unavailable,

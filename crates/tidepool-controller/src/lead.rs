@@ -45,6 +45,8 @@ pub(crate) struct Term {
     /// Larger than that of every term before.
     pub(crate) number: u64,
     pub(crate) handle: Handle,
+    /// Until then nodes have time to open their sessions.
+    pub(crate) grace_ends: Instant,
     lease: Lease,
 }
 
@@ -199,7 +201,8 @@ impl Candidate {
             actor::spawn(state, metastore, started, self.event_queue_len, self.metrics.clone());
         tracing::info!(term = number, revision, %epoch, "this controller leads");
         self.metrics.begin_term(number);
-        let term = Term { number, handle: handle.clone(), lease: lease.clone() };
+        let grace_ends = started + self.settings.reconnect_grace;
+        let term = Term { number, handle: handle.clone(), grace_ends, lease: lease.clone() };
         let leader = Some(self.address.clone());
         self.standing.send_replace(Standing { term: Some(term), leader, problem: String::new() });
         show_ready(&self.health, &self.lifecycle, Ok(()));

@@ -141,8 +141,18 @@ pub async fn restore(
                 }
                 return plan(found, durable, incarnation).map(|(_, restored)| restored);
             }
-            let elected = timeout(CAMPAIGN_TIMEOUT, election.campaign(&|_| {}));
-            let elected = elected.await.map_err(|_| MaintenanceError::NoTurn)??;
+            let elected = timeout(CAMPAIGN_TIMEOUT, election.campaign(&|_| {})).await;
+            let elected = match elected {
+                Ok(Ok(elected)) => elected,
+                failed => {
+                    // The leader's key may be ours although nobody has heard of it: nobody else could lead by then.
+                    election.resign().await;
+                    return Err(failed.map_or(MaintenanceError::NoTurn, |failed| match failed {
+                        Err(error) => error.into(),
+                        Ok(_) => MaintenanceError::NoTurn,
+                    }));
+                }
+            };
             let written = spawn_blocking(move || {
                 let mut store = elected.metastore;
                 let found = store.load();

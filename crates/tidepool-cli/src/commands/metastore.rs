@@ -69,6 +69,12 @@ pub(crate) struct Restore {
 pub(crate) struct Rebuild {
     #[command(flatten)]
     sure: Sure,
+    /// Do it also while nodes have time to come back to a controller that has just begun to lead.
+    #[arg(long)]
+    force: bool,
+    /// Do it only when so many nodes have come.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    expect_nodes: u32,
 }
 
 /// For what replaces something.
@@ -178,8 +184,9 @@ async fn restore(args: Restore, output: Output) -> Result<()> {
 
 async fn rebuild(args: Rebuild, remote: &Remote, output: Output) -> Result<()> {
     let mut controllers = ControllersClient::new(leader::channel(remote).await?);
+    let (force, expect_nodes) = (args.force, args.expect_nodes);
     let mut ask = async |dry_run| {
-        let report = controllers.rebuild(v1::RebuildRequest { dry_run }).await;
+        let report = controllers.rebuild(v1::RebuildRequest { dry_run, force, expect_nodes }).await;
         report.map(tonic::Response::into_inner).map_err(|status| refusal(&status))
     };
     let mut report = ask(true).await?;
@@ -205,6 +212,8 @@ async fn rebuild(args: Rebuild, remote: &Remote, output: Output) -> Result<()> {
         "tables": report.tables.iter().map(table).collect::<Vec<_>>(),
         "releases": report.releases.iter().map(release).collect::<Vec<_>>(),
         "problems": report.problems,
+        "missing_nodes": report.missing_nodes,
+        "grace_left_ms": report.grace_left_ms,
     }));
     Ok(())
 }
@@ -220,6 +229,14 @@ fn show(report: &v1::RebuildReport, output: Output) {
     for release in &report.releases {
         let name = format!("{}@{}", release.model, release.release);
         output.line(format!("release {name:<32} {}", state_word(release.state)));
+    }
+    for node in &report.missing_nodes {
+        output.line(format!(
+            "missing node {node}: it has no session, and what only it holds is given another place"
+        ));
+    }
+    if report.grace_left_ms > 0 {
+        output.line(format!("early   nodes have {} ms more to come back", report.grace_left_ms));
     }
     for problem in &report.problems {
         output.line(format!("lost    {problem}"));

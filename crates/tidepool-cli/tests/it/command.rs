@@ -77,14 +77,27 @@ impl Role {
         set: &[(&str, String)],
         environment: &[(&str, String)],
     ) -> Self {
+        Self::start_by(tidepool(), "127.0.0.1", dir, role, set, environment)
+    }
+
+    /// The same by a command that may be wrapped, listening at this address.
+    pub(crate) fn start_by(
+        mut command: Command,
+        ip: &str,
+        dir: &Path,
+        role: &str,
+        set: &[(&str, String)],
+        environment: &[(&str, String)],
+    ) -> Self {
         let log = dir.join(format!("{role}.log"));
-        let mut command = tidepool();
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(["--json", role, "--until-stdin-closes"]);
         for (key, value) in set {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        command.args(["--set", "grpc_address=127.0.0.1:0", "--set", "http_address=127.0.0.1:0"]);
+        for key in ["grpc_address", "http_address"] {
+            command.arg("--set").arg(format!("{key}={ip}:0"));
+        }
         let log_file = File::create(&log).unwrap();
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file).spawn().unwrap();

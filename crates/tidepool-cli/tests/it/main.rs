@@ -1,6 +1,7 @@
 //! The `tidepool` command as a user meets it: real processes, their output and their exit codes.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
 
+mod bad_days;
 mod bench;
 mod by_hand;
 mod command;
@@ -19,3 +20,4 @@ mod releases;
 mod retiring;
 mod store;
 mod tables;
+mod trained;

@@ -35,7 +35,17 @@ fn a_state_is_backed_up_put_back_and_rebuilt_from_the_command_line() {
     assert!(code == 1 && text.contains("--yes"), "{text}");
     let (code, planned) = ask(&["metastore", "rebuild", "--dry-run"]);
     assert_eq!((code, &planned["dry_run"], &planned["nodes"]), (0, &json!(true), &json!(0)));
-    let (code, rebuilt) = ask(&["metastore", "rebuild", "--yes"]);
+    // Nodes have ten seconds to come back after it has begun to lead.
+    let (code, text) = failure(&["--controller", &at, "metastore", "rebuild", "--yes"]);
+    assert!(code == 1 && text.contains("0 have come") && text.contains("--force"), "{text}");
+    assert!(
+        planned["grace_left_ms"].as_u64().unwrap() > 0 && planned["missing_nodes"] == json!([]),
+        "{planned}"
+    );
+    let expecting = ["--controller", &at, "metastore", "rebuild", "--yes", "--force", "--expect-nodes", "1"];
+    let (code, text) = failure(&expecting);
+    assert!(code == 1 && text.contains("0 nodes have come, and 1 are expected"), "{text}");
+    let (code, rebuilt) = ask(&["metastore", "rebuild", "--yes", "--force"]);
     assert_eq!((code, &rebuilt["epoch"]), (0, &planned["epoch"]));
     assert_eq!(ask(&["quota", "list"]).1["quotas"].as_array().unwrap().len(), 2, "what is known is kept");
     assert_eq!(controller.terminate(), 0);

@@ -18,6 +18,7 @@ mod tests;
 use std::{io, path::PathBuf};
 
 use thiserror::Error;
+use tidepool_runtime::tls::TlsError;
 use tonic::Status;
 
 pub use disk::{Disk, DiskFile, DiskLock, RealDisk};
@@ -122,6 +123,9 @@ pub enum MetastoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Certificates for etcd that do not do; the source names the file.
+    #[error("no TLS with etcd can be had (etcd_ca, etcd_certificate, etcd_key)")]
+    Tls(#[from] TlsError),
     /// No etcd member did what was asked.
     #[error("could not {tried} in etcd at {endpoint}: {message}", message = source.message())]
     Etcd {

@@ -157,8 +157,11 @@ async fn a_lost_state_is_made_anew_from_reports_and_manifests() {
     let mut controllers = ControllersClient::connect(address).await.unwrap();
     let planned = soon(async {
         loop {
-            let planned =
-                controllers.rebuild(v1::RebuildRequest { dry_run: true }).await.unwrap().into_inner();
+            let planned = controllers
+                .rebuild(v1::RebuildRequest { dry_run: true, ..v1::RebuildRequest::default() })
+                .await
+                .unwrap()
+                .into_inner();
             let all = planned.tables.iter().map(|t| t.found).sum::<u32>();
             if all == 16 && !planned.releases.is_empty() {
                 return planned;
@@ -169,7 +172,11 @@ async fn a_lost_state_is_made_anew_from_reports_and_manifests() {
     assert_eq!((planned.nodes, planned.tables.len()), (2, 2));
     assert!(planned.problems.iter().any(|p| p.contains("m@r0")), "{:?}", planned.problems);
     assert!(controller.map(|_| true).await.layouts.is_empty(), "a plan changes nothing");
-    let done = controllers.rebuild(v1::RebuildRequest { dry_run: false }).await.unwrap().into_inner();
+    let done = controllers
+        .rebuild(v1::RebuildRequest { force: true, ..v1::RebuildRequest::default() })
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(done.epoch, planned.epoch);
     let back = controller.map(|map| map.layouts.len() == 2).await;
     assert!(back.epoch.0 >= done.epoch && back.epoch > map.epoch);

@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncBufRead, BufReader},
     net::TcpStream,
-    time,
+    task, time,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
@@ -52,6 +52,8 @@ enum Kind {
     Server(Tls),
     /// By those that were read at the start.
     Client { config: Arc<ClientConfig>, own: Option<(PathBuf, Validity)> },
+    /// By those that are there when it connects.
+    Files(Arc<ClientFiles>),
 }
 
 /// Why there is no connection. Its text is whole, because what carries it drops its sources.
@@ -92,6 +94,16 @@ impl Dial {
         let (config, own) = files.load(utc::now())?;
         let own = files.own.as_ref().map(|(cert, _)| cert.clone()).zip(own);
         Ok(Self(Kind::Client { config, own }))
+    }
+
+    /// TLS by the files of a program that connects for as long as it runs: they are read again for every connection,
+    /// so that a new certificate needs no restart.
+    ///
+    /// # Errors
+    /// [`TlsError`] of what is there now.
+    pub fn with_files_of_now(files: ClientFiles) -> Result<Self, TlsError> {
+        files.load(utc::now())?;
+        Ok(Self(Kind::Files(Arc::new(files))))
     }
 
     /// Whether connections are TLS.
@@ -158,6 +170,13 @@ impl Dial {
                     still_holds(path, *own).map_err(refused)?;
                 }
                 Some(config.clone())
+            }
+            Kind::Files(files) => {
+                let of = files.clone();
+                let loaded =
+                    task::spawn_blocking(move || of.load(utc::now())).await.map_err(io::Error::other)?;
+                let (config, _) = loaded.map_err(|cause| DialError::Own { address: address(), cause })?;
+                Some(config)
             }
         };
         let tcp = |cause| DialError::Tcp { address: address(), cause };

@@ -1,6 +1,7 @@
 //! The metastore in etcd, and several controllers on it.
 
 mod elections;
-mod outages;
-mod server;
+pub(crate) mod outages;
+pub(crate) mod server;
 mod stores;
+mod tls;

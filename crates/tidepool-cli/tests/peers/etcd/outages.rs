@@ -71,18 +71,18 @@ impl Site {
     }
 }
 
-async fn endpoint(address: &str) -> Option<tonic::transport::Channel> {
+pub(crate) async fn endpoint(address: &str) -> Option<tonic::transport::Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).connect().await.ok()
 }
 
-async fn standing(address: &str) -> Option<v1::Standing> {
+pub(crate) async fn standing(address: &str) -> Option<v1::Standing> {
     let mut client = ControllersClient::new(endpoint(address).await?);
     Some(client.get_standing(v1::GetStandingRequest {}).await.ok()?.into_inner())
 }
 
 /// Gives a tenant a quota at one controller.
-async fn set(address: &str, tenant: &str) -> Result<v1::Quotas, Status> {
+pub(crate) async fn set(address: &str, tenant: &str) -> Result<v1::Quotas, Status> {
     let channel = endpoint(address).await.ok_or_else(|| Status::unavailable("nobody is there"))?;
     let quota = Some(v1::Quota { rows_per_second: 7, bytes_per_second: 0 });
     let rule = v1::QuotaRule { tenant: tenant.to_owned(), quota };
@@ -90,7 +90,7 @@ async fn set(address: &str, tenant: &str) -> Result<v1::Quotas, Status> {
 }
 
 /// Gives a tenant a quota at whichever controller takes it. How long that took.
-async fn set_anywhere(addresses: &[String], tenant: &str) -> Duration {
+pub(crate) async fn set_anywhere(addresses: &[String], tenant: &str) -> Duration {
     let began = Instant::now();
     loop {
         for address in addresses {
@@ -108,7 +108,7 @@ async fn set_anywhere(addresses: &[String], tenant: &str) -> Duration {
     }
 }
 
-async fn tenants(address: &str) -> BTreeSet<String> {
+pub(crate) async fn tenants(address: &str) -> BTreeSet<String> {
     let mut client = ControlClient::new(endpoint(address).await.unwrap());
     let quotas = client.list_quotas(v1::ListQuotasRequest {}).await.unwrap().into_inner();
     quotas.rules.into_iter().map(|rule| rule.tenant).collect()

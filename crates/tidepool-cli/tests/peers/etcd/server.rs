@@ -8,6 +8,8 @@ use std::{
     time::Instant,
 };
 
+use tidepool_runtime::tls::ClientFiles;
+
 use crate::command::DEADLINE;
 
 /// A running etcd, or one that was stopped and can be started again over what it had.
@@ -15,26 +17,51 @@ pub(crate) struct Etcd {
     dir: PathBuf,
     client: SocketAddr,
     peer: SocketAddr,
+    /// Where the certificates are that clients and it are checked by; `None` for plaintext.
+    certs: Option<PathBuf>,
     child: Option<Child>,
 }
 
 /// A port that nobody had a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+fn free(ip: &str) -> SocketAddr {
+    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
 }
 
 impl Etcd {
     /// Starts it with its data under `dir`, and waits until it answers.
     pub(crate) fn start(dir: &Path) -> Self {
-        let mut etcd = Self { dir: dir.join("etcd"), client: free(), peer: free(), child: None };
+        Self::start_with(dir, "127.0.0.1", None)
+    }
+
+    /// The same, where others than this host reach it.
+    pub(crate) fn start_at(dir: &Path, ip: &str) -> Self {
+        Self::start_with(dir, ip, None)
+    }
+
+    /// The same, speaking TLS with whoever has a certificate of this folder's authority.
+    pub(crate) fn start_with_tls(dir: &Path, certs: &Path) -> Self {
+        Self::start_with(dir, "127.0.0.1", Some(certs.to_owned()))
+    }
+
+    fn start_with(dir: &Path, ip: &str, certs: Option<PathBuf>) -> Self {
+        let (client, peer) = (free(ip), free("127.0.0.1"));
+        let mut etcd = Self { dir: dir.join("etcd"), client, peer, certs, child: None };
         std::fs::create_dir_all(&etcd.dir).unwrap();
         etcd.run();
         etcd
     }
 
-    /// `http://host:port` of it.
+    /// `http://host:port` of it, or `https://host:port`.
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        let scheme = if self.certs.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.client)
+    }
+
+    /// What a client needs that speaks TLS with it.
+    pub(crate) fn client_files(&self) -> Option<ClientFiles> {
+        let certs = self.certs.as_ref()?;
+        let own = (certs.join("controller.pem"), certs.join("controller.key"));
+        Some(ClientFiles { ca: certs.join("ca.pem"), own: Some(own) })
     }
 
     /// Starts it again.
@@ -42,7 +69,16 @@ impl Etcd {
         assert!(self.child.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
-        let child = Command::new("etcd")
+        let mut command = Command::new("etcd");
+        if let Some(certs) = &self.certs {
+            for (flag, file) in
+                [("--cert-file", "node.pem"), ("--key-file", "node.key"), ("--trusted-ca-file", "ca.pem")]
+            {
+                command.arg(flag).arg(certs.join(file));
+            }
+            command.arg("--client-cert-auth");
+        }
+        let child = command
             .args(["--name", "test", "--data-dir", self.dir.join("data").to_str().unwrap()])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
@@ -69,13 +105,24 @@ impl Etcd {
 
     /// What etcd's own tool does and prints.
     pub(crate) fn ctl(&self, args: &[&str]) -> (bool, String) {
-        let output = Command::new("etcdctl")
+        let mut command = Command::new("etcdctl");
+        if let Some(ClientFiles { ca, own: Some((cert, key)) }) = self.client_files() {
+            command.arg("--cacert").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        let output = command
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.endpoint()])
             .args(args)
             .output()
             .expect("etcdctl is installed: apt-get install etcd-client");
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// Its revision now.
+    pub(crate) fn revision(&self) -> i64 {
+        let (_, text) = self.ctl(&["get", "/", "--write-out", "json"]);
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        answer["header"]["revision"].as_i64().unwrap()
     }
 
     /// The keys under a prefix.

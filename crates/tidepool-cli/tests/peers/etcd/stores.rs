@@ -1,6 +1,6 @@
 //! What every metastore must do: the same tests for the file and for etcd.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tidepool_controller::metastore::{
@@ -9,6 +9,7 @@ use tidepool_controller::metastore::{
 use tokio::task::spawn_blocking;
 
 use super::server::Etcd;
+use crate::command::DEADLINE;
 
 /// Longer than a request to etcd may be, and unlike at each place.
 fn long(seed: u64, bytes: usize) -> Vec<u8> {
@@ -18,9 +19,11 @@ fn long(seed: u64, bytes: usize) -> Vec<u8> {
 pub(super) fn options(etcd: &Etcd) -> EtcdOptions {
     EtcdOptions {
         endpoints: vec![etcd.endpoint()],
+        tls: etcd.client_files(),
         prefix: "/test".into(),
         timeout: Duration::from_millis(500),
         lease: Duration::from_secs(2),
+        compact_every: 100,
     }
 }
 
@@ -132,5 +135,33 @@ async fn etcd_damage_and_other_hands_are_named() {
     assert!(etcd.ctl(&["put", "/test/state", "tidepool-metastore 1 revision=999 bytes=0"]).0);
     let (_, error) = with(elected, |store| store.store(1, b"more").unwrap_err()).await;
     assert!(matches!(error, MetastoreError::Corrupt { .. } | MetastoreError::Conflict { .. }), "{error}");
+    election.resign().await;
+}
+
+#[tokio::test]
+async fn etcd_forgets_old_documents() {
+    let dir = TempDir::new().unwrap();
+    let etcd = Etcd::start(dir.path());
+    let often = EtcdOptions { compact_every: 3, ..options(&etcd) };
+    let mut election = EtcdElection::new(&often, "c-1:7400".to_owned()).unwrap();
+    let elected = election.campaign(&|_| {}).await.unwrap();
+    let first = etcd.revision();
+    let (elected, _) = with(elected, |store| {
+        let mut revision = 0;
+        for at in 0..9u64 {
+            revision = store.store(revision, &long(at, 2 << 20)).unwrap();
+        }
+    })
+    .await;
+    // It is done in the background.
+    let until = Instant::now() + DEADLINE;
+    while etcd.ctl(&["get", "/test/leader", "--rev", &first.to_string()]).0 {
+        assert!(Instant::now() < until, "the first revision can still be read");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (_, found) = with(elected, |store| store.load().unwrap().unwrap()).await;
+    assert_eq!((found.revision, found.document), (9, long(8, 2 << 20)));
+    let last = etcd.revision() - 1;
+    assert!(etcd.ctl(&["get", "/test/leader", "--rev", &last.to_string()]).0, "what is new is kept");
     election.resign().await;
 }

@@ -1,6 +1,6 @@
 //! Nodes and operators on an object store: real processes, and moto's server as the S3 that they speak to.
 
-mod peer;
+pub(crate) mod peer;
 mod releases;
 
 use std::{
@@ -17,18 +17,18 @@ use crate::command::{DEADLINE, Role, http_get, node_keys};
 use peer::{BUCKET, Link, Moto, SECRET, run, variables};
 
 /// Rows of a table whose two files have three ranges of 8 MiB each.
-const ROWS: &str = "1000000";
+pub(crate) const ROWS: &str = "1000000";
 
 /// A store in S3 with a table in it, which lies in a directory as well.
-struct Site {
-    dir: TempDir,
-    moto: Moto,
+pub(crate) struct Site {
+    pub(crate) dir: TempDir,
+    pub(crate) moto: Moto,
     location: String,
     built: PathBuf,
 }
 
 impl Site {
-    fn new(rows: &str) -> Self {
+    pub(crate) fn new(rows: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let (moto, built) = (Moto::start(), dir.path().join("built"));
         let site = Self { dir, moto, location: format!("s3://{BUCKET}/ads/prod"), built };
@@ -36,7 +36,7 @@ impl Site {
         site
     }
 
-    fn push(&self, version: &str, rows: &str) {
+    pub(crate) fn push(&self, version: &str, rows: &str) {
         let table = format!("big@{version}");
         let built = self.built.to_str().unwrap();
         let generate = [
@@ -60,15 +60,15 @@ impl Site {
         assert_eq!(run(self.moto.address, &push).2["pushed"][0]["uploaded"], Value::Bool(false));
     }
 
-    fn file(&self, version: &str, partition: u32) -> PathBuf {
+    pub(crate) fn file(&self, version: &str, partition: u32) -> PathBuf {
         self.built.join(format!("tables/big/{version}/layout-2/part-{partition:05}.tide"))
     }
 
-    fn bytes(&self, version: &str) -> u64 {
+    pub(crate) fn bytes(&self, version: &str) -> u64 {
         (0..2).map(|p| fs::metadata(self.file(version, p)).unwrap().len()).sum()
     }
 
-    fn controller(&self) -> Role {
+    pub(crate) fn controller(&self) -> Role {
         let keys = [
             ("store", self.location.clone()),
             ("data_dir", self.dir.path().join("controller").to_str().unwrap().to_owned()),
@@ -78,14 +78,19 @@ impl Site {
     }
 
     /// Starts the node, which reaches the store at `link`.
-    fn node(&self, controller: &Role, link: std::net::SocketAddr, more: &[(&'static str, &str)]) -> Role {
+    pub(crate) fn node(
+        &self,
+        controller: &Role,
+        link: std::net::SocketAddr,
+        more: &[(&'static str, &str)],
+    ) -> Role {
         let mut keys = node_keys(self.dir.path(), Path::new(&self.location), &[&controller.grpc_address]);
         keys.push(("load_retry_ms", "200".into()));
         keys.extend(more.iter().map(|&(key, value)| (key, value.to_owned())));
         Role::start_in(self.dir.path(), "node", &keys, &variables(link))
     }
 
-    fn serve(&self, controller: &Role, version: &str, wait: &str) -> (i32, String) {
+    pub(crate) fn serve(&self, controller: &Role, version: &str, wait: &str) -> (i32, String) {
         let table = format!("big@{version}");
         let args =
             ["--controller", &controller.grpc_address, "table", "serve", &table, "--wait-seconds", wait];
@@ -94,7 +99,7 @@ impl Site {
     }
 
     /// The stored row of an id, by the cluster and by the files that it was built into.
-    fn check(&self, controller: &Role, version: &str) {
+    pub(crate) fn check(&self, controller: &Role, version: &str) {
         let table = format!("big@{version}");
         let stored = |args: &[&str]| {
             let (code, said, found) = run(self.moto.address, args);
@@ -108,19 +113,19 @@ impl Site {
     }
 }
 
-fn status(node: &Role) -> Value {
+pub(crate) fn status(node: &Role) -> Value {
     let answer = http_get(&node.http_address, "/status");
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-fn metric(node: &Role, name: &str) -> u64 {
+pub(crate) fn metric(node: &Role, name: &str) -> u64 {
     let text = http_get(&node.http_address, "/metrics");
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
     line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
 /// Waits for a state, with a deadline.
-fn until(what: &str, mut is: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is() {
         assert!(begun.elapsed() < DEADLINE, "never: {what}");
@@ -128,7 +133,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-fn log(role: &Role) -> String {
+pub(crate) fn log(role: &Role) -> String {
     let log = fs::read_to_string(&role.log).unwrap();
     assert!(!log.contains(SECRET), "a log has the secret");
     log
@@ -184,6 +189,36 @@ fn s3_a_store_that_is_cut_off_midway_is_asked_again_and_what_is_served_goes_on()
         assert_eq!(code, 0, "{said}");
     });
     site.check(&controller, "v2");
+    log(&node);
+}
+
+#[test]
+fn s3_a_store_that_stops_midway_is_waited_for_and_what_is_served_goes_on() {
+    let site = Site::new("20000");
+    let controller = site.controller();
+    let node = site.node(&controller, site.moto.address, &[("fetch_bytes_per_second", "8_000_000")]);
+    assert_eq!(site.serve(&controller, "v1", "30").0, 0);
+    site.push("v2", ROWS);
+    let before = site.bytes("v1");
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| site.serve(&controller, "v2", "120"));
+        until("some of it has come", || {
+            metric(&node, "tidepool_node_fetched_bytes_total") > before + site.bytes("v2") / 4
+        });
+        // Connections stay open, and nothing comes: after 20 seconds of that a range is asked for again.
+        site.moto.signal("-STOP");
+        until("it is tried again", || {
+            site.check(&controller, "v1");
+            metric(&node, "tidepool_node_fetch_retries_total") > 0
+        });
+        site.moto.signal("-CONT");
+        let (code, said) = serving.join().unwrap();
+        assert_eq!(code, 0, "{said}");
+    });
+    site.check(&controller, "v2");
+    // What had come was not asked for again: of four ranges on their way at most.
+    let came = metric(&node, "tidepool_node_fetched_bytes_total");
+    assert!(came <= before + site.bytes("v2") + 4 * (8 << 20), "{came} bytes came");
     log(&node);
 }
 

@@ -11,23 +11,23 @@ use std::{
 
 use crate::command::{DEADLINE, tidepool};
 
-pub(super) const BUCKET: &str = "tidepool";
+pub(crate) const BUCKET: &str = "tidepool";
 /// Letters that must not be found anywhere but in a request's signature.
-pub(super) const SECRET: &str = "sEcReT-that-nobody-may-see";
+pub(crate) const SECRET: &str = "sEcReT-that-nobody-may-see";
 
 /// Who is named is believed.
 const SOMEBODY: &str =
     "AWS4-HMAC-SHA256 Credential=tester/20261122/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
 
 /// The server; it ends when dropped.
-pub(super) struct Moto {
+pub(crate) struct Moto {
     child: Child,
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Moto {
     /// Starts it with one bucket. `TIDEPOOL_MOTO_SERVER` says where it is, if it is not in the path.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let program = std::env::var("TIDEPOOL_MOTO_SERVER").unwrap_or_else(|_| "moto_server".into());
         // Free now, and nobody else asks for just this one.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -45,8 +45,14 @@ impl Moto {
         moto
     }
 
+    /// Sends it a signal, as `-STOP`: it holds its connections then, and answers nobody until `-CONT`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
     /// Puts an object, or the bucket: moto looks at no signature.
-    pub(super) fn put(&self, key: &str, content: &[u8]) {
+    pub(crate) fn put(&self, key: &str, content: &[u8]) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         let length = content.len();
         let path = if key.is_empty() { format!("/{BUCKET}") } else { format!("/{BUCKET}/{key}") };
@@ -72,7 +78,7 @@ impl Drop for Moto {
 }
 
 /// The variables by which a process finds an object store there.
-pub(super) fn variables(address: SocketAddr) -> Vec<(&'static str, String)> {
+pub(crate) fn variables(address: SocketAddr) -> Vec<(&'static str, String)> {
     vec![
         ("AWS_ENDPOINT_URL", format!("http://{address}")),
         ("AWS_REGION", "us-east-1".into()),
@@ -82,7 +88,7 @@ pub(super) fn variables(address: SocketAddr) -> Vec<(&'static str, String)> {
 }
 
 /// Runs a command of the operator's beside the store; gives the exit code and what it said.
-pub(super) fn run(address: SocketAddr, args: &[&str]) -> (i32, String, serde_json::Value) {
+pub(crate) fn run(address: SocketAddr, args: &[&str]) -> (i32, String, serde_json::Value) {
     let output = tidepool().envs(variables(address)).arg("--json").args(args).output().unwrap();
     let (stdout, stderr) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
@@ -92,8 +98,8 @@ pub(super) fn run(address: SocketAddr, args: &[&str]) -> (i32, String, serde_jso
 }
 
 /// A link that passes everything on until it is cut, and again when it is mended.
-pub(super) struct Link {
-    pub(super) address: SocketAddr,
+pub(crate) struct Link {
+    pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
@@ -104,7 +110,7 @@ struct State {
 }
 
 impl Link {
-    pub(super) fn to(server: SocketAddr) -> Self {
+    pub(crate) fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
@@ -132,7 +138,7 @@ impl Link {
         Self { address, state }
     }
 
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut state = self.state.lock().unwrap();
         state.is_cut = true;
         for stream in state.streams.drain(..) {
@@ -141,7 +147,7 @@ impl Link {
         }
     }
 
-    pub(super) fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.state.lock().unwrap().is_cut = false;
     }
 }

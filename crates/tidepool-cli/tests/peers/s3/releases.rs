@@ -4,27 +4,22 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tidepool_store::ArtifactStore;
-use tidepool_train::{ExportOptions, SyntheticSize, TrainOptions, export_release, synthetic, train};
 use tidepool_types::Name;
 
 use super::peer::{BUCKET, Moto, run, variables};
-use crate::command::{Role, keys, node_keys};
+use crate::{
+    command::{Role, keys, node_keys},
+    models::{REQUEST, text, trained},
+};
 
 #[test]
 fn a_release_is_published_into_the_bucket_and_answers() {
     let dir = TempDir::new().unwrap();
     let moto = Moto::start();
     let location = format!("s3://{BUCKET}/ads/prod");
-    let data = synthetic(3, SyntheticSize { users: 40, items: 60, events: 1_200 });
-    let mut options = TrainOptions { resamples: 2, ..TrainOptions::default() };
-    (options.pretrain.epochs, options.ranker.max_epochs) = (1, 1);
-    let model = train(&data, &options, &mut |_| {}).unwrap().model;
-    let name = |text: &str| Name::new(text).unwrap();
-    let built = ArtifactStore::open(dir.path().join("built")).unwrap();
-    export_release(&built, &model, &ExportOptions::new(name("m"), name("r0"), name("v1"))).unwrap();
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let release = built.release_dir(&name("m"), &name("r0"));
+    let built = trained(&dir.path().join("built"), &["v1"]);
+    let named = |text: &str| Name::new(text).unwrap();
+    let release = built.release_dir(&named("m"), &named("v1"));
     let (model_toml, onnx) = (text(&release.join("model.toml")), text(&release.join("model.onnx")));
     let names = ["user@v1", "item@v1", "genre@v1", "occupation@v1"];
     let tables = names.map(|table| ["--table", table]).concat();
@@ -64,9 +59,7 @@ fn a_release_is_published_into_the_bucket_and_answers() {
     assert!(code == 1 && said.contains("m@r1 is in the store already"), "{said}");
 
     let request = dir.path().join("request.json");
-    let asked = r#"{"model": "m", "user": {"user": 1, "occupation": 0, "age": 30, "gender": 1},
-        "candidates": {"item": [1, 2], "genres": [[0], [1, 2]]}}"#;
-    fs::write(&request, asked).unwrap();
+    fs::write(&request, REQUEST).unwrap();
     let (code, said, ranked) = tell(&["rank", &text(&request), "--ranker", &ranker.http_address]);
     assert_eq!((code, ranked["release"].as_str()), (0, Some("r1")), "{said}");
 }

@@ -9,16 +9,19 @@ use std::{
     time::Duration,
 };
 
+use tidepool_runtime::tls::Dial;
 use tokio::time::timeout;
 use tonic::{
     Code, Response, Status,
     transport::{Channel, Endpoint},
 };
 
+use super::EtcdOptions;
 use super::pb::{
     etcdserverpb::{
-        Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
-        RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+        CompactionRequest, Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest,
+        RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
+        WatchResponse,
         compare::{CompareResult, CompareTarget, TargetUnion},
         kv_client::KvClient,
         lease_client::LeaseClient,
@@ -59,24 +62,30 @@ pub(super) struct Granted {
 }
 
 impl Etcd {
-    /// A client of these members. Nobody is asked yet.
+    /// A client of the members. Nobody is asked yet.
     ///
     /// # Errors
-    /// [`MetastoreError::Endpoint`].
-    pub(super) fn new(endpoints: &[String], timeout: Duration) -> Result<Self, MetastoreError> {
-        let members = endpoints.iter().map(|name| {
-            let endpoint = Endpoint::from_shared(name.clone()).map_err(|error| {
+    /// [`MetastoreError::Endpoint`]; [`MetastoreError::Tls`].
+    pub(super) fn new(options: &EtcdOptions) -> Result<Self, MetastoreError> {
+        let timeout = options.timeout;
+        let dial = match &options.tls {
+            Some(files) => Dial::with_files_of_now(files.clone())?,
+            None => Dial::default(),
+        };
+        let members = options.endpoints.iter().map(|name| {
+            // What is spoken is up to `dial`.
+            let plain = name.strip_prefix("https://").map(|address| format!("http://{address}"));
+            let endpoint = Endpoint::from_shared(plain.unwrap_or_else(|| name.clone())).map_err(|error| {
                 let (endpoint, problem) = (name.clone(), error.to_string());
                 MetastoreError::Endpoint { endpoint, problem }
             })?;
-            let channel = endpoint
+            let endpoint = endpoint
                 .connect_timeout(timeout)
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(timeout)
                 .keep_alive_timeout(timeout)
-                .keep_alive_while_idle(true)
-                .connect_lazy();
-            Ok((name.clone(), channel))
+                .keep_alive_while_idle(true);
+            Ok((name.clone(), dial.channel(endpoint)))
         });
         let members = members.collect::<Result<Vec<_>, MetastoreError>>()?;
         if members.is_empty() {
@@ -158,6 +167,17 @@ impl Etcd {
             async move { kv(channel).txn(request).await }
         })
         .await
+    }
+
+    /// Has etcd forget what was before a revision; that it has done so already is as good.
+    pub(super) async fn compact(&self, revision: i64) -> Result<(), MetastoreError> {
+        let request = CompactionRequest { revision };
+        let compacted =
+            self.call("compact the history", |channel| async move { kv(channel).compact(request).await });
+        match compacted.await {
+            Err(MetastoreError::Etcd { source, .. }) if source.code() == Code::OutOfRange => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     pub(super) async fn grant(&self, ttl: Duration) -> Result<Granted, MetastoreError> {

@@ -9,12 +9,15 @@ use super::{
     EtcdOptions, Keys,
     client::{Etcd, Granted, created_at, put, read},
     pb::etcdserverpb::{TxnRequest, response_op::Response},
-    store::{EtcdMetastore, Known, load},
+    store::{EtcdMetastore, History, Known, load},
 };
 use crate::metastore::{Elected, Election, Lease, MetastoreError, Seen, Versioned};
 
 /// A lease is renewed so many times while it lasts.
 const BEATS_PER_LEASE: u32 = 4;
+/// Between two looks at who leads, when the first has brought nothing: it doubles up to the second.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The end of a lease is reckoned earlier by one part in so many: clocks do not run alike.
 const MARGIN: u32 = 5;
 
@@ -24,6 +27,7 @@ pub struct EtcdElection {
     etcd: Etcd,
     keys: Keys,
     ttl: Duration,
+    compact_every: u64,
     /// `host:port` by which others find this controller.
     address: String,
     /// The leases that may still hold a key of ours.
@@ -36,11 +40,12 @@ impl EtcdElection {
     /// A candidate that is found at `address`.
     ///
     /// # Errors
-    /// [`MetastoreError::Endpoint`].
+    /// [`MetastoreError::Endpoint`]; [`MetastoreError::Tls`].
     pub fn new(options: &EtcdOptions, address: String) -> Result<Self, MetastoreError> {
-        let etcd = Etcd::new(&options.endpoints, options.timeout)?;
+        let etcd = Etcd::new(options)?;
         let keys = Keys { prefix: options.prefix.clone() };
-        Ok(Self { etcd, keys, ttl: options.lease, address, owed: Vec::new(), beats: None, held: None })
+        let (ttl, compact_every) = (options.lease, options.compact_every);
+        Ok(Self { etcd, keys, ttl, compact_every, address, owed: Vec::new(), beats: None, held: None })
     }
 
     /// The document, whoever leads; `None` when there is none.
@@ -103,6 +108,7 @@ impl EtcdElection {
             lease: lease.clone(),
             runtime: Handle::current(),
             known: Known::default(),
+            history: History { every: self.compact_every, begins: leads_since },
         });
         Ok(Some(Elected { metastore, lease }))
     }
@@ -126,7 +132,9 @@ impl EtcdElection {
 #[tonic::async_trait]
 impl Election for EtcdElection {
     async fn campaign(&mut self, seen: &Seen) -> Result<Elected, MetastoreError> {
+        let mut pause = PAUSE;
         loop {
+            let began = Instant::now();
             self.give_back().await;
             let (leader, revision) = self.etcd.get("read who leads", self.keys.leader()).await?;
             match leader {
@@ -140,6 +148,13 @@ impl Election for EtcdElection {
                         return Ok(elected);
                     }
                 }
+            }
+            // A watch that etcd ends at once, or a key that others take and lose: etcd is not asked without rest.
+            if let Some(rest) = pause.checked_sub(began.elapsed()) {
+                time::sleep(rest).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                pause = PAUSE;
             }
         }
     }

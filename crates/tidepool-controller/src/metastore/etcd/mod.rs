@@ -18,18 +18,23 @@ mod store;
 use std::time::Duration;
 
 pub use election::EtcdElection;
+use tidepool_runtime::tls::ClientFiles;
 
 /// How etcd is reached, and where in it the state is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdOptions {
-    /// `http://host:port` of its members; at least one.
+    /// `http://host:port` of its members, or, with `tls`, `https://host:port`; at least one.
     pub endpoints: Vec<String>,
+    /// By which TLS is spoken with them; `None` for plaintext.
+    pub tls: Option<ClientFiles>,
     /// In front of every key, without a slash at the end.
     pub prefix: String,
     /// For the answer to a request.
     pub timeout: Duration,
     /// How long a controller that falls silent keeps the others from leading; whole seconds.
     pub lease: Duration,
+    /// After so many revisions of the document, etcd is told to forget what was before the last time; 0: never.
+    pub compact_every: u64,
 }
 
 /// The keys.

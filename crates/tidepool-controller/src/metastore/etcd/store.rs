@@ -1,5 +1,6 @@
 //! One document in etcd, written by the controller that leads.
 
+use tidepool_runtime::error::chain;
 use tokio::runtime::Handle;
 
 use super::{
@@ -30,6 +31,25 @@ pub(super) struct EtcdMetastore {
     /// Of this thread pool's runtime: this type is called where waiting is allowed.
     pub(super) runtime: Handle,
     pub(super) known: Known,
+    pub(super) history: History,
+}
+
+/// Which part of etcd's history is kept. Each revision of the document is a copy of it there, and etcd keeps all of
+/// them, until it is full, unless it is told to forget.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct History {
+    /// Revisions of the document between two times; 0: never.
+    pub(super) every: u64,
+    /// etcd's revision that will be the oldest after the next time: whoever began to read before it is done by then.
+    pub(super) begins: i64,
+}
+
+impl History {
+    /// The revision before which everything may be forgotten, now that the document was `stored` at `written`.
+    fn turn(&mut self, stored: u64, written: i64) -> Option<i64> {
+        let due = self.every > 0 && stored.is_multiple_of(self.every);
+        due.then(|| std::mem::replace(&mut self.begins, written))
+    }
 }
 
 /// What is there, as far as it is known.
@@ -145,6 +165,7 @@ impl EtcdMetastore {
             match self.fenced("write the state", vec![unchanged], done).await? {
                 Fenced::Done(written) => {
                     (self.known.revision, self.known.written) = (revision, written);
+                    self.forget(revision, written);
                     return Ok(revision);
                 }
                 // An earlier try of ours that nobody heard of, or this one.
@@ -160,6 +181,23 @@ impl EtcdMetastore {
                 }
             }
         }
+    }
+
+    /// Has etcd forget what is old, in the background: nobody waits for it, and what is not forgotten now is the next
+    /// time.
+    fn forget(&mut self, revision: u64, written: i64) {
+        let Some(before) = self.history.turn(revision, written) else { return };
+        let etcd = self.etcd.clone();
+        self.runtime.spawn(async move {
+            match etcd.compact(before).await {
+                Ok(()) => tracing::debug!(before, "etcd has forgotten what was before"),
+                Err(error) => tracing::warn!(
+                    error = chain(&error),
+                    "etcd could not be told to forget old revisions, and will be full one day: have it do so itself \
+                     (--auto-compaction-retention) and set etcd_compact_every = 0"
+                ),
+            }
+        });
     }
 
     /// Whether a document that is not the expected one is one that was tried to be stored since that. While the
@@ -221,4 +259,19 @@ enum Fenced {
     Done(i64),
     /// A condition did not hold; this is the document.
     Other(Option<KeyValue>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_kept_for_one_to_two_rounds() {
+        let mut history = History { every: 3, begins: 10 };
+        let turns: Vec<_> = (1..=9).map(|revision| history.turn(revision, 100 + revision as i64)).collect();
+        let of_last = [None, None, Some(10), None, None, Some(103), None, None, Some(106)];
+        assert_eq!(turns, of_last);
+        let mut never = History { every: 0, begins: 10 };
+        assert!((1..=9).all(|revision| never.turn(revision, 1).is_none()));
+    }
 }
