@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, stream};
 use serde_json::Value;
 use tidepool_client::{BearerToken, Client, ClientConfig, ClientError, Connector};
 use tidepool_proto::{
@@ -130,14 +131,20 @@ async fn every_role_works_behind_locks_and_changes_are_written_down() -> Result<
         "/tidepool.v1.Control/PromoteRelease needs the role write; node has only node"
     );
 
-    let audit = locks.file("../audit.log");
     let mut lines: Vec<Value> = Vec::new();
     wait_until("the refusal is written down", async || {
-        let text = std::fs::read_to_string(&audit).unwrap();
-        lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        lines.len() >= 3
+        lines = sandbox.audit_log().unwrap();
+        lines.len() >= 5
     })
     .await;
+    let begun = |at: usize| (&lines[at]["outcome"], &lines[at]["change"], &lines[at]["epoch"]);
+    for at in [0, 2] {
+        let what = &lines[at + 1];
+        let same = (&lines[at]["what"], &lines[at]["change"]) == (&what["what"], &what["change"]);
+        assert!(begun(at).0 == "begun" && same && begun(at).2.as_u64() < what["epoch"].as_u64(), "{lines:?}");
+    }
+    lines.retain(|line| line["outcome"] != "begun");
+    assert_eq!(lines[2]["what"]["calls"], 1);
     let told: Vec<_> = lines
         .iter()
         .map(|line| ["who", "known_by", "action", "outcome"].map(|key| line[key].as_str().unwrap()))
@@ -243,9 +250,12 @@ async fn a_token_opens_what_its_rule_says_and_rules_change_while_the_cluster_run
     assert_eq!(refused.message(), "/tidepool.v1.Control/SetQuota needs the role admin; alice has only read");
 
     // A tenant may look up, in its own name.
-    let rules = std::fs::read_to_string(locks.file("rules.toml"))?;
-    let rules = rules.replace("roles = [\"read\"]\n", "roles = [\"tenant\"]\ntenants = [\"ads\"]\n");
-    std::fs::write(locks.file("rules.toml"), rules)?;
+    // The last of them is the token's.
+    locks.edit_rules(|rules| {
+        let (others, own) = rules.rsplit_once("[[token]]").unwrap();
+        let own = own.replace("roles = [\"read\"]\n", "roles = [\"tenant\"]\ntenants = [\"ads\"]\n");
+        format!("{others}[[token]]{own}")
+    })?;
     wait_until("the token is a tenant's", async || {
         control.get_cluster(bearer(v1::GetClusterRequest {})).await.is_err()
     })
@@ -263,6 +273,11 @@ async fn a_token_opens_what_its_rule_says_and_rules_change_while_the_cluster_run
     );
     let refused = embedding.lookup(v1::LookupRequest::default()).await.unwrap_err();
     assert_eq!(code_of(&refused), ErrorCode::Unauthenticated);
+    // With a certificate beside it, the token decides: it is not added to what an administrator may do.
+    let mut both = self::control(&locks.dial("client")?, sandbox.controller_address()).await?;
+    both.get_cluster(v1::GetClusterRequest {}).await?;
+    let refused = both.get_cluster(bearer(v1::GetClusterRequest {})).await.unwrap_err();
+    assert!(refused.message().ends_with("needs the role read; alice has only tenant"), "{refused:?}");
 
     // A ranker asks nodes in its own right, so it checks the name itself.
     let ranker = sandbox.start_ranker(false).await?;
@@ -282,6 +297,104 @@ async fn a_token_opens_what_its_rule_says_and_rules_change_while_the_cluster_run
     let wrong = client(&sandbox, "another token of some length");
     let error = timeout(Duration::from_secs(1), wrong).await;
     assert!(error.is_err() || error.is_ok_and(|client| client.is_err()), "nobody knows it");
+    sandbox.stop().await
+}
+
+/// A stream of one message that stays open.
+fn and_no_more<T: Send + 'static>(message: T) -> impl futures::Stream<Item = T> + Send + 'static {
+    stream::iter([message]).chain(stream::pending())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_taken_out_of_the_rules_loses_what_is_open() -> Result<()> {
+    let sandbox = Sandbox::start_locked(SMALL).await?;
+    let release = fixture::export(&sandbox.store, "r1", 4);
+    sandbox.serve(&release.tables[0]).await?;
+    let locks = sandbox.locks().unwrap().clone();
+    let roles = "roles = [\"read\", \"tenant\", \"node\", \"ranker\"]";
+    locks.add_rules(&token_rule(roles))?;
+    let mut control = control(&locks.dial("")?, sandbox.controller_address()).await?;
+    wait_until("the token is known", async || {
+        control.get_cluster(bearer(v1::GetClusterRequest {})).await.is_ok()
+    })
+    .await;
+    let node = sandbox.nodes().next().unwrap().grpc_address;
+    let endpoint = Endpoint::from_shared(format!("http://{node}"))?;
+    let mut embedding = EmbeddingClient::new(locks.dial("")?.connect(endpoint).await?);
+    let lookup = v1::LookupRequest::default();
+    wait_until("the node knows it too", async || embedding.lookup(bearer(lookup.clone())).await.is_ok())
+        .await;
+
+    let mut map = control.watch_map(bearer(v1::WatchMapRequest { have_epoch: 0 })).await?.into_inner();
+    map.message().await?.context("a map")?;
+    let ranker = v1::RankerReport {
+        ranker: "guest".into(),
+        grpc_address: "guest:1".into(),
+        ..v1::RankerReport::default()
+    };
+    let mut session = control.ranker_session(bearer(and_no_more(ranker))).await?.into_inner();
+    session.message().await?.context("a map")?;
+    let node = v1::NodeReport {
+        node: "guest".into(),
+        group: "guests".into(),
+        grpc_address: "guest:1".into(),
+        ..v1::NodeReport::default()
+    };
+    let mut node_session = control.node_session(bearer(and_no_more(node))).await?.into_inner();
+    node_session.message().await?.context("an assignment")?;
+    let mut answers = embedding.lookup_stream(bearer(and_no_more(lookup))).await?.into_inner();
+    answers.message().await?.context("an answer")?;
+
+    // A change of the rules that leaves it what it needs ends nothing.
+    locks.add_rules("\n[[certificate]]\nname = \"another\"\nroles = [\"read\"]\n")?;
+    locks.edit_rules(|rules| rules.replace(TOKEN_HASH, &"0".repeat(64)))?;
+    let lost = |status: tonic::Status| {
+        assert_eq!((status.code(), code_of(&status)), (Code::PermissionDenied, ErrorCode::Forbidden));
+        assert!(status.message().contains("the rules have changed while this was open"), "{status:?}");
+        assert!(!status.message().contains(TOKEN_HASH), "{status:?}");
+    };
+    // Maps and assignments that came before are read first.
+    let end = async {
+        loop {
+            if let Err(status) = map.message().await {
+                break lost(status);
+            }
+        }
+        loop {
+            if let Err(status) = session.message().await {
+                break lost(status);
+            }
+        }
+        loop {
+            if let Err(status) = node_session.message().await {
+                break lost(status);
+            }
+        }
+        lost(answers.message().await.unwrap_err());
+    };
+    timeout(DEADLINE, end).await.context("something goes on")?;
+    // The cluster's own go on.
+    sandbox.client().await?.stored_rows(&release.tables[0], &[1, 2, 3], DEADLINE).await?;
+    sandbox.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_of_the_rules_is_not_taken_and_the_cluster_goes_on() -> Result<()> {
+    let sandbox = Sandbox::start_locked(SMALL).await?;
+    let locks = sandbox.locks().unwrap().clone();
+    let path = locks.file("rules.toml");
+    let rules = std::fs::read_to_string(&path)?;
+    // As a copy that a full disk has cut off: it has a rule, and is the controller's only.
+    std::fs::write(&path, &rules[..rules.find("[[certificate]]\nname = \"node\"").unwrap()])?;
+    let registries = sandbox.registries();
+    wait_until("everyone has seen it", async || {
+        registries.iter().all(|r| value(r, "tidepool_auth_reload_failures_total") == 1.0)
+    })
+    .await;
+    let mut control = control(&locks.dial("client")?, sandbox.controller_address()).await?;
+    let cluster = control.get_cluster(v1::GetClusterRequest {}).await?.into_inner();
+    assert!(cluster.map.unwrap().nodes.iter().all(|node| node.up));
+    locks.edit_rules(|_| rules)?;
     sandbox.stop().await
 }
 

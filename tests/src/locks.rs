@@ -1,8 +1,7 @@
 //! Certificates and rules of a sandbox that has locks.
 
 use std::{
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,7 +54,17 @@ impl Locks {
     /// # Errors
     /// What the file system says.
     pub fn add_rules(&self, text: &str) -> Result<()> {
-        Ok(File::options().append(true).open(self.file("rules.toml"))?.write_all(text.as_bytes())?)
+        self.edit_rules(|rules| rules + text)
+    }
+
+    /// Puts other rules in the place of those there are.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn edit_rules(&self, edit: impl FnOnce(String) -> String) -> Result<()> {
+        let (path, draft) = (self.file("rules.toml"), self.file("rules.draft"));
+        fs::write(&draft, edit(fs::read_to_string(&path)?))?;
+        Ok(fs::rename(draft, path)?)
     }
 
     /// The section of a role.
@@ -75,7 +84,7 @@ impl Locks {
     /// The section of every role.
     #[must_use]
     pub fn auth(&self) -> RawAuth {
-        RawAuth { rules: self.file("rules.toml").display().to_string() }
+        RawAuth { rules: self.file("rules.toml").display().to_string(), ..RawAuth::default() }
     }
 
     /// Connections with the certificate of `holder`; of nobody, when that is empty.

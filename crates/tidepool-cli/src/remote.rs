@@ -1,6 +1,6 @@
 //! The cluster that a command talks to: where its controller is, and what opens its doors.
 
-use std::{env, fs, path::PathBuf, time::Duration};
+use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -85,12 +85,9 @@ impl RemoteArgs {
             (Some(ca), cert, key) => Dial::with_files(&ClientFiles { ca, own: cert.zip(key) })?,
         };
         let token = match self.token_file {
-            Some(path) => {
-                Some(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?)
-            }
-            None => env::var(TOKEN).ok().filter(|token| !token.is_empty()),
+            Some(path) => Some(Secret::read(&path)?),
+            None => env::var(TOKEN).ok().filter(|token| !token.is_empty()).map(|t| Secret::new(t.trim())),
         };
-        let token = token.map(|token| Secret::new(token.trim()));
         let controller = self.controller.unwrap_or_else(|| format!("127.0.0.1:{}", ports::CONTROLLER_GRPC));
         let remote = Remote { controller, dial, token };
         remote.bearer()?;

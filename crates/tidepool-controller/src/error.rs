@@ -45,6 +45,8 @@ pub(crate) enum RequestError {
     Overloaded { waiting: usize },
     #[error("the controller is shutting down")]
     ShuttingDown,
+    #[error("{0}")]
+    Lost(String),
     #[error("the request failed inside the controller: {0}")]
     Internal(String),
 }
@@ -75,6 +77,7 @@ impl RequestError {
             Self::Metastore(_) | Self::ShuttingDown => ErrorCode::Unavailable,
             Self::NotLeader { .. } => ErrorCode::NotLeader,
             Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::Lost(_) => ErrorCode::Forbidden,
             Self::Internal(_) => ErrorCode::Internal,
         }
     }

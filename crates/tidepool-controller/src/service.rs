@@ -2,10 +2,13 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use tidepool_cluster::{ClusterState, Event, ReleaseEntry};
 use tidepool_proto::{WireError, quota_rules, quota_tenant, v1};
-use tidepool_runtime::shutdown::Shutdown;
+use tidepool_runtime::{
+    auth::{Caller, Standing},
+    shutdown::Shutdown,
+};
 use tidepool_store::{ArtifactStore, Artifacts};
 use tidepool_types::{Name, TableVersion};
 use tokio::{sync::mpsc, task::spawn_blocking};
@@ -35,11 +38,13 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl ControlService {
     fn open_session<R: Role>(
         &self,
-        reports: Streaming<R::Report>,
+        request: Request<Streaming<R::Report>>,
     ) -> Result<Response<Answers<R::Answer>>, Status> {
+        let standing = Standing::new(Caller::of(request.extensions()));
+        let reports = request.into_inner();
         let (answers, outgoing) = mpsc::channel(QUEUED_ANSWERS);
         let (handle, shutdown) = (self.lead.handle()?, self.lifecycle.token());
-        self.lifecycle.spawn(session::run::<R>(handle, reports, answers, shutdown));
+        self.lifecycle.spawn(session::run::<R>(handle, standing, reports, answers, shutdown));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -146,29 +151,39 @@ impl v1::control_server::Control for ControlService {
         &self,
         request: Request<Streaming<v1::NodeReport>>,
     ) -> Result<Response<Self::NodeSessionStream>, Status> {
-        self.open_session::<NodeRole>(request.into_inner())
+        self.open_session::<NodeRole>(request)
     }
 
     async fn ranker_session(
         &self,
         request: Request<Streaming<v1::RankerReport>>,
     ) -> Result<Response<Self::RankerSessionStream>, Status> {
-        self.open_session::<RankerRole>(request.into_inner())
+        self.open_session::<RankerRole>(request)
     }
 
     async fn watch_map(
         &self,
         request: Request<v1::WatchMapRequest>,
     ) -> Result<Response<Self::WatchMapStream>, Status> {
+        let mut standing = Standing::new(Caller::of(request.extensions()));
         let have = request.into_inner().have_epoch;
         let handle = self.lead.handle()?;
+        let (maps, draining) = (handle.maps(), self.lifecycle.draining());
+        let over = async move {
+            tokio::select! {
+                () = draining => None,
+                () = handle.ended() => None,
+                refusal = standing.lost() => Some(Status::from(RequestError::Lost(refusal.message))),
+            }
+        };
+        let over = over.boxed().shared();
         // Another epoch is sent even when it is smaller: it is the map of another cluster, then, or of one
         // that was begun anew, and this controller's word.
-        let maps = WatchStream::new(handle.maps())
+        let maps = WatchStream::new(maps)
             .filter(move |map| std::future::ready(map.epoch.0 != have))
             .map(|map| Ok((&*map).into()))
-            .take_until(self.lifecycle.draining())
-            .take_until(async move { handle.ended().await });
+            .take_until(over.clone())
+            .chain(stream::once(over).filter_map(|refusal| std::future::ready(refusal.map(Err))));
         Ok(Response::new(Box::pin(maps)))
     }
 

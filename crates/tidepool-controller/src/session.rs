@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidepool_cluster::{Assignment, ClusterMap, Event, Quotas, SessionId};
 use tidepool_proto::{WireError, v1};
-use tidepool_runtime::error::chain;
+use tidepool_runtime::{auth::Standing, error::chain};
 use tidepool_types::{Name, NodeId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -79,6 +79,7 @@ impl Role for RankerRole {
 /// Runs one session until either side ends it.
 pub(crate) async fn run<R: Role>(
     handle: Handle,
+    mut standing: Standing,
     mut reports: Streaming<R::Report>,
     answers: mpsc::Sender<Result<R::Answer, Status>>,
     shutdown: CancellationToken,
@@ -93,6 +94,7 @@ pub(crate) async fn run<R: Role>(
             return;
         }
         () = handle.ended() => Err(RequestError::deposed()),
+        refusal = standing.lost() => Err(RequestError::Lost(refusal.message)),
         ended = exchange::<R>(&handle, session, &mut reports, &answers, &mut news, &mut name) => ended,
     };
     let Some(name) = name else {

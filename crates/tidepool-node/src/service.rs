@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tidepool_proto::v1::{self, embedding_server::Embedding};
 use tidepool_runtime::{
-    auth::Caller,
+    auth::{Caller, Standing},
     pool::{CpuPool, PoolError},
 };
 use tidepool_table::PartitionRows;
@@ -225,7 +225,8 @@ impl<P: PartitionRows> Embedding for Grpc<P> {
         request: Request<Streaming<v1::LookupRequest>>,
     ) -> Result<Response<Answers<P>>, Status> {
         let (_, extensions, requests) = request.into_parts();
-        Ok(Response::new(Answers::new(self.0.clone(), Caller::of(&extensions), requests)))
+        let standing = Standing::new(Caller::of(&extensions));
+        Ok(Response::new(Answers::new(self.0.clone(), standing, requests)))
     }
 }
 

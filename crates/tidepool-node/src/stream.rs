@@ -16,8 +16,8 @@ use futures::{
     future::{AbortHandle, Abortable, Aborted, BoxFuture},
     stream::FuturesUnordered,
 };
-use tidepool_proto::v1;
-use tidepool_runtime::auth::Caller;
+use tidepool_proto::{refusal, v1};
+use tidepool_runtime::auth::Standing;
 use tidepool_table::PartitionRows;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
@@ -31,7 +31,8 @@ const MAX_IN_FLIGHT: usize = 1024;
 /// The answers to a stream of lookups.
 pub(crate) struct Answers<P> {
     service: Arc<EmbeddingService<P>>,
-    caller: Arc<Caller>,
+    /// The caller, who may be taken out of the rules while the stream is open.
+    standing: Standing,
     requests: Streaming<v1::LookupRequest>,
     /// Resolves when the node shuts down: what has been read is still answered.
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -47,13 +48,13 @@ pub(crate) struct Answers<P> {
 impl<P: PartitionRows> Answers<P> {
     pub(crate) fn new(
         service: Arc<EmbeddingService<P>>,
-        caller: Caller,
+        standing: Standing,
         requests: Streaming<v1::LookupRequest>,
     ) -> Self {
         let draining = Box::pin(service.draining.clone().cancelled_owned());
         Self {
             service,
-            caller: Arc::new(caller),
+            standing,
             requests,
             draining,
             working: FuturesUnordered::new(),
@@ -72,7 +73,7 @@ impl<P: PartitionRows> Answers<P> {
             }
             return None;
         }
-        let (service, caller) = (self.service.clone(), self.caller.clone());
+        let (service, caller) = (self.service.clone(), self.standing.caller().clone());
         let received = Instant::now();
         let mut work = async move {
             let mut response = match service.respond_to(&caller, request, received).await {
@@ -115,6 +116,10 @@ impl<P: PartitionRows> Stream for Answers<P> {
             }
             if this.draining.as_mut().poll(cx).is_ready() {
                 this.ended = true;
+                continue;
+            }
+            if let Poll::Ready(lost) = this.standing.poll_lost(cx) {
+                (this.ended, this.failed) = (true, Some(refusal(true, lost.message)));
                 continue;
             }
             match this.requests.poll_next_unpin(cx) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::State,
     http::{StatusCode, Uri, header},
@@ -18,7 +18,10 @@ use tidepool_client::{
     Client,
     trace::{Tap, TapOptions, TraceError, TraceStart, TraceWriter},
 };
-use tidepool_runtime::shutdown::Shutdown;
+use tidepool_runtime::{
+    auth::{Caller, Standing},
+    shutdown::Shutdown,
+};
 use tidepool_types::ErrorCode;
 use tokio::{sync::mpsc, time};
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +48,11 @@ pub(crate) fn routes(ranker: String, client: Client, shutdown: Shutdown) -> Rout
     Router::new().route("/v1/trace", get(record)).with_state(Recorder { ranker, client, shutdown })
 }
 
-async fn record(State(recorder): State<Recorder>, uri: Uri) -> Response {
+async fn record(
+    State(recorder): State<Recorder>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+) -> Response {
     let options = match options(uri.query().unwrap_or_default()) {
         Ok(options) => options,
         Err(problem) => return answer_error(StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest, &problem),
@@ -58,11 +65,16 @@ async fn record(State(recorder): State<Recorder>, uri: Uri) -> Response {
         TraceStart { began: SystemTime::now(), every: options.every.get(), source: recorder.ranker.clone() };
     info!(seconds = options.time.as_secs(), every = options.every, "lookups are being recorded");
     let (pieces, body) = mpsc::channel(SENT_AHEAD);
-    let draining = recorder.shutdown.draining();
+    let (draining, mut standing) = (recorder.shutdown.draining(), Standing::new(caller));
     // Not one of the tasks that draining waits for: it ends by itself once that has begun.
     tokio::spawn(async move {
         let ends = time::timeout(options.time + READER_GRACE, write(tap, &start, &pieces, draining));
-        match ends.await {
+        let ends = tokio::select! {
+            ends = ends => ends,
+            // The recording breaks off, and whoever reads it sees that it has no end.
+            lost = standing.lost() => return warn!(why = lost.message, "a recording of lookups was cut off"),
+        };
+        match ends {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "the recording of lookups failed"),
             Err(_) => warn!("whoever records lookups does not read them: the recording is cut off"),

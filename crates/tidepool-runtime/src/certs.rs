@@ -100,6 +100,15 @@ pub enum CertsError {
         /// The one that is not.
         missing: PathBuf,
     },
+    /// A name that rules give roles to.
+    #[error(
+        "--names {name:?}: every certificate would have that name, and the rules give it a role: leave it out, and \
+         reach the {name} by another name"
+    )]
+    RoleName {
+        /// Which.
+        name: String,
+    },
     /// A certificate could not be made: of a name that is none, or of a key that is none.
     #[error("could not make {path}", path = path.display())]
     Make {
@@ -122,6 +131,11 @@ fn list(paths: &[PathBuf]) -> String {
 /// [`CertsError`] names the file.
 pub fn make(options: &CertsOptions) -> Result<Made, CertsError> {
     let CertsOptions { dir, names, valid_for, force } = options;
+    // A node whose certificate is one of a "client" too would be an administrator.
+    let is_role = |name: &&String| HOLDERS.iter().any(|holder| holder.eq_ignore_ascii_case(name));
+    if let Some(name) = names.iter().find(is_role) {
+        return Err(CertsError::RoleName { name: name.to_lowercase() });
+    }
     let file = |name: &str, kind: &str| dir.join(format!("{name}.{kind}"));
     let rules = dir.join("rules.toml");
     let of_holders = HOLDERS.iter().flat_map(|h| [file(h, "pem"), file(h, "key")]);
@@ -273,6 +287,31 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.join("rules.toml")).unwrap(), "# mine\n", "rules are for people");
         assert_ne!(fs::read(dir.join("node.pem")).unwrap(), old);
         Tls::load(files(&dir, "node")).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_is_a_role_is_refused_for_all_certificates_would_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["client", "Controller", "NODE", "ranker"] {
+            let names = vec!["10.0.0.7".to_owned(), name.to_owned()];
+            let error = make(&CertsOptions { names, ..options(folder.path()) }).unwrap_err();
+            assert!(matches!(&error, CertsError::RoleName { .. }), "{error:?}");
+            assert!(error.to_string().contains("the rules give it a role"), "{error}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is written");
+    }
+
+    #[test]
+    fn a_private_key_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        make(&options(folder.path())).unwrap();
+        let key = folder.path().join("node.key");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = Tls::load(files(folder.path(), "node")).unwrap_err().to_string();
+        assert!(error.contains("node.key can be read by others (its mode is 0640)"), "{error}");
+        assert!(error.contains("`chmod 600 "), "{error}");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        Tls::load(files(folder.path(), "node")).unwrap();
     }
 
     #[test]

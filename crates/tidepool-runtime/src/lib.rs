@@ -37,6 +37,8 @@ pub mod auth;
 pub mod certs;
 pub mod config;
 pub mod error;
+mod expiry;
+mod handshakes;
 pub mod health;
 pub mod http;
 pub mod idle;

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -20,7 +20,6 @@ use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
     time::{self, Sleep},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -28,12 +27,13 @@ use tokio_stream::Stream;
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
-use crate::tls::{Tls, names};
+use crate::{
+    handshakes::Handshakes,
+    tls::{Tls, names},
+};
 
 /// For the TLS of a connection that has come.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections whose TLS is under way. More of them wait in the kernel's queue.
-const MAX_HANDSHAKES: usize = 1024;
 /// After an error that is no single connection's: file descriptors have run out, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// Between two lines about handshakes that failed: whoever knocks must not fill the log.
@@ -61,7 +61,7 @@ type Io = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 pub struct Incoming {
     tcp: TcpListener,
     tls: Option<Lock>,
-    handshakes: JoinSet<Option<Connection>>,
+    handshakes: Handshakes<Connection>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -92,23 +92,17 @@ impl Incoming {
     /// Connections that come to `tcp`, through `lock` if there is one. Each has `TCP_NODELAY`: without it small
     /// answers wait for the peer's delayed acknowledgement (40 ms).
     pub(crate) fn new(tcp: TcpListener, lock: Option<Lock>) -> Self {
-        Self { tcp, tls: lock, handshakes: JoinSet::new(), pause: None }
+        Self { tcp, tls: lock, handshakes: Handshakes::new(), pause: None }
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
         loop {
-            match self.handshakes.poll_join_next(cx) {
-                Poll::Ready(Some(Ok(Some(connection)))) => return Poll::Ready(connection),
-                // It failed, which has been told of.
-                Poll::Ready(Some(_)) => continue,
-                Poll::Ready(None) | Poll::Pending => {}
+            if let Poll::Ready(connection) = self.handshakes.poll_next(cx) {
+                return Poll::Ready(connection);
             }
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
-            }
-            if self.handshakes.len() >= MAX_HANDSHAKES {
-                return Poll::Pending;
             }
             let (stream, address) = match ready!(self.tcp.poll_accept(cx)) {
                 Ok(accepted) => accepted,
@@ -128,7 +122,10 @@ impl Incoming {
                     return Poll::Ready(Connection { io: Either::Left(stream), peer });
                 }
                 Some(lock) => {
-                    self.handshakes.spawn(lock.clone().unlock(stream, address));
+                    let unlock = |spoken| lock.clone().unlock(stream, address, spoken);
+                    if let Some(gone) = self.handshakes.begin(address, unlock) {
+                        lock.failures.tell(gone, "it had to go for another: too many were under way");
+                    }
                 }
             }
         }
@@ -136,9 +133,19 @@ impl Incoming {
 }
 
 impl Lock {
-    async fn unlock(self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
+    async fn unlock(
+        self,
+        stream: TcpStream,
+        address: SocketAddr,
+        spoken: Arc<AtomicBool>,
+    ) -> Option<Connection> {
         let acceptor = TlsAcceptor::from(self.tls.server(self.protocol));
-        let problem = match time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        let handshake = async {
+            stream.readable().await?;
+            spoken.store(true, Ordering::Relaxed);
+            acceptor.accept(stream).await
+        };
+        let problem = match time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => {
                 let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let peer = Peer { address, certificate: shown.map(|c| names(c).into()) };

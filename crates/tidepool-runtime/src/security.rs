@@ -5,7 +5,13 @@
 //! [`SecurityOptions::check`], and opens them once with [`Security::open`]. What listens and what connects goes
 //! through that.
 
-use std::{future::pending, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    future::pending,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
 use serde::{Deserialize, Serialize};
@@ -22,6 +28,7 @@ use tonic::{body::Body, codegen::http::Response};
 use crate::{
     auth::{Access, Gate, Refused, RulesError, Table},
     config::Problems,
+    expiry::Notices,
     listen::{Failures, Incoming, Lock},
     tls::{ClientAuth, Dial, H2, HTTP_1_1, Material, Reloaded, Tls, TlsError, TlsFiles},
     utc,
@@ -29,8 +36,6 @@ use crate::{
 
 /// Between two looks at the files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
-/// A certificate that ends sooner is told of when it is read.
-const ENDS_SOON: i64 = 7 * 24 * 3600;
 
 /// The `[tls]` section of a role's configuration. An empty string means "not given".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +59,8 @@ pub struct RawTls {
 pub struct RawAuth {
     /// The file of rules; empty: none.
     pub rules: String,
+    /// Where nobody is known, changes are taken from other machines too.
+    pub insecure_remote_changes: bool,
 }
 
 /// Both sections, validated.
@@ -63,6 +70,8 @@ pub struct SecurityOptions {
     pub tls: Option<TlsFiles>,
     /// The file of rules.
     pub rules: Option<PathBuf>,
+    /// Where nobody is known, changes are taken from other machines too.
+    pub remote_changes: bool,
 }
 
 impl SecurityOptions {
@@ -75,7 +84,11 @@ impl SecurityOptions {
         connects: bool,
     ) -> Self {
         let given = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
-        let rules = given(auth.rules);
+        let (rules, remote_changes) = (given(auth.rules), auth.insecure_remote_changes);
+        problems.check(
+            rules.is_none() || !remote_changes,
+            "auth.insecure_remote_changes: with auth.rules they say who may change what; leave one of them out",
+        );
         let RawTls { cert, key, ca, client_auth, insecure_plaintext } = tls;
         let (cert, key, ca) = (given(cert), given(key), given(ca));
         let (Some(cert), Some(key)) = (cert.clone(), key.clone()) else {
@@ -90,7 +103,7 @@ impl SecurityOptions {
                 );
                 problems.check(insecure_plaintext || !whole, problem);
             }
-            return Self { tls: None, rules };
+            return Self { tls: None, rules, remote_changes };
         };
         problems.check(
             !insecure_plaintext,
@@ -111,7 +124,7 @@ impl SecurityOptions {
                 ));
             }
         }
-        Self { tls: Some(TlsFiles { cert, key, ca, client_auth }), rules }
+        Self { tls: Some(TlsFiles { cert, key, ca, client_auth }), rules, remote_changes }
     }
 }
 
@@ -157,6 +170,8 @@ struct Metrics {
     refused_calls: IntCounterVec,
     /// The last moment of a certificate, in Unix time.
     expires: GaugeVec,
+    /// What was told of certificates that end.
+    notices: Arc<Mutex<Notices>>,
 }
 
 impl Metrics {
@@ -193,18 +208,29 @@ impl Metrics {
         registry.register(Box::new(refused_calls.clone()))?;
         registry.register(Box::new(expires.clone()))?;
         let handshake_failures = Failures::new(handshakes);
-        Ok(Self { handshake_failures, tls_reload_failures, auth_reload_failures, refused_calls, expires })
+        let notices = Arc::default();
+        Ok(Self {
+            handshake_failures,
+            tls_reload_failures,
+            auth_reload_failures,
+            refused_calls,
+            expires,
+            notices,
+        })
     }
 
+    /// Shows until when certificates hold, and says so in the log, once a day, when that is soon.
     fn show(&self, material: &Material) {
         self.expires.with_label_values(&["own"]).set(material.own.not_after as f64);
         if let Some(authority) = material.authority {
             self.expires.with_label_values(&["authority"]).set(authority.not_after as f64);
         }
-        let left = material.own.not_after - utc::now();
-        if left < ENDS_SOON {
-            let expires = utc::format(material.own.not_after);
-            tracing::warn!(expires, "this process' certificate ends soon: put a new one in its place");
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        for (certificate, validity) in [("own", Some(material.own)), ("authority", material.authority)] {
+            let notice = validity.and_then(|validity| notices.due(certificate, validity, utc::now()));
+            if let (Some(notice), Some(validity)) = (notice, validity) {
+                notice.tell(certificate, validity);
+            }
         }
     }
 }
@@ -231,7 +257,7 @@ impl Security {
             (None, Some(TlsFiles { client_auth: ClientAuth::Require | ClientAuth::Optional, .. })) => {
                 Access::certified()
             }
-            (None, _) => Access::open(),
+            (None, _) => Access::open(options.remote_changes),
         };
         Ok(Self { tls, access, metrics })
     }
@@ -286,14 +312,14 @@ impl Security {
     }
 
     /// Reads certificates and rules again, now. What is new is used from the next connection and the next call on;
-    /// what does not do is told in the log, counted, and what was there stays.
-    pub fn reload(&self) {
+    /// what does not do is told in the log, counted, and what was there stays. When somebody has `told` that the rules
+    /// are whole, that is not doubted.
+    pub fn reload(&self, told: bool) {
         if let Some(tls) = &self.tls {
             match tls.reload() {
                 Reloaded::Unchanged => {}
                 Reloaded::New => {
                     let material = tls.material();
-                    self.metrics.show(&material);
                     tracing::info!(
                         expires = utc::format(material.own.not_after),
                         "new certificates are used"
@@ -305,8 +331,9 @@ impl Security {
                     tracing::error!(%path, problem, "new certificates cannot be used; the old ones stay");
                 }
             }
+            self.metrics.show(&tls.material());
         }
-        match self.access.reload() {
+        match self.access.reload(told) {
             Reloaded::Unchanged => {}
             Reloaded::New => tracing::info!("new rules about who may do what are used"),
             Reloaded::Refused(problem) => {
@@ -333,14 +360,14 @@ impl Security {
                     None => pending().await,
                 }
             };
-            tokio::select! {
+            let told = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = beat.tick() => {}
-                _ = hung_up => {}
-            }
+                _ = beat.tick() => false,
+                _ = hung_up => true,
+            };
             let this = self.clone();
             // Files may lie on a disk that hangs.
-            if let Err(error) = tokio::task::spawn_blocking(move || this.reload()).await {
+            if let Err(error) = tokio::task::spawn_blocking(move || this.reload(told)).await {
                 tracing::error!(%error, "the look at certificates and rules failed");
             }
         }

@@ -15,7 +15,7 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::{Access, Caller, KnownBy, Refusal, Table};
+use super::{Access, Caller, KnownBy, Refusal, Table, standing::Passed};
 use crate::listen::Peer;
 
 /// Asked by clients to see whether a connection is there; that there is no such service is answer enough.
@@ -81,10 +81,10 @@ pub(crate) fn pass(
     headers: &HeaderMap,
 ) -> Result<Caller, Box<Refused>> {
     let refused = |caller, refusal| Box::new(Refused { call: path.to_owned(), caller, refusal });
-    let caller = access
-        .caller(peer, headers)
+    let (caller, shown) = access
+        .caller_and_shown(peer, headers)
         .map_err(|refusal| refused(Caller::with_none("anonymous", KnownBy::Nothing, peer), refusal))?;
-    let Some((_, needs)) = table.iter().find(|(call, _)| *call == path) else {
+    let Some((call, needs)) = table.iter().find(|(call, _)| *call == path) else {
         if access.is_open() || path == HEALTH {
             // The server says that it knows no such call.
             return Ok(caller);
@@ -93,7 +93,7 @@ pub(crate) fn pass(
         return Err(refused(caller, Refusal { known: true, message }));
     };
     match caller.check(path, needs) {
-        Ok(()) => Ok(caller),
+        Ok(()) => Ok(Passed::note(access, shown, (call, needs), caller)),
         Err(refusal) => Err(refused(caller, refusal)),
     }
 }

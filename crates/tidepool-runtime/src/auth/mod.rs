@@ -3,28 +3,30 @@
 //!
 //! **Invariant:** a call that is in no table is open to nobody. Tokens are kept as their SHA-256 and never shown.
 
+mod file;
 mod gate;
 mod rules;
+mod standing;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::{Extensions, HeaderMap, header::AUTHORIZATION};
 
 pub(crate) use self::gate::pass;
-use self::rules::Rules;
+use self::{
+    file::RulesFile,
+    rules::{Hash, hash_of},
+    standing::Passed,
+};
 pub use self::{
     gate::{Gate, Gated, Refused},
     rules::RulesError,
+    standing::Standing,
 };
-use crate::{error::chain, listen::Peer, tls::Reloaded};
+use crate::{listen::Peer, tls::Reloaded};
 
 /// What a caller may do. `docs/security.md` lists every call with the roles that open it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,12 +92,14 @@ pub enum KnownBy {
     Token,
     /// By the certificate of its connection.
     Certificate,
+    /// It is this process, or a program that works on the files of the cluster itself.
+    Process,
     /// Not at all.
     Nothing,
 }
 
 /// Who asks, as far as that is known. It stands in the extensions of a request that has passed a [`Gate`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// The name of its rule, or of its certificate; `anonymous` when neither is there.
     pub name: Arc<str>,
@@ -104,6 +108,8 @@ pub struct Caller {
     /// Where it comes from; `None` within a process.
     pub from: Option<std::net::SocketAddr>,
     grant: Arc<Grant>,
+    /// By what it has passed a gate where rules may change; `None` where what it may do stays.
+    passed: Option<Passed>,
 }
 
 /// What a caller may do.
@@ -112,43 +118,67 @@ struct Grant {
     roles: Vec<Role>,
     /// Tenants in whose name it may ask; `None`: any.
     tenants: Option<Vec<String>>,
+    /// Why it may not do more, where it could do nothing about that by saying who it is.
+    limit: Option<&'static str>,
 }
 
+/// Where nobody is known, changes are made on the machine itself.
+const REMOTE: &str = "nobody is known here, so it is taken from this machine only: ask on it, lock the doors \
+                      (docs/security.md), or set auth.insecure_remote_changes = true";
+
 impl Caller {
-    /// The caller of a request that has passed a gate; whoever is in this process otherwise, who may do anything.
+    /// The caller of a request that has passed a gate; otherwise nobody, who may do nothing.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Self {
-        extensions.get().cloned().unwrap_or_else(|| Self::with_all("in-process", KnownBy::Nothing, None))
+        extensions.get().cloned().unwrap_or_else(|| Self::nobody("nobody"))
+    }
+
+    /// This process, or a program that works on the files of the cluster itself: it asks nobody.
+    #[must_use]
+    pub fn process(name: impl Into<Arc<str>>) -> Self {
+        Self::with_all(name, KnownBy::Process, None)
+    }
+
+    pub(crate) fn nobody(name: &str) -> Self {
+        Self::with_none(name, KnownBy::Nothing, None)
     }
 
     fn with_all(name: impl Into<Arc<str>>, by: KnownBy, peer: Option<&Peer>) -> Self {
-        let grant = Arc::new(Grant { roles: Role::ALL.to_vec(), tenants: None });
-        Self { name: name.into(), by, from: peer.map(|p| p.address), grant }
+        let grant = Arc::new(Grant { roles: Role::ALL.to_vec(), ..Grant::default() });
+        Self { name: name.into(), by, from: peer.map(|p| p.address), grant, passed: None }
     }
 
     fn with_none(name: impl Into<Arc<str>>, by: KnownBy, peer: Option<&Peer>) -> Self {
-        Self { name: name.into(), by, from: peer.map(|p| p.address), grant: Arc::default() }
+        Self { name: name.into(), by, from: peer.map(|p| p.address), grant: Arc::default(), passed: None }
+    }
+
+    /// Whoever connects from another machine where nobody is known: all but changes, and what tells of all tenants.
+    fn from_elsewhere(peer: &Peer) -> Self {
+        let roles = Role::ALL.into_iter().filter(|role| ![Role::Write, Role::Admin].contains(role)).collect();
+        let grant = Arc::new(Grant { roles, tenants: None, limit: Some(REMOTE) });
+        Self { grant, ..Self::with_none("anonymous", KnownBy::Nothing, Some(peer)) }
     }
 
     /// Whether it may do what needs one of `needs`.
     #[must_use]
-    pub fn may(&self, needs: Needs) -> bool {
+    pub fn may(&self, needs: &[Role]) -> bool {
         needs.is_empty() || self.grant.roles.iter().any(|has| needs.iter().any(|need| has.includes(*need)))
     }
 
     /// Whether it may ask in the name of `tenant`.
     #[must_use]
     pub fn may_ask_for(&self, tenant: &str) -> bool {
+        let is_own =
+            self.grant.tenants.as_ref().is_none_or(|tenants| tenants.iter().any(|own| own == tenant));
         // An administrator is bound by no rule for tenants.
-        self.grant.tenants.as_ref().is_none_or(|tenants| tenants.iter().any(|own| own == tenant))
-            || self.grant.roles.contains(&Role::Admin)
+        (is_own && self.may(&[Role::Tenant])) || self.grant.roles.contains(&Role::Admin)
     }
 
     /// Refuses it unless it may do what needs one of `needs`; `call` is what it wants.
     ///
     /// # Errors
     /// [`Refusal`] names the roles that would do.
-    pub fn check(&self, call: &str, needs: Needs) -> Result<(), Refusal> {
+    pub fn check(&self, call: &str, needs: &[Role]) -> Result<(), Refusal> {
         if self.may(needs) {
             return Ok(());
         }
@@ -156,6 +186,10 @@ impl Caller {
             roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(joint)
         };
         let needed = list(needs, " or ");
+        if let Some(limit) = self.grant.limit {
+            let message = format!("{call} needs the role {needed}, and {limit}");
+            return Err(Refusal { known: false, message });
+        }
         if self.by == KnownBy::Nothing {
             let message = format!(
                 "{call} needs the role {needed}, and nobody is named: send a bearer token, or connect with a \
@@ -187,24 +221,19 @@ pub struct Access(Arc<Policy>);
 
 #[derive(Debug)]
 enum Policy {
-    /// Whoever connects may do anything.
-    Open,
+    /// Whoever connects may do anything; from other machines only when that is `remote`.
+    Open { remote: bool },
     /// Whoever shows a certificate may do anything.
     Certified,
     /// As the file of rules says.
-    Rules {
-        path: PathBuf,
-        rules: ArcSwap<Rules>,
-        /// Why the file as it is now is not used.
-        problem: Mutex<Option<String>>,
-    },
+    Rules(RulesFile),
 }
 
 impl Access {
-    /// Whoever connects may do anything.
+    /// Whoever connects may do anything: from other machines everything but changes, unless `remote_changes`.
     #[must_use]
-    pub fn open() -> Self {
-        Self(Arc::new(Policy::Open))
+    pub fn open(remote_changes: bool) -> Self {
+        Self(Arc::new(Policy::Open { remote: remote_changes }))
     }
 
     /// Whoever connects with a certificate may do anything.
@@ -218,52 +247,34 @@ impl Access {
     /// # Errors
     /// [`RulesError`] names the file and the rule.
     pub fn by_rules(path: PathBuf) -> Result<Self, RulesError> {
-        let rules = ArcSwap::from_pointee(Rules::read(&path)?);
-        Ok(Self(Arc::new(Policy::Rules { path, rules, problem: Mutex::default() })))
+        Ok(Self(Arc::new(Policy::Rules(RulesFile::open(path)?))))
     }
 
-    /// Reads the rules again. What is refused leaves those there are.
-    pub fn reload(&self) -> Reloaded {
-        let Policy::Rules { path, rules, problem } = &*self.0 else { return Reloaded::Unchanged };
-        let read = Rules::read(path);
-        let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
-        match read {
-            Ok(read) => {
-                *problem = None;
-                if **rules.load() == read {
-                    return Reloaded::Unchanged;
-                }
-                rules.store(Arc::new(read));
-                Reloaded::New
-            }
-            Err(error) => {
-                let text = chain(&error);
-                if problem.as_ref() == Some(&text) {
-                    return Reloaded::Unchanged;
-                }
-                *problem = Some(text.clone());
-                Reloaded::Refused(text)
-            }
-        }
+    /// Looks at the file of rules again. What is refused leaves those there are. Where nobody has `told` that the
+    /// file is whole, it must look so.
+    #[must_use]
+    pub fn reload(&self, told: bool) -> Reloaded {
+        let Policy::Rules(file) = &*self.0 else { return Reloaded::Unchanged };
+        file.look(told)
     }
 
     /// Why the rules as they are written now are not used, if so.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let Policy::Rules { problem, .. } = &*self.0 else { return None };
-        problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let Policy::Rules(file) = &*self.0 else { return None };
+        file.problem()
     }
 
-    /// Whether whoever connects may do anything.
+    /// Whether nothing is asked of whoever connects.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(*self.0, Policy::Open)
+        matches!(*self.0, Policy::Open { .. })
     }
 
     /// Whether anything is asked of callers beyond their connection.
     #[must_use]
     pub fn has_rules(&self) -> bool {
-        matches!(*self.0, Policy::Rules { .. })
+        matches!(*self.0, Policy::Rules(_))
     }
 
     /// Who asks, by what came with the request.
@@ -272,42 +283,76 @@ impl Access {
     /// [`Refusal`]: a token that no rule knows. It is not passed over in favour of the certificate, or a mistyped
     /// one would seem to work.
     pub fn caller(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Caller, Refusal> {
-        let shown = peer.and_then(|peer| peer.certificate.as_deref());
-        let own_name = |names: &[String]| names.first().map_or("unnamed", String::as_str).to_owned();
-        match &*self.0 {
-            Policy::Open => Ok(match shown {
-                Some(names) => Caller::with_all(own_name(names), KnownBy::Certificate, peer),
-                None => Caller::with_all("anonymous", KnownBy::Nothing, peer),
-            }),
-            Policy::Certified => Ok(match shown {
-                Some(names) => Caller::with_all(own_name(names), KnownBy::Certificate, peer),
-                None => Caller::with_none("anonymous", KnownBy::Nothing, peer),
-            }),
-            Policy::Rules { rules, .. } => {
-                let rules = rules.load();
-                let from = peer.map(|p| p.address);
-                if let Some(authorization) = headers.get(AUTHORIZATION) {
-                    let refused = |problem: &str| Refusal { known: false, message: problem.to_owned() };
-                    let token = authorization
-                        .to_str()
-                        .ok()
-                        .and_then(|text| text.split_once(' '))
-                        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                        .map(|(_, token)| token.trim())
-                        .ok_or_else(|| refused("the authorization is not `Bearer TOKEN`"))?;
-                    let (name, grant) = rules
-                        .by_token(token)
-                        .ok_or_else(|| refused("the bearer token is not one that is known here"))?;
-                    return Ok(Caller { name, by: KnownBy::Token, from, grant });
-                }
-                Ok(match shown {
-                    Some(names) => match rules.by_certificate(names) {
-                        Some((name, grant)) => Caller { name, by: KnownBy::Certificate, from, grant },
-                        None => Caller::with_none(own_name(names), KnownBy::Certificate, peer),
-                    },
-                    None => Caller::with_none("anonymous", KnownBy::Nothing, peer),
-                })
-            }
-        }
+        Ok(self.caller_and_shown(peer, headers)?.0)
     }
+
+    /// The same, and what it was known by.
+    fn caller_and_shown(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(Caller, Shown), Refusal> {
+        let names = peer.and_then(|peer| peer.certificate.clone());
+        let mut authorizations = headers.get_all(AUTHORIZATION).iter();
+        let shown = match (authorizations.next(), names) {
+            (Some(authorization), _) if self.has_rules() => {
+                if authorizations.next().is_some() {
+                    return Err(unknown("there is more than one authorization"));
+                }
+                let token = authorization
+                    .to_str()
+                    .ok()
+                    .and_then(|text| text.split_once(' '))
+                    .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+                    .map(|(_, token)| token.trim())
+                    .ok_or_else(|| unknown("the authorization is not `Bearer TOKEN`"))?;
+                Shown::Token(hash_of(token))
+            }
+            (_, Some(names)) => Shown::Certificate(names),
+            (_, None) => Shown::Nothing,
+        };
+        Ok((self.by_shown(peer, &shown)?, shown))
+    }
+
+    /// Who has shown this.
+    fn by_shown(&self, peer: Option<&Peer>, shown: &Shown) -> Result<Caller, Refusal> {
+        let own_name = |names: &[String]| names.first().map_or("unnamed", String::as_str).to_owned();
+        let known =
+            |(name, grant), by| Caller { name, by, from: peer.map(|p| p.address), grant, passed: None };
+        Ok(match (&*self.0, shown) {
+            (Policy::Rules(file), Shown::Token(hash)) => {
+                let rule = file.rules().by_token(hash);
+                let rule = rule.ok_or_else(|| unknown("the bearer token is not one that is known here"))?;
+                known(rule, KnownBy::Token)
+            }
+            (Policy::Rules(file), Shown::Certificate(names)) => match file.rules().by_certificate(names) {
+                Some(rule) => known(rule, KnownBy::Certificate),
+                None => Caller::with_none(own_name(names), KnownBy::Certificate, peer),
+            },
+            (Policy::Open { .. } | Policy::Certified, Shown::Certificate(names)) => {
+                Caller::with_all(own_name(names), KnownBy::Certificate, peer)
+            }
+            (Policy::Open { remote }, _) => match peer.filter(is_elsewhere) {
+                Some(peer) if !remote => Caller::from_elsewhere(peer),
+                _ => Caller::with_all("anonymous", KnownBy::Nothing, peer),
+            },
+            (Policy::Certified | Policy::Rules(_), _) => {
+                Caller::with_none("anonymous", KnownBy::Nothing, peer)
+            }
+        })
+    }
+}
+
+/// What a caller is known by.
+#[derive(Clone, Debug)]
+enum Shown {
+    /// A token, of which only this is kept.
+    Token(Hash),
+    /// The DNS names of a certificate.
+    Certificate(Arc<[String]>),
+    Nothing,
+}
+
+fn unknown(problem: &str) -> Refusal {
+    Refusal { known: false, message: problem.to_owned() }
+}
+
+fn is_elsewhere(peer: &&Peer) -> bool {
+    !peer.address.ip().to_canonical().is_loopback()
 }

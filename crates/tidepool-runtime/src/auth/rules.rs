@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,6 +17,21 @@ use super::{Grant, Role};
 const HASH_BYTES: usize = 32;
 /// A token shorter than this can be guessed; the file has only hashes, so whoever sends one is measured.
 pub(crate) const MIN_TOKEN_LEN: usize = 16;
+
+/// What is kept of a token: its SHA-256, or nothing of one that is too short to be any.
+#[derive(Clone, Copy)]
+pub(super) struct Hash(Option<[u8; HASH_BYTES]>);
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hash(not shown)")
+    }
+}
+
+pub(super) fn hash_of(token: &str) -> Hash {
+    let hash = digest::digest(&digest::SHA256, token.as_bytes());
+    Hash(hash.as_ref().try_into().ok().filter(|_| token.len() >= MIN_TOKEN_LEN))
+}
 
 /// Why rules cannot be used.
 #[derive(Debug, Error)]
@@ -46,6 +61,15 @@ pub enum RulesError {
         path: PathBuf,
         /// All problems, each with the rule it is about.
         problems: Vec<String>,
+    },
+    /// It may be half of a file.
+    #[error(
+        "{path} was written in place, so nobody can tell whether it is whole: write it beside and `mv` it there, or \
+         say that it is whole with SIGHUP", path = path.display()
+    )]
+    InPlace {
+        /// The file.
+        path: PathBuf,
     },
 }
 
@@ -97,12 +121,6 @@ struct CertificateRule {
 }
 
 impl Rules {
-    pub(super) fn read(path: &Path) -> Result<Self, RulesError> {
-        let text = fs::read_to_string(path);
-        let text = text.map_err(|source| RulesError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
-    }
-
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, RulesError> {
         let form = |error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -126,7 +144,7 @@ impl Rules {
             if let Some(other) = tokens.iter().find(|rule| rule.sha256 == sha256) {
                 problems.push(format!("{what}: it is the same token as that of {:?}", other.name));
             }
-            tokens.push(TokenRule { name: name.into(), sha256, grant: Arc::new(Grant { roles, tenants }) });
+            tokens.push(TokenRule { name: name.into(), sha256, grant: grant(roles, tenants) });
         }
         let mut certificates: Vec<CertificateRule> = Vec::new();
         for RawCertificate { name, roles, tenants } in certificate {
@@ -135,7 +153,10 @@ impl Rules {
             if certificates.iter().any(|rule| rule.pattern == name) {
                 problems.push(format!("{what} stands there twice"));
             }
-            certificates.push(CertificateRule { pattern: name, grant: Arc::new(Grant { roles, tenants }) });
+            certificates.push(CertificateRule { pattern: name, grant: grant(roles, tenants) });
+        }
+        if tokens.is_empty() && certificates.is_empty() && problems.is_empty() {
+            problems.push("there is no rule in it, so nobody could do anything".to_owned());
         }
         if problems.is_empty() {
             Ok(Self { tokens, certificates })
@@ -145,15 +166,14 @@ impl Rules {
     }
 
     /// Name and roles of a token. However much of it is right, it takes the same time.
-    pub(super) fn by_token(&self, token: &str) -> Option<(Arc<str>, Arc<Grant>)> {
-        let hash = digest::digest(&digest::SHA256, token.as_bytes());
+    pub(super) fn by_token(&self, Hash(hash): &Hash) -> Option<(Arc<str>, Arc<Grant>)> {
+        let hash = hash.as_ref()?;
         let mut found = u64::MAX;
         for (at, rule) in (0u64..).zip(&self.tokens) {
-            let equal: Choice = rule.sha256.ct_eq(hash.as_ref());
+            let equal: Choice = rule.sha256.ct_eq(hash);
             found = u64::conditional_select(&found, &at, equal);
         }
-        let long_enough = token.len() >= MIN_TOKEN_LEN;
-        let rule = self.tokens.get(usize::try_from(found).ok()?).filter(|_| long_enough)?;
+        let rule = self.tokens.get(usize::try_from(found).ok()?)?;
         Some((rule.name.clone(), rule.grant.clone()))
     }
 
@@ -164,6 +184,10 @@ impl Rules {
             Some((name.as_str().into(), rule.grant.clone()))
         })
     }
+}
+
+fn grant(roles: Vec<Role>, tenants: Option<Vec<String>>) -> Arc<Grant> {
+    Arc::new(Grant { roles, tenants, limit: None })
 }
 
 fn check(problems: &mut Vec<String>, what: &str, name: &str, roles: &[Role], tenants: Option<&[String]>) {

@@ -1,10 +1,13 @@
 //! Who is let in, by rules, tokens and certificates.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tonic::codegen::http::HeaderValue;
 
-use super::*;
+use super::{rules::Rules, *};
 
 const TOKEN: &str = "correct horse battery staple";
 /// printf %s 'correct horse battery staple' | sha256sum
@@ -149,7 +152,7 @@ fn roles_include_what_their_names_promise_and_no_more() {
 fn without_rules_a_connection_or_a_certificate_is_enough() {
     let (named, nobody) = (peer(&["node-1"]), peer(&[]));
     for caller in [
-        Access::open().caller(Some(&nobody), &HeaderMap::new()),
+        Access::open(false).caller(Some(&nobody), &HeaderMap::new()),
         Access::certified().caller(Some(&named), &HeaderMap::new()),
     ] {
         assert!(Role::ALL.iter().all(|role| caller.as_ref().unwrap().grant.roles.contains(role)));
@@ -218,23 +221,141 @@ roles = ["node"]
     }
 }
 
-#[test]
-fn rules_are_read_again_and_bad_ones_leave_those_there_are() {
+/// Puts a file in the place of another, as `mv` does.
+fn replace(path: &Path, text: &str) {
+    let draft = path.with_extension("draft");
+    fs::write(&draft, text).unwrap();
+    fs::rename(draft, path).unwrap();
+}
+
+/// A folder with rules, and who is let in by them.
+fn watched() -> (tempfile::TempDir, PathBuf, Access) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rules.toml");
     fs::write(&path, rules()).unwrap();
     let access = Access::by_rules(path.clone()).unwrap();
-    assert_eq!(access.reload(), Reloaded::Unchanged);
-    fs::write(&path, "[[token]]\n").unwrap();
-    let Reloaded::Refused(problem) = access.reload() else { panic!("it has no name") };
-    assert!(problem.contains("rules.toml") && problem.contains("missing field"), "{problem}");
-    assert_eq!(access.reload(), Reloaded::Unchanged, "once is enough");
-    assert_eq!(access.problem(), Some(problem));
-    assert!(access.caller(None, &bearer(TOKEN)).is_ok());
-    fs::write(&path, "").unwrap();
-    assert_eq!(access.reload(), Reloaded::New);
+    (folder, path, access)
+}
+
+const OTHER: &str = "[[certificate]]\nname = \"x\"\nroles = [\"read\"]\n";
+
+#[test]
+fn rules_are_read_again_and_bad_ones_leave_those_there_are() {
+    let (_folder, path, access) = watched();
+    assert_eq!(access.reload(false), Reloaded::Unchanged);
+    for (bad, why) in [("[[token]]\n", "missing field"), ("", "no rule in it")] {
+        replace(&path, bad);
+        assert_eq!(access.reload(false), Reloaded::Unchanged, "it may be half of a file");
+        let Reloaded::Refused(problem) = access.reload(false) else { panic!("{bad:?} is no file of rules") };
+        assert!(problem.contains("rules.toml") && problem.contains(why), "{problem}");
+        assert_eq!(access.reload(false), Reloaded::Unchanged, "once is enough");
+        assert_eq!(access.problem(), Some(problem));
+        assert!(access.caller(None, &bearer(TOKEN)).is_ok());
+    }
+    replace(&path, OTHER);
+    assert_eq!(access.reload(false), Reloaded::Unchanged);
+    assert!(access.caller(None, &bearer(TOKEN)).is_ok(), "after one look nothing is different");
+    assert_eq!(access.reload(false), Reloaded::New);
     assert_eq!(access.problem(), None);
     assert!(access.caller(None, &bearer(TOKEN)).is_err());
+    fs::write(&path, "").unwrap();
+    assert!(Access::by_rules(path).unwrap_err().to_string().contains("no rule in it"));
+}
+
+#[test]
+fn half_of_a_file_that_would_do_is_not_taken() {
+    let (_folder, path, access) = watched();
+    // A copy over the file that was cut off behind the first rule.
+    let half = rules()[..rules().find("[[certificate]]").unwrap()].to_owned();
+    fs::write(&path, &half).unwrap();
+    let Reloaded::Refused(problem) = access.reload(false) else { panic!("it was written in place") };
+    assert!(problem.contains("`mv` it there") && problem.contains("SIGHUP"), "{problem}");
+    assert_eq!(access.reload(false), Reloaded::Unchanged);
+    let ranker = access.caller(Some(&peer(&["ranker"])), &HeaderMap::new()).unwrap();
+    assert!(ranker.may(&[Role::Ranker]));
+    assert_eq!(access.reload(true), Reloaded::New, "somebody says that it is whole");
+    assert_eq!(access.problem(), None);
+    // One that still grows is no file that was put there.
+    replace(&path, &rules()[..30]);
+    assert_eq!(access.reload(false), Reloaded::Unchanged);
+    fs::write(&path, &rules()[..60]).unwrap();
+    assert!(matches!(access.reload(false), Reloaded::Refused(_)), "it was written in place");
+    replace(&path, &half);
+    assert_eq!(
+        (access.reload(false), access.problem()),
+        (Reloaded::Unchanged, None),
+        "what there was is there"
+    );
+}
+
+#[tokio::test]
+async fn who_is_taken_out_of_the_rules_loses_his_stream_and_who_stays_keeps_it() {
+    let (_folder, path, access) = watched();
+    let table: Table = &[("/x.Service/Watch", &[Role::Read])];
+    let headers = bearer(TOKEN);
+    let pass = || super::pass(&access, table, "/x.Service/Watch", Some(&peer(&[])), &headers).unwrap();
+    let mut standing = Standing::new(pass());
+    assert!(futures::poll!(Box::pin(standing.lost())).is_pending());
+    replace(&path, &rules().replace("roles = [\"write\"]", "roles = [\"read\"]"));
+    assert_eq!(access.reload(true), Reloaded::New);
+    assert!(futures::poll!(Box::pin(standing.lost())).is_pending(), "what it does it still may");
+    assert!(!standing.caller().may(&[Role::Write]), "and no more than that");
+    let waiting = tokio::spawn(async move { standing.lost().await });
+    replace(&path, OTHER);
+    assert_eq!(access.reload(true), Reloaded::New);
+    let lost = tokio::time::timeout(std::time::Duration::from_secs(30), waiting).await.unwrap().unwrap();
+    assert!(lost.known && lost.message.starts_with("the rules have changed while this was open"), "{lost:?}");
+    // A change between the gate and the stream is noticed too.
+    replace(&path, &rules());
+    assert_eq!(access.reload(true), Reloaded::New);
+    let mut late = Standing::new({
+        let caller = pass();
+        replace(&path, OTHER);
+        assert_eq!(access.reload(true), Reloaded::New);
+        caller
+    });
+    assert!(futures::poll!(Box::pin(late.lost())).is_ready());
+}
+
+#[test]
+fn a_request_that_passed_no_gate_is_nobodys() {
+    let caller = Caller::of(&Extensions::new());
+    assert!(Role::ALL.iter().all(|role| !caller.may(&[*role])));
+    assert!(!caller.may_ask_for("ads") && !caller.may_ask_for(""));
+}
+
+#[test]
+fn one_request_has_one_authorization_and_a_token_goes_before_the_certificate() {
+    let access = access(&rules());
+    let ranker = peer(&["ranker"]);
+    let alice = access.caller(Some(&ranker), &bearer(TOKEN)).unwrap();
+    assert!(!alice.may(&[Role::Ranker]) && !alice.may_ask_for("ads"), "the certificate adds nothing");
+    let mut two = bearer(TOKEN);
+    two.append(AUTHORIZATION, HeaderValue::from_static("Bearer another token of a length"));
+    let refusal = access.caller(Some(&ranker), &two).unwrap_err();
+    assert!(refusal.message.contains("more than one authorization"), "{refusal:?}");
+    assert!(!format!("{alice:?}").contains(&HASH[..8]));
+}
+
+#[test]
+fn without_locks_changes_are_made_on_the_machine_itself() {
+    let at = |address: &str| Peer { address: address.parse().unwrap(), certificate: None };
+    let caller = |access: &Access, address| access.caller(Some(&at(address)), &HeaderMap::new()).unwrap();
+    let open = Access::open(false);
+    for here in ["127.0.0.1:9", "[::1]:9", "[::ffff:127.0.0.1]:9"] {
+        assert!(caller(&open, here).may(&[Role::Admin]), "{here}");
+    }
+    for elsewhere in ["10.0.0.7:9", "[2001:db8::1]:9", "[::ffff:10.0.0.7]:9"] {
+        let caller = caller(&open, elsewhere);
+        let served = [Role::Read, Role::Tenant, Role::Node, Role::Ranker];
+        assert!(served.iter().all(|role| caller.may(&[*role])) && caller.may_ask_for("ads"), "{elsewhere}");
+        for changes in [Role::Write, Role::Admin] {
+            let refusal = caller.check("/x/Promote", &[changes]).unwrap_err();
+            assert!(refusal.message.contains("from this machine only"), "{refusal:?}");
+            assert!(refusal.message.contains("auth.insecure_remote_changes"), "{refusal:?}");
+        }
+    }
+    assert!(caller(&Access::open(true), "10.0.0.7:9").may(&[Role::Admin]));
 }
 
 #[test]
@@ -251,5 +372,5 @@ fn a_call_in_no_table_is_open_to_nobody_but_who_asks_whether_a_connection_is_the
     assert!(passes(&access, "/x.Service/Look", &nobody).is_err());
     assert!(passes(&access, "/grpc.health.v1.Health/Check", &nobody).is_ok());
     // Without locks it is for the server to say that it knows no such call.
-    assert!(passes(&Access::open(), "/x.Service/Forgotten", &nobody).is_ok());
+    assert!(passes(&Access::open(false), "/x.Service/Forgotten", &nobody).is_ok());
 }

@@ -63,7 +63,7 @@ enum DialError {
     Address { address: String },
     #[error("no TCP connection to {address}: {cause}")]
     Tcp { address: String, cause: io::Error },
-    #[error("no TLS with {address}: {cause}; is TLS spoken there, and the certificate for that name?")]
+    #[error("no TLS with {address}: {cause}; {}", hint(.cause))]
     Tls { address: String, cause: io::Error },
     #[error("{address} does not accept our certificate, or wants one: {cause}")]
     Refused { address: String, cause: io::Error },
@@ -73,6 +73,29 @@ enum DialError {
     Own { address: String, cause: TlsError },
     #[error("no connection to {address} is made: tls.ca names no authority to check it against")]
     NoAuthority { address: String },
+}
+
+/// What to do about a handshake that failed.
+fn hint(cause: &io::Error) -> &'static str {
+    use rustls::{CertificateError as C, Error};
+    let cause = cause.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let Some(Error::InvalidCertificate(problem)) = cause else { return "is TLS spoken there?" };
+    match problem {
+        C::Expired | C::ExpiredContext { .. } => {
+            "the certificate there has expired: put a new one in its place"
+        }
+        C::NotValidYet | C::NotValidYetContext { .. } => {
+            "the certificate there holds only later: are the clocks right?"
+        }
+        C::NotValidForName | C::NotValidForNameContext { .. } => {
+            "the certificate there is for other names: ask by one of them, or make one for this name too"
+        }
+        C::UnknownIssuer | C::BadSignature => {
+            "the certificate there is of an authority that is not in our ca file: is it the right file, and the right \
+             server?"
+        }
+        _ => "the certificate there does not do",
+    }
 }
 
 impl From<DialError> for io::Error {

@@ -17,6 +17,17 @@ pub enum TlsError {
         /// Why.
         source: io::Error,
     },
+    /// A private key that others may read.
+    #[error(
+        "the private key in {path} can be read by others (its mode is {mode:04o}): `chmod 600 {path}`, and if others \
+         have had the time to read it, make a new one", path = path.display()
+    )]
+    Shared {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// A file is not PEM.
     #[error("{path} is not PEM: {problem}", path = path.display())]
     Pem {

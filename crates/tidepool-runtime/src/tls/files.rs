@@ -9,9 +9,10 @@ use std::{
 use ring::digest;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{StoresServerSessions, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,10 @@ use super::{
     error::TlsError,
     x509::{self, Validity},
 };
-use crate::utc;
+use crate::{
+    secret::{self, Shared},
+    utc,
+};
 
 /// What a gRPC connection speaks.
 pub(crate) const H2: &[u8] = b"h2";
@@ -76,7 +80,7 @@ impl TlsFiles {
     pub(crate) fn read(&self) -> Result<Bytes, TlsError> {
         Ok(Bytes {
             cert: read(&self.cert)?,
-            key: read(&self.key)?,
+            key: read_secret(&self.key)?,
             ca: self.ca.as_deref().map(read).transpose()?,
         })
     }
@@ -102,6 +106,8 @@ impl TlsFiles {
             let config = builder.with_single_cert(chain.clone(), key.clone_key());
             let mut config = config.map_err(|source| self.pair(source))?;
             config.alpn_protocols = vec![protocol.to_vec()];
+            config.session_storage = Arc::new(NothingKept);
+            config.send_tls13_tickets = 1;
             Ok(Arc::new(config))
         };
         let on_http = match self.client_auth {
@@ -152,7 +158,7 @@ impl ClientFiles {
         };
         let chain = certificates(cert, &read(cert)?)?;
         let validity = check(cert, &chain[0], now)?;
-        let private = private_key(key, &read(key)?)?;
+        let private = private_key(key, &read_secret(key)?)?;
         let pair = |source| TlsError::Pair { cert: cert.clone(), key: key.clone(), source };
         Ok((client(roots, Some((&chain, &private))).map_err(pair)?, Some(validity)))
     }
@@ -170,10 +176,37 @@ fn client(
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots);
-    Ok(Arc::new(match own {
+    let mut config = match own {
         Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
         None => builder.with_no_client_auth(),
-    }))
+    };
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// No session is resumed: whoever resumes one shows no certificate, and the one of the first time may have expired, or
+/// its authority may be trusted no more. Tickets are sent all the same, for they tell a client that it was accepted
+/// where the server has nothing else to say; nothing can be had for them.
+#[derive(Debug)]
+struct NothingKept;
+
+impl StoresServerSessions for NothingKept {
+    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
+        // Said to be kept, or no ticket is sent.
+        true
+    }
+
+    fn get(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        true
+    }
 }
 
 fn verifier(roots: &Arc<RootCertStore>, auth: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
@@ -184,6 +217,14 @@ fn verifier(roots: &Arc<RootCertStore>, auth: ClientAuth) -> Result<Arc<dyn Clie
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+/// The same of a private key, which nobody else may read.
+fn read_secret(path: &Path) -> Result<Vec<u8>, TlsError> {
+    if let Err(Shared { mode }) = secret::kept(path) {
+        return Err(TlsError::Shared { path: path.to_owned(), mode });
+    }
+    read(path)
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -21,7 +21,7 @@ pub use self::{
 };
 pub(crate) use self::{
     files::{H2, HTTP_1_1, Material},
-    x509::names,
+    x509::{Validity, names},
 };
 use crate::{error::chain, utc};
 

@@ -3,6 +3,7 @@
 
 mod admin;
 mod signals;
+mod tls;
 
 use tidepool_runtime::logs::{self, LogError, LogOptions};
 
