@@ -11,6 +11,7 @@ const WRITTEN_DOWN: &[&str] = &[
     "QuotaRule",
     "Quota",
     "RemoveQuotaRequest",
+    "NoteCollectionRequest",
     "RebuildRequest",
     "SetSharesRequest",
     "Share",

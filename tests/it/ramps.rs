@@ -191,6 +191,20 @@ async fn a_model_with_the_tables_of_another_is_halted() -> Result<()> {
     let request = v1::PromoteReleaseRequest { model: MODEL.into(), release: "skewed".into(), dry_run: false };
     let refused = scene.sandbox.control().await?.promote_release(request).await.unwrap_err();
     assert!(refused.message().contains("was halted"), "{refused:?}");
+    // Nobody has asked for it, and it is written down like what people ask for.
+    let lines = loop {
+        let lines = scene.sandbox.audit_log()?;
+        let by_guards: Vec<_> = lines.into_iter().filter(|line| line["who"] == "guards").collect();
+        if !by_guards.is_empty() {
+            break by_guards;
+        }
+        ensure!(Instant::now() < deadline, "it is not in the audit log");
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(lines.len(), 1);
+    assert_eq!((&lines[0]["action"], &lines[0]["known_by"]), (&"halted".into(), &"process".into()));
+    assert_eq!(lines[0]["what"]["release"], "skewed");
+    assert_eq!(lines[0]["problem"], arm.halted);
     scene.sandbox.stop().await
 }
 

@@ -24,6 +24,9 @@ pub mod locks;
 /// How long anything in a sandbox may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// The audit log of the controller, in the sandbox's folder.
+const AUDIT_LOG: &str = "audit.log";
+
 /// How many of what a sandbox has.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -130,6 +133,15 @@ impl Sandbox {
         let role = self.nodes[at].1.take().with_context(|| format!("node {at} does not run"))?;
         role.token.cancel();
         Ok(role.running.wait().await?)
+    }
+
+    /// The lines of the controller's audit log.
+    ///
+    /// # Errors
+    /// A line that is none.
+    pub fn audit_log(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(self.folder.path().join(AUDIT_LOG))?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
     /// Ends the controller and waits until it has.
@@ -403,7 +415,7 @@ async fn start_controller(
         retire_grace_ms: 500,
         tls: locks.map(|locks| locks.tls("controller")).unwrap_or_default(),
         auth: locks.map(Locks::auth).unwrap_or_default(),
-        audit_log: locks.map(|_| path(&folder.join("audit.log"))).unwrap_or_default(),
+        audit_log: path(&folder.join(AUDIT_LOG)),
         ..tidepool_controller::RawConfig::default()
     };
     let token = CancellationToken::new();

@@ -35,6 +35,7 @@ pub use placement::{Member, place};
 pub use problems::{Gravity, Problem};
 pub use quota::{Quota, Quotas};
 pub use rebuild::{Rebuilt, Remains, rebuild};
+pub use releases::GUARDS;
 pub use scores::ScoreHistogram;
 pub use state::{
     ClusterState, Durable, HostMemory, NodeReport, Ramp, RankerRelease, RankerReport, Serving, SessionId,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Who causes what the state machine does by itself.
-const GUARDS: &str = "guards";
+pub const GUARDS: &str = "guards";
 
 impl Draft {
     pub(crate) fn publish(

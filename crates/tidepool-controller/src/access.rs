@@ -22,6 +22,7 @@ pub(crate) const CALLS: Table = &[
     // Whoever has any business here must find the one that leads.
     ("/tidepool.v1.Controllers/GetStanding", &[Read, Tenant, Node, Ranker]),
     ("/tidepool.v1.Controllers/Rebuild", &[Admin]),
+    ("/tidepool.v1.Controllers/NoteCollection", &[Write]),
     ("/tidepool.v1.Releases/SetShares", &[Write]),
     ("/tidepool.v1.Releases/ShadowRelease", &[Write]),
     ("/tidepool.v1.Releases/Rollback", &[Write]),

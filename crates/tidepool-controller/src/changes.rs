@@ -1,7 +1,7 @@
 //! Changes are written down: what was asked, by whom, from where, and what became of it.
 //!
-//! This stands before all services, behind the gate. A change goes on, and is written down, when its caller does not
-//! wait for the answer.
+//! This stands before all services, behind the gate. A change is begun when it is on the disk that it was asked for. It
+//! goes on, and its outcome is written down, when its caller does not wait for the answer.
 
 use std::{
     convert::Infallible,
@@ -19,13 +19,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tidepool_proto::{code_of, refusal, status_of, v1};
 use tidepool_runtime::{
-    audit::{AuditLog, Change},
+    audit::{AuditError, AuditLog, Begun, Change, Outcome},
     auth::{Caller, Refused},
     error::chain,
     shutdown::Shutdown,
 };
 use tidepool_types::ErrorCode;
-use tokio::task::spawn_blocking;
 use tonic::{
     Status,
     body::Body,
@@ -51,6 +50,7 @@ const CHANGES: &[(&str, &str, Read)] = &[
     ("/tidepool.v1.Control/SetQuota", "set_quota", read::<v1::QuotaRule>),
     ("/tidepool.v1.Control/RemoveQuota", "remove_quota", read::<v1::RemoveQuotaRequest>),
     ("/tidepool.v1.Controllers/Rebuild", "rebuild", read::<v1::RebuildRequest>),
+    ("/tidepool.v1.Controllers/NoteCollection", "collect", read::<v1::NoteCollectionRequest>),
     ("/tidepool.v1.Releases/SetShares", "set_shares", read::<v1::SetSharesRequest>),
     ("/tidepool.v1.Releases/ShadowRelease", "shadow_release", read::<v1::ShadowReleaseRequest>),
     ("/tidepool.v1.Releases/Rollback", "rollback", read::<v1::RollbackRequest>),
@@ -80,35 +80,47 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    async fn write_down(&self, caller: Caller, action: &'static str, what: Value, problem: Option<Status>) {
-        let epoch = self.lead.state().map_or(0, |state| state.map().epoch.0);
-        let audit = self.audit.clone();
-        let written = spawn_blocking(move || {
-            let outcome = problem.as_ref().map_or("ok", |status| code_of(status).as_str());
-            let problem = problem.as_ref().map(Status::message);
-            audit.write(&Change { caller: &caller, action, what, outcome, problem, epoch })
-        });
-        let problem = match written.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => chain(&error),
-            Err(error) => error.to_string(),
+    fn epoch(&self) -> u64 {
+        self.lead.state().map_or(0, |state| state.map().epoch.0)
+    }
+
+    /// Writes down that a change is about to be made; otherwise the answer of a change that is not made.
+    async fn begin(&self, caller: Caller, action: &'static str, what: Value) -> Result<Begun, Status> {
+        let change = Change { caller, action: action.to_owned(), what, epoch: self.epoch() };
+        self.audit.begin(change).await.map_err(|error| {
+            self.failures.inc();
+            let code = match error {
+                AuditError::Busy => ErrorCode::Overloaded,
+                AuditError::File { .. } | AuditError::Closed => ErrorCode::Unavailable,
+            };
+            let why = chain(&error);
+            tracing::error!(problem = why, action, "a change was not made, for it could not be written down");
+            status_of(code, format!("nothing was changed, for it could not be written down: {why}"), None)
+        })
+    }
+
+    /// Writes down what became of it. A refusal has no message, and its status in the place of one.
+    async fn end(&self, begun: Begun, action: &'static str, refused: Option<Status>) {
+        let outcome = Outcome {
+            word: refused.as_ref().map_or("ok", |status| code_of(status).as_str()),
+            problem: refused.as_ref().map(Status::message),
+            epoch: self.epoch(),
         };
-        self.failures.inc();
-        tracing::error!(problem, action, "a change is missing in the audit log");
+        if let Err(error) = begun.end(outcome).await {
+            self.failures.inc();
+            let problem = chain(&error);
+            tracing::error!(problem, action, "what became of a change is not in the audit log yet");
+        }
     }
 
     /// The answer to a call that its caller may not make. One of somebody who is known, and that would have changed
-    /// something, is written down.
-    pub(crate) fn refuse(&self, refused: Refused) -> Response<Body> {
-        let Refused { call, caller, refusal: why } = refused;
-        let status = refusal(why.known, why.message);
-        if why.known && change(&call).is_some() {
-            let (this, told) = (self.clone(), status.clone());
-            self.lifecycle.spawn(async move {
-                this.write_down(caller, "refused", json!({ "call": call }), Some(told)).await;
-            });
+    /// something, is counted in the audit log.
+    pub(crate) fn refuse(&self, refused: &Refused) -> Response<Body> {
+        let Refused { call, refusal: why, .. } = refused;
+        if why.known && change(call).is_some() {
+            self.audit.refused(refused);
         }
-        status.into_http()
+        refusal(why.known, why.message.clone()).into_http()
     }
 }
 
@@ -159,9 +171,12 @@ where
             };
             let caller = Caller::of(&parts.extensions);
             let what = read(body.get(PREFIX_BYTES..).unwrap_or_default());
+            let begun = match changes.begin(caller, action, what).await {
+                Ok(begun) => begun,
+                Err(status) => return status.into_http(),
+            };
             let Ok(response) = inner.call(Request::from_parts(parts, Body::new(Full::new(body)))).await;
-            // A refusal has no message, and its status in the place of one.
-            changes.write_down(caller, action, what, Status::from_header_map(response.headers())).await;
+            changes.end(begun, action, Status::from_header_map(response.headers())).await;
             response
         });
         let made = making.map(|made| {

@@ -27,6 +27,7 @@ use crate::{
     config::{Config, MetastoreConfig},
     controllers::ControllersService,
     error::StartError,
+    halts::Halts,
     lead::{Candidate, standing},
     metastore::{Election, EtcdElection, FileElection, MetastoreError},
     metrics::{self, Metrics},
@@ -35,6 +36,8 @@ use crate::{
     status::status,
 };
 
+/// Up to where guards' doings are in the audit log, in the data directory.
+const HALTS_FILE: &str = "audited-events";
 /// The largest report: a node with every partition of the largest layout fits many times.
 const MAX_REPORT_BYTES: usize = 64 << 20;
 
@@ -87,6 +90,14 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
     }
 
     metrics::register_replicas(&registry, &lead)?;
+    let halts = Halts {
+        audit: audit.clone(),
+        lead: lead.clone(),
+        noted: config.data_dir.join(HALTS_FILE),
+        failures: audit_failures.clone(),
+    };
+    let halts = tokio::spawn(halts.run());
+    let closing = audit.clone();
     let status: StatusFn = {
         let lead = lead.clone();
         Arc::new(move || status(&lead))
@@ -105,6 +116,11 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Runnin
         stop.cancel();
         if tokio::time::timeout(drain_timeout, candidate).await.is_err() {
             tracing::warn!("the controller could not resign in time; its lease ends by itself");
+        }
+        // Nothing more happens that would have to be written down.
+        halts.abort();
+        if tokio::time::timeout(drain_timeout, closing.close()).await.is_err() {
+            tracing::warn!("the audit log could not be written to its end in time");
         }
     };
     let role =
@@ -135,7 +151,7 @@ fn serve_grpc<F: Future<Output = ()>>(
     draining: F,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<F> {
     let refusing = changes.clone();
-    let gate = security.gate(CALLS, move |refused| refusing.refuse(refused));
+    let gate = security.gate(CALLS, move |refused| refusing.refuse(&refused));
     Server::builder()
         .layer(gate)
         .layer(changes)

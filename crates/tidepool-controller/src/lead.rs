@@ -65,10 +65,9 @@ impl Lead {
         }
     }
 
-    /// Waits until this controller leads.
-    pub(crate) async fn begun(&self) {
-        // It fails when the candidate has ended, and then nobody waits for it.
-        let _ = self.0.clone().wait_for(|standing| standing.led().is_some()).await;
+    /// Waits until this controller leads; false when it never will again.
+    pub(crate) async fn begun(&self) -> bool {
+        self.0.clone().wait_for(|standing| standing.led().is_some()).await.is_ok()
     }
 
     /// Who leads now.

@@ -16,6 +16,7 @@ mod controller;
 mod controllers;
 mod convert;
 mod error;
+mod halts;
 mod lead;
 pub mod maintenance;
 pub mod metastore;

@@ -51,7 +51,7 @@ pub(crate) fn asked_by<T>(request: &Request<T>) -> String {
     let said = said.map(|said| said.chars().take(MAX_BY_CHARS).collect::<String>());
     let who = match caller.by {
         KnownBy::Nothing => said.unwrap_or_else(|| caller.name.to_string()),
-        KnownBy::Token | KnownBy::Certificate => caller.name.to_string(),
+        KnownBy::Token | KnownBy::Certificate | KnownBy::Process => caller.name.to_string(),
     };
     caller.from.map_or_else(|| who.clone(), |from| format!("{who} from {}", from.ip()))
 }

@@ -6,6 +6,8 @@
 //! Without `release` it is one step back: every arm, or else the current release. Who is not known by a token or a
 //! certificate may ask from this machine only.
 
+use std::sync::Arc;
+
 use axum::{
     Extension, Json, Router,
     body::Bytes,
@@ -14,16 +16,19 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use prometheus::IntCounter;
 use serde::Deserialize;
 use serde_json::json;
 use tidepool_runtime::{
+    audit::{AuditLog, Change, Outcome},
     auth::{Caller, KnownBy},
     error::chain,
+    shutdown::Shutdown,
 };
 use tidepool_types::{ErrorCode, Name};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{RankError, http::answer_error, rollback::Rollback};
+use crate::{RankError, http::answer_error, metrics::Metrics, releases::Releases, rollback::Rollback};
 
 /// Rollbacks that may wait for each other.
 const QUEUED: usize = 8;
@@ -46,14 +51,27 @@ struct Body {
     release: Option<Name>,
 }
 
+/// What a rollback needs beside whoever makes it.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    audit: AuditLog,
+    releases: Releases,
+    shutdown: Shutdown,
+    /// Lines that are not in the audit log.
+    failures: IntCounter,
+}
+
+type Asking = (Arc<Desk>, mpsc::Sender<Asked>);
+
 /// The route, and where its requests come out.
-pub(crate) fn routes() -> (Router, mpsc::Receiver<Asked>) {
+pub(crate) fn routes(desk: Desk) -> (Router, mpsc::Receiver<Asked>) {
     let (sender, asked) = mpsc::channel(QUEUED);
-    (Router::new().route("/v1/admin/rollback", post(rollback)).with_state(sender), asked)
+    let state: Asking = (Arc::new(desk), sender);
+    (Router::new().route("/v1/admin/rollback", post(rollback)).with_state(state), asked)
 }
 
 async fn rollback(
-    State(sender): State<mpsc::Sender<Asked>>,
+    State((desk, sender)): State<Asking>,
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
@@ -67,17 +85,59 @@ async fn rollback(
         Ok(body) => body,
         Err(error) => return refused(&RankError::Invalid(format!("the body does not parse: {error}"))),
     };
-    let (done, answer) = oneshot::channel();
-    let (model, by) = (body.model.clone(), caller.name.to_string());
-    let asked = Asked { model: body.model, release: body.release, by, done };
-    if sender.send(asked).await.is_err() {
-        return refused(&RankError::NoMap);
-    }
-    match answer.await.unwrap_or(Err(RankError::NoMap)) {
+    let model = body.model.clone();
+    // It is made, and written down, also when its caller does not wait.
+    let lifecycle = desk.shutdown.clone();
+    let made = lifecycle.spawn(async move { desk.make(&sender, caller, body).await });
+    match made.await.unwrap_or(Err(RankError::NoMap)) {
         Ok(rollback) => {
             Json(json!({ "model": model, "answers": rollback.to, "off": rollback.off })).into_response()
         }
         Err(error) => refused(&error),
+    }
+}
+
+impl Desk {
+    pub(crate) fn new(audit: &AuditLog, releases: &Releases, shutdown: &Shutdown, metrics: &Metrics) -> Self {
+        let failures = metrics.audit_failures.clone();
+        Self { audit: audit.clone(), releases: releases.clone(), shutdown: shutdown.clone(), failures }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.releases.snapshot().map.epoch.0
+    }
+
+    /// Writes a rollback down, has it made, and writes down what became of it.
+    async fn make(
+        &self,
+        sender: &mpsc::Sender<Asked>,
+        caller: Caller,
+        Body { model, release }: Body,
+    ) -> Result<Rollback, RankError> {
+        let (done, answer) = oneshot::channel();
+        let by = caller.name.to_string();
+        let what = json!({ "model": model, "release": release });
+        let change = Change { caller, action: "rollback_here".into(), what, epoch: self.epoch() };
+        let begun = self.audit.begin(change).await.map_err(|error| {
+            self.failures.inc();
+            RankError::NotWrittenDown(error)
+        })?;
+        let asked = Asked { model, release, by, done };
+        let made = match sender.send(asked).await {
+            Ok(()) => answer.await.unwrap_or(Err(RankError::NoMap)),
+            Err(_) => Err(RankError::NoMap),
+        };
+        let problem = made.as_ref().err().map(|error| chain(error));
+        let outcome = Outcome {
+            word: made.as_ref().map_or_else(|error| error.code().as_str(), |_| "ok"),
+            problem: problem.as_deref(),
+            epoch: self.epoch(),
+        };
+        if let Err(error) = begun.end(outcome).await {
+            self.failures.inc();
+            tracing::error!(problem = chain(&error), "what became of a rollback is not in the audit log yet");
+        }
+        made
     }
 }
 

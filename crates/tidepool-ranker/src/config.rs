@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::{
+    audit::AuditOptions,
     config::{InvalidConfig, Problems},
     logs::{self, LogOptions},
     pool::CpuPool,
@@ -73,6 +74,12 @@ pub struct RawConfig {
     pub load_retry_ms: u64,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout_ms: u64,
+    /// Where changes that this ranker is asked for are written down; empty: in the log of the process only.
+    pub audit_log: String,
+    /// Bytes of that file until it is put aside.
+    pub audit_log_max_bytes: u64,
+    /// How many such files are kept.
+    pub audit_log_keep: u32,
     /// When a late call is asked of another replica group as well.
     pub hedge: RawHedge,
     /// How often failed calls are asked again.
@@ -116,6 +123,9 @@ impl Default for RawConfig {
             connect_timeout_ms: 500,
             load_retry_ms: 5_000,
             drain_timeout_ms: 10_000,
+            audit_log: String::new(),
+            audit_log_max_bytes: 64 << 20,
+            audit_log_keep: 8,
             hedge: RawHedge::default(),
             retry: RawRetry::default(),
             breaker: RawBreaker::default(),
@@ -177,6 +187,8 @@ pub struct Config {
     pub load_retry: Duration,
     /// How long requests in flight may take once the ranker is asked to end.
     pub drain_timeout: Duration,
+    /// Where changes are written down beside the log.
+    pub audit: Option<AuditOptions>,
     /// What locks its doors.
     pub security: SecurityOptions,
     /// Log lines; whoever owns the process sets them up.
@@ -237,6 +249,12 @@ impl TryFrom<RawConfig> for Config {
         let drain_timeout = duration("drain_timeout_ms", raw.drain_timeout_ms);
         let listens = [("grpc_address", grpc_address), ("http_address", http_address)];
         let security = SecurityOptions::check(&mut problems, (raw.tls, raw.auth), &listens, true);
+        problems.check(raw.audit_log_max_bytes > 0, "audit_log_max_bytes: at least 1");
+        let audit = (!raw.audit_log.is_empty()).then(|| AuditOptions {
+            path: raw.audit_log.into(),
+            max_bytes: raw.audit_log_max_bytes,
+            keep: raw.audit_log_keep,
+        });
         if let Err(error) = logs::check(&raw.log) {
             problems.add(error.to_string());
         }
@@ -271,6 +289,7 @@ impl TryFrom<RawConfig> for Config {
                 connect_timeout,
                 load_retry,
                 drain_timeout,
+                audit,
                 security,
                 log: raw.log,
             })

@@ -6,6 +6,7 @@ use thiserror::Error;
 use tidepool_client::ClientError;
 use tidepool_dense::DenseError;
 use tidepool_runtime::{
+    audit::AuditError,
     net::NetError,
     pool::{PoolError, SpawnError},
     security::SecurityError,
@@ -68,6 +69,9 @@ pub enum RankError {
         /// Why not.
         problem: String,
     },
+    /// What cannot be written down is not done.
+    #[error("nothing was changed, for it could not be written down")]
+    NotWrittenDown(#[source] AuditError),
     /// The vectors could not be had.
     #[error("looking up the features")]
     Lookup(#[from] ClientError),
@@ -113,7 +117,8 @@ impl RankError {
         match self {
             Self::Invalid(_) => ErrorCode::InvalidRequest,
             Self::OtherTenant { .. } => ErrorCode::Forbidden,
-            Self::NoMap | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
+            Self::NotWrittenDown(AuditError::Busy) => ErrorCode::Overloaded,
+            Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
             Self::NoCurrent { .. } | Self::UnknownRelease { .. } => ErrorCode::NotFound,
             Self::NotLoaded { .. } => ErrorCode::NotServed,
             Self::NothingBefore { .. } => ErrorCode::Conflict,
@@ -200,6 +205,9 @@ pub enum StartError {
     /// Certificates or rules do not do; the source names the file.
     #[error("locking the doors")]
     Security(#[from] SecurityError),
+    /// The file of the audit log cannot be written.
+    #[error("changes could not be written down")]
+    Audit(#[from] AuditError),
     /// The system gives no more threads.
     #[error("starting the CPU pool")]
     Pool(#[from] SpawnError),

@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     epoch: IntGauge,
     /// Requests by how they came to their release: a [`Choice`].
     choices: IntCounterVec,
+    /// Lines that are not in the audit log.
+    pub(crate) audit_failures: IntCounter,
 }
 
 impl Metrics {
@@ -80,6 +82,10 @@ impl Metrics {
                 Opts::new("tidepool_ranker_choices_total", "Requests by how they came to their release"),
                 &["choice"],
             )?,
+            audit_failures: IntCounter::new(
+                "tidepool_ranker_audit_failures_total",
+                "Changes that were not made, or whose outcome is missing, for the audit log could not be written",
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.rank.clone()))?;
@@ -93,6 +99,7 @@ impl Metrics {
         registry.register(Box::new(metrics.releases.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         registry.register(Box::new(metrics.choices.clone()))?;
+        registry.register(Box::new(metrics.audit_failures.clone()))?;
         for choice in Choice::ALL {
             metrics.choices.with_label_values(&[choice.as_str()]);
         }

@@ -1,6 +1,6 @@
 //! A ranker's life: started with its servers listening, ended by a token, drained in between.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use axum::Router;
@@ -11,6 +11,7 @@ use tidepool_proto::{
     v1::{RankerReport, ranker_server::RankerServer},
 };
 use tidepool_runtime::{
+    audit::AuditLog,
     health::Health,
     http::{HttpServer, Routes},
     metrics::register_process,
@@ -29,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     Config, StartError,
     access::{CALLS, ROUTES},
-    admin,
+    admin::{self, Desk},
     counters::ReleaseMetrics,
     hot_ids::{self, Warming},
     http,
@@ -63,6 +64,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     register_process(&registry)?;
     let metrics = Metrics::new(&registry)?;
     let security = Security::open(&config.security, &registry)?;
+    let audit = AuditLog::open(config.audit.clone())?;
     let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
     pool.register(&registry, "tidepool_ranker", None)?;
     let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
@@ -122,7 +124,8 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         }
     };
     let client = service.ranker.client.clone();
-    let (rollback_route, asked) = admin::routes();
+    let desk = Desk::new(&audit, &releases, &shutdown, &metrics);
+    let (rollback_route, asked) = admin::routes(desk);
     let routes = routes(&config, &service, &shutdown).merge(rollback_route);
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
@@ -171,9 +174,16 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
     let drain_timeout = config.drain_timeout;
     let status = Arc::new(status);
-    let routes = Routes { router: routes, table: ROUTES };
+    let routes = Routes { router: routes, table: ROUTES, audit: Some(audit.clone()) };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
-    Ok(role.serve((grpc_address, serve), (admin, routes), token, std::future::ready(())))
+    Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, drain_timeout)))
+}
+
+/// Brings the audit log to its end.
+async fn close(audit: AuditLog, within: Duration) {
+    if tokio::time::timeout(within, audit.close()).await.is_err() {
+        warn!("the audit log could not be written to its end in time");
+    }
 }
 
 /// The cluster map of the last run, if there is one that can be used.

@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use crate::{
-    auth::{Role, Table, pass},
+    audit::AuditLog,
+    auth::{Needs, Role, Table, pass},
     health::Health,
     listen::Peer,
     net::{NetError, bind_tcp},
@@ -76,6 +77,8 @@ pub struct Routes {
     pub router: Router,
     /// Who may call them, by path.
     pub table: Table,
+    /// Where it is told who was refused a change.
+    pub audit: Option<AuditLog>,
 }
 
 /// The server ended by itself.
@@ -124,7 +127,7 @@ impl HttpServer {
         security: Security,
         shutdown: Shutdown,
     ) -> Result<(), HttpError> {
-        let Routes { router, table } = extra;
+        let Routes { router, table, audit } = extra;
         let extra = router.layer(middleware::from_fn_with_state(shutdown.clone(), track));
         let incoming = security.http(self.listener);
         let app = Router::new()
@@ -135,7 +138,7 @@ impl HttpServer {
             .with_state(state)
             .merge(extra)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .layer(middleware::from_fn_with_state((security, table), let_pass))
+            .layer(middleware::from_fn_with_state((security, table, audit), let_pass))
             .into_make_service_with_connect_info::<Peer>();
         let server = axum::serve(incoming, app).with_graceful_shutdown(shutdown.stopped()).into_future();
         let too_late = async {
@@ -152,7 +155,7 @@ impl HttpServer {
 
 /// Lets a request through when its caller may make it.
 async fn let_pass(
-    State((security, table)): State<(Security, Table)>,
+    State((security, table, audit)): State<(Security, Table, Option<AuditLog>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
@@ -166,6 +169,11 @@ async fn let_pass(
         }
         Err(refused) => {
             security.count(&refused);
+            let changes =
+                |(call, needs): &(&str, Needs)| *call == refused.call && needs.iter().any(is_for_changes);
+            if let Some(audit) = audit.filter(|_| refused.refusal.known && table.iter().any(changes)) {
+                audit.refused(&refused);
+            }
             let (status, code) = match refused.refusal.known {
                 true => (StatusCode::FORBIDDEN, "forbidden"),
                 false => (StatusCode::UNAUTHORIZED, "unauthenticated"),
@@ -174,6 +182,10 @@ async fn let_pass(
             (status, [(header::WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response()
         }
     }
+}
+
+const fn is_for_changes(role: &Role) -> bool {
+    matches!(role, Role::Write | Role::Admin)
 }
 
 /// Counts a request of the role as in flight, or turns it away when the role drains.

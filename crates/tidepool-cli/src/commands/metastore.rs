@@ -1,8 +1,9 @@
 //! `tidepool metastore`: copies of the durable state, putting one back, and making it anew.
 
 use std::{
-    fs,
+    env, fs,
     io::{self, BufRead, IsTerminal, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -14,12 +15,17 @@ use tidepool_controller::{
     maintenance::{self, Contents},
 };
 use tidepool_proto::v1::{self, controllers_client::ControllersClient};
-use tidepool_runtime::config::load_valid;
+use tidepool_runtime::{
+    audit::{AuditLog, Change, Outcome},
+    auth::Caller,
+    config::load_valid,
+    error::chain,
+};
 
 use super::{config::Role, control::refusal, release::state_word, role::key_value};
 use crate::{
     leader,
-    output::{Outcome, Output},
+    output::{self, Output},
     remote::Remote,
 };
 
@@ -105,13 +111,13 @@ impl Sure {
     }
 }
 
-pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<output::Outcome> {
     match command {
         Command::Backup(args) => backup(args, output).await?,
         Command::Restore(args) => restore(args, output).await?,
         Command::Rebuild(args) => rebuild(args, remote, output).await?,
     }
-    Ok(Outcome::Done)
+    Ok(output::Outcome::Done)
 }
 
 fn configure(place: &Place) -> Result<Config> {
@@ -134,6 +140,17 @@ async fn backup(args: Backup, output: Output) -> Result<()> {
         "contents": object(&contents),
     }));
     Ok(())
+}
+
+/// What has not been written down is not done.
+const NOT_WRITTEN: &str =
+    "nothing was changed, for it could not be written into the audit log of the controller";
+
+/// Who runs this program: it works on the files of the cluster itself, and nobody has asked who he is.
+fn operator() -> Caller {
+    let uid = fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |me| me.uid().to_string());
+    let user = env::var("USER").unwrap_or_default();
+    Caller::process(format!("{user} (uid {uid})").trim().to_owned())
 }
 
 /// The whole file, or none of that name.
@@ -168,7 +185,25 @@ async fn restore(args: Restore, output: Output) -> Result<()> {
         plan
     } else {
         args.sure.confirm("the state of the cluster will be replaced")?;
-        let restored = of(false).await?;
+        let what = json!({
+            "file": args.file,
+            "metastore": config.metastore.to_string(),
+            "epoch": plan.contents.epoch,
+        });
+        let epoch = plan.replaced.as_ref().map_or(0, |replaced| replaced.epoch.0);
+        let change = Change { caller: operator(), action: "restore_metastore".to_owned(), what, epoch };
+        let log = AuditLog::open(config.audit.clone()).context(NOT_WRITTEN)?;
+        let begun = log.begin(change).await.context(NOT_WRITTEN)?;
+        let restored = of(false).await;
+        let problem = restored.as_ref().err().map(|error| chain(error));
+        let outcome = Outcome {
+            word: if restored.is_ok() { "ok" } else { "failed" },
+            problem: problem.as_deref(),
+            epoch: restored.as_ref().map_or(epoch, |restored| restored.contents.epoch.0),
+        };
+        let written = begun.end(outcome).await;
+        let restored = restored?;
+        written.context("the state was replaced, and that is not in the audit log")?;
         output.line("it was replaced; start the controllers");
         restored
     };

@@ -12,15 +12,17 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidepool_cluster::ClusterMap;
-use tidepool_proto::v1;
+use tidepool_proto::v1::{self, controllers_client::ControllersClient};
+use tidepool_runtime::error::chain;
 use tidepool_store::{
-    Artifact, ArtifactStore, Fetcher, Found, References, RemoteStore, Store, StoreLocation, Uploaded,
+    Artifact, ArtifactStore, Fetcher, Found, References, RemoteStore, Report, Store, StoreLocation, Uploaded,
 };
 use tidepool_table::verify_version;
 use tidepool_types::{Name, TableVersion};
 
 use super::{control, metastore::Sure};
 use crate::{
+    leader,
     output::{Outcome, Output, bar},
     remote::Remote,
 };
@@ -304,6 +306,30 @@ async fn pull(args: Pull, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// Names in a note; the rest is counted.
+const NOTED_NAMES: usize = 1000;
+
+/// Has the controller write down what goes from the store, or has gone.
+async fn note(
+    remote: &Remote,
+    store: &StoreLocation,
+    report: &Report,
+    done: bool,
+    problem: String,
+) -> Result<()> {
+    let names = report.collected.iter().map(|gone| gone.artifact.to_string());
+    let request = v1::NoteCollectionRequest {
+        store: store.to_string(),
+        artifacts: names.take(NOTED_NAMES).collect(),
+        count: report.collected.len() as u64,
+        bytes: report.bytes,
+        done,
+        problem,
+    };
+    let noted = ControllersClient::new(leader::channel(remote).await?).note_collection(request).await;
+    noted.map(drop).map_err(|status| control::refusal(&status))
+}
+
 async fn gc(args: Gc, remote: &Remote, output: Output) -> Result<()> {
     let store = Store::open_existing(&args.store)?;
     let references = references(remote).await?;
@@ -326,7 +352,15 @@ async fn gc(args: Gc, remote: &Remote, output: Output) -> Result<()> {
         would
     } else {
         args.sure.confirm(&format!("{} bytes of {} will be gone for good", would.bytes, args.store))?;
-        store.collect(&references, grace, false).await?
+        // The controller writes it down, before and after: what it cannot write down stays.
+        note(remote, &args.store, &would, false, String::new()).await?;
+        let collected = store.collect(&references, grace, false).await;
+        match &collected {
+            Ok(report) => note(remote, &args.store, report, true, String::new()).await?,
+            // How much of it has gone is not known.
+            Err(error) => note(remote, &args.store, &would, true, chain(error)).await?,
+        }
+        collected?
     };
     let collected: Vec<_> =
         report.collected.iter().map(|gone| object_of(&gone.artifact, gone.bytes, gone.age_seconds)).collect();

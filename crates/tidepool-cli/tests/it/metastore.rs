@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::command::{Role, failure, json};
@@ -17,7 +17,9 @@ fn a_state_is_backed_up_put_back_and_rebuilt_from_the_command_line() {
     assert_eq!(ask(&["quota", "set", "early", "--rows-per-second", "5"]).0, 0);
 
     let data = format!("data_dir={}", dir.path().join("controller").display());
-    let (file, more) = (dir.path().join("backup"), ["--set", data.as_str()]);
+    let audit = dir.path().join("audit.log");
+    let audited = format!("audit_log={}", audit.display());
+    let (file, more) = (dir.path().join("backup"), ["--set", data.as_str(), "--set", audited.as_str()]);
     let file = file.to_str().unwrap();
     let of = |args: &[&str]| json(&[&["metastore"], args, &more].concat());
     let refused = |args: &[&str]| failure(&[&["metastore"], args, &more].concat());
@@ -58,6 +60,17 @@ fn a_state_is_backed_up_put_back_and_rebuilt_from_the_command_line() {
     assert!(code == 1 && text.contains("at least 2"), "{text}");
     let (code, restored) = of(&["restore", file, "--yes"]);
     assert_eq!((code, &restored["contents"]["epoch"]), (0, &planned["contents"]["epoch"]));
+    // No controller ran, and it stands in the controller's audit log all the same; what was only planned does not.
+    let lines = fs::read_to_string(&audit).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = lines.iter().map(|line| ["action", "outcome"].map(|key| line[key].clone())).collect();
+    let of_restore = |word: &str| [json!("restore_metastore"), json!(word)];
+    assert_eq!(told, [of_restore("begun"), of_restore("ok")]);
+    assert!(lines[0]["who"].as_str().unwrap().contains("(uid ") && lines[0]["known_by"] == "process");
+    // What cannot be written down is not done.
+    let full = ["--set", data.as_str(), "--set", "audit_log=/dev/full"];
+    let (code, text) = failure(&[&["metastore", "restore", file, "--yes"][..], &full].concat());
+    assert!(code == 1 && text.contains("nothing was changed, for it could not be written"), "{text}");
 
     let controller = Role::controller(dir.path(), &store);
     let (_, quotas) = json(&["--controller", &controller.grpc_address, "quota", "list"]);

@@ -381,6 +381,7 @@ pub(crate) fn raw_config(store: &Store, controller: SocketAddr, data_dir: PathBu
         http_address: "127.0.0.1:0".into(),
         controllers: vec![controller.to_string()],
         store: store.artifacts.root().display().to_string(),
+        audit_log: data_dir.join("audit.log").display().to_string(),
         data_dir: data_dir.display().to_string(),
         pool_threads: 2,
         default_deadline_ms: 20_000,

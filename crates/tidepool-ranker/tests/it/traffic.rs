@@ -200,6 +200,18 @@ async fn a_ranker_is_rolled_back_with_no_controller_until_a_map_has_another_say(
     assert!(status == 409 && body.contains("no release was current before p1"), "{status} {body}");
     let (status, body) = site.ranker.http("POST", "/v1/admin/rollback", r#"{"modle": 1}"#).await;
     assert!(status == 400 && body.contains("modle"), "{status} {body}");
+    // All of it is written down, before it was done and after.
+    let audit = std::fs::read_to_string(site.data.path().join("ranker/audit.log")).unwrap();
+    let told: Vec<_> = audit
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| {
+            format!("{} {}", line["outcome"].as_str().unwrap(), line["what"]["model"].as_str().unwrap())
+        })
+        .collect();
+    let expected =
+        ["begun films", "ok films", "begun films", "conflict films", "begun prices", "conflict prices"];
+    assert_eq!(told, expected);
 
     // A later map that says the same of the model ends nothing, and a restart forgets nothing.
     site.controller.send(map(3, site.node.address, flipped()));

@@ -46,7 +46,7 @@ impl Admin {
             status: Arc::new(|| json!({ "role": "node", "partitions": [1, 2] })),
         };
         let security = Security::open(&SecurityOptions::default(), &registry).unwrap();
-        let extra = Routes { router: extra, table: &[] };
+        let extra = Routes { router: extra, ..Routes::default() };
         let running = tokio::spawn(server.serve(state, extra, security, shutdown.clone()));
         Self { address, health, registry, shutdown, running }
     }

@@ -1,0 +1,153 @@
+//! What the guards of ramps do is a change too, that nobody asked for: it stands in the audit log like those that
+//! people make. The list of events in the durable state says what they did; a number on the disk says up to where it
+//! is written down, so that what happened just before an end is made up for.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use prometheus::IntCounter;
+use serde_json::json;
+use tidepool_cluster::{ClusterEvent, ClusterState, GUARDS};
+use tidepool_runtime::{
+    audit::{AuditLog, Change, Outcome},
+    auth::Caller,
+    error::chain,
+};
+
+use crate::lead::Lead;
+
+/// Writes down what guards do, while this controller leads.
+pub(crate) struct Halts {
+    pub(crate) audit: AuditLog,
+    pub(crate) lead: Lead,
+    /// The number of the last event that was looked at.
+    pub(crate) noted: PathBuf,
+    pub(crate) failures: IntCounter,
+}
+
+impl Halts {
+    /// Runs until this controller will never lead again.
+    pub(crate) async fn run(self) {
+        let mut last = self.load();
+        while self.lead.begun().await {
+            let Ok(handle) = self.lead.handle() else { continue };
+            let mut maps = handle.maps();
+            loop {
+                // Guards take traffic away, which is a new map; the state is there before it.
+                maps.mark_unchanged();
+                last = Some(self.note(&handle.state(), last).await);
+                tokio::select! {
+                    changed = maps.changed() => if changed.is_err() { break },
+                    () = handle.ended() => break,
+                }
+            }
+        }
+    }
+
+    /// Writes down what guards did after the event `last`; gives the newest event's number.
+    async fn note(&self, state: &ClusterState, last: Option<u64>) -> u64 {
+        let events = &state.durable.events;
+        let newest = events.after(0).last().map_or(0, |event| event.number);
+        // Without a number this is the first look of all. A smaller list is another state, which was put back.
+        let Some(last) = last.filter(|last| *last <= newest) else {
+            self.save(newest);
+            return newest;
+        };
+        let mut written = true;
+        for event in events.after(last).filter(|event| event.by == GUARDS) {
+            written &= self.write(event, state.map().epoch.0).await;
+        }
+        if written && newest > last {
+            self.save(newest);
+        }
+        newest
+    }
+
+    async fn write(&self, event: &ClusterEvent, epoch: u64) -> bool {
+        let ClusterEvent { number, kind, subject, release, why, .. } = event;
+        let change = Change {
+            caller: Caller::process(GUARDS),
+            action: kind.as_str().to_owned(),
+            what: json!({ "event": number, "model": subject, "release": release }),
+            epoch,
+        };
+        let written = self.audit.note(change, Outcome { word: "ok", problem: Some(why), epoch }).await;
+        if let Err(error) = &written {
+            self.failures.inc();
+            tracing::error!(problem = chain(error), "what guards did is not in the audit log yet");
+        }
+        written.is_ok()
+    }
+
+    fn load(&self) -> Option<u64> {
+        fs::read_to_string(&self.noted).ok()?.trim().parse().ok()
+    }
+
+    /// A few bytes, a few times a day: it is not worth a thread.
+    fn save(&self, number: u64) {
+        let draft = self.noted.with_extension("draft");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&draft)?;
+            writeln!(file, "{number}")?;
+            file.sync_all()?;
+            fs::rename(&draft, &self.noted)
+        };
+        if let Err(error) = write() {
+            let path = self.noted.display();
+            tracing::warn!(%error, %path, "what guards did may be in the audit log twice after a restart");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tidepool_cluster::{Durable, Settings};
+    use tidepool_runtime::audit::AuditOptions;
+
+    use super::*;
+    use crate::lead::standing;
+
+    fn state(by: &[&str]) -> ClusterState {
+        let events = (1..).zip(by).map(|(number, by)| {
+            json!({ "number": number, "unix_seconds": 1, "by": by, "kind": "halted", "subject": "m", "release": "r2" })
+        });
+        let events = serde_json::from_value(Value::Array(events.collect())).unwrap();
+        let durable = Durable { events, ..Durable::default() };
+        let settings =
+            Settings { reconnect_grace: std::time::Duration::ZERO, group_settle: std::time::Duration::ZERO };
+        ClusterState::recover(durable, settings, std::time::Duration::ZERO)
+    }
+
+    #[tokio::test]
+    async fn what_guards_did_before_an_end_is_made_up_for_and_nothing_is_told_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let options = AuditOptions { path: path.clone(), max_bytes: 1 << 20, keep: 1 };
+        let halts = Halts {
+            audit: AuditLog::open(Some(options)).unwrap(),
+            lead: standing().1,
+            noted: folder.path().join("audited-events"),
+            failures: IntCounter::new("x", "x").unwrap(),
+        };
+        let told = || -> Vec<u64> {
+            let text = fs::read_to_string(&path).unwrap();
+            let event = |line: &str| serde_json::from_str::<Value>(line).unwrap()["what"]["event"].as_u64();
+            text.lines().filter_map(event).collect()
+        };
+        // What was there before this controller ever looked is not its business.
+        assert_eq!(halts.note(&state(&[GUARDS]), halts.load()).await, 1);
+        assert_eq!((halts.load(), told()), (Some(1), vec![]));
+        let now = state(&[GUARDS, "alice", GUARDS, "the cluster"]);
+        assert_eq!(halts.note(&now, halts.load()).await, 4);
+        assert_eq!(halts.note(&now, halts.load()).await, 4);
+        assert_eq!((halts.load(), told()), (Some(4), vec![3]));
+        // An older state was put back.
+        assert_eq!(halts.note(&state(&[GUARDS, "alice"]), halts.load()).await, 2);
+        assert_eq!(halts.note(&state(&[GUARDS, "alice", GUARDS]), halts.load()).await, 3);
+        assert_eq!(told(), [3, 3]);
+    }
+}
