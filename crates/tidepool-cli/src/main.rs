@@ -107,7 +107,6 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
     let Cli { remote, command, .. } = cli;
-    let named = remote.controller.clone();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Command::Node(args) = command {
         // Its configuration says how many threads the runtime has.
@@ -134,7 +133,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
             Command::Why(args) => commands::why::run(args, &remote.read()?, output).await,
             Command::Trace(command) => commands::trace::run(command, &remote.read()?, output).await,
             Command::HotIds(command) => commands::hot_ids::run(command, &remote.read()?, output).await,
-            Command::Bench(command) => commands::bench::run(command, named, output).await,
+            Command::Bench(command) => commands::bench::run(command, remote, output).await,
             Command::Metastore(command) => commands::metastore::run(command, &remote.read()?, output).await,
             Command::Drill(args) => Box::pin(commands::drill::run(args, output)).await,
             Command::Certs(args) => commands::certs::run(args, output),

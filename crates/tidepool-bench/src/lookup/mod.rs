@@ -60,7 +60,7 @@ pub struct Params {
     pub time: Duration,
     /// Timeout, tenant, wire form.
     pub options: LookupOptions,
-    /// The client, but for its controllers.
+    /// The client; of a cluster that is started here, but for its controllers.
     pub client: ClientConfig,
     /// Threads that the client runs on.
     pub client_threads: NonZeroUsize,
@@ -88,10 +88,8 @@ pub enum Place {
         /// Configuration keys of every node.
         node_config: toml::Table,
     },
-    /// It runs, and serves a bench table.
+    /// It runs, at the controllers of the client, and serves a bench table.
     Running {
-        /// `host:port` of its controller.
-        controller: String,
         /// The table; `None` when it serves one bench table.
         table: Option<TableVersion>,
     },

@@ -46,9 +46,7 @@ impl Site {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Self, BenchError> {
         match &params.place {
-            Place::Running { controller, table } => {
-                Self::running(controller, table.as_ref(), &params.client).await
-            }
+            Place::Running { table } => Self::running(table.as_ref(), &params.client).await,
             Place::Local { program, nodes, groups, dir, node_config } => {
                 let table = params.asked.table;
                 let store = ArtifactStore::open(dir)?;
@@ -70,13 +68,8 @@ impl Site {
         }
     }
 
-    async fn running(
-        controller: &str,
-        wanted: Option<&TableVersion>,
-        config: &ClientConfig,
-    ) -> Result<Self, BenchError> {
-        let config = ClientConfig { controllers: vec![controller.to_owned()], ..config.clone() };
-        let client = Client::start(config).await?;
+    async fn running(wanted: Option<&TableVersion>, config: &ClientConfig) -> Result<Self, BenchError> {
+        let client = Client::start(config.clone()).await?;
         let map = client.wait_for_map(|map| map.epoch.0 > 0, MAP_TIMEOUT).await?;
         let schema = find(&map, wanted)?;
         let table = BenchTable::of_schema(&schema).ok_or_else(|| {

@@ -22,6 +22,7 @@ use self::table::Shown;
 use crate::{
     commands::role,
     output::{Outcome, Output},
+    remote::RemoteArgs,
 };
 
 #[derive(Subcommand)]
@@ -108,12 +109,15 @@ fn partition_count(text: &str) -> Result<PartitionCount, String> {
     PartitionCount::try_from(count)
 }
 
-pub(crate) async fn run(command: Command, controller: Option<String>, output: Output) -> Result<Outcome> {
+pub(crate) async fn run(command: Command, remote: RemoteArgs, output: Output) -> Result<Outcome> {
     let args = match command {
         Command::Kernel(args) => args,
         Command::Lookup(args) => {
-            let ran = tokio::task::spawn_blocking(move || lookup::run(&args, controller.as_deref(), output));
-            return ran.await?;
+            // Without a controller the cluster is one that is started here, and what opens the doors of others is
+            // not for it.
+            let running = remote.controller.is_some().then(|| remote.read()).transpose()?;
+            let running = running.map(|remote| remote.client_config()).transpose()?;
+            return tokio::task::spawn_blocking(move || lookup::run(&args, running, output)).await?;
         }
         Command::Table(args) => {
             return tokio::task::spawn_blocking(move || table::run(&args, output)).await?;

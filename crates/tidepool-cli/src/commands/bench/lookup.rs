@@ -152,11 +152,13 @@ fn toml_value(text: &str) -> Result<(String, toml::Value), String> {
     Ok((key.to_owned(), read))
 }
 
-pub(super) fn run(args: &Lookup, controller: Option<&str>, output: Output) -> Result<Outcome> {
-    let places = places(args, controller);
+/// `running`: how the cluster that runs is reached, when it is one.
+pub(super) fn run(args: &Lookup, running: Option<ClientConfig>, output: Output) -> Result<Outcome> {
+    let places = places(args, running.is_some());
+    let client = running.unwrap_or_default();
     let mut reports = Vec::with_capacity(places.len());
     for place in places {
-        let report = one(args, place)?;
+        let report = one(args, place, &client)?;
         show(&report, output);
         reports.push(report);
     }
@@ -178,9 +180,9 @@ pub(super) fn run(args: &Lookup, controller: Option<&str>, output: Output) -> Re
 }
 
 /// A cluster for each number of nodes, or the one that runs.
-fn places(args: &Lookup, controller: Option<&str>) -> Vec<Place> {
-    if let Some(controller) = controller {
-        return vec![Place::Running { controller: controller.to_owned(), table: args.served.clone() }];
+fn places(args: &Lookup, runs: bool) -> Vec<Place> {
+    if runs {
+        return vec![Place::Running { table: args.served.clone() }];
     }
     let local = |nodes: &NonZeroUsize| Place::Local {
         program: None,
@@ -193,7 +195,7 @@ fn places(args: &Lookup, controller: Option<&str>) -> Vec<Place> {
 }
 
 /// One bench, with its progress shown.
-fn one(args: &Lookup, place: Place) -> Result<Report> {
+fn one(args: &Lookup, place: Place, client: &ClientConfig) -> Result<Report> {
     let most_nodes = args.nodes.iter().map(|nodes| nodes.get()).max().unwrap_or(1);
     // The same for all numbers of nodes, so that they serve the same table.
     let partitions = match args.partitions {
@@ -230,7 +232,7 @@ fn one(args: &Lookup, place: Place) -> Result<Report> {
             wire_form: args.wire_form,
             ..LookupOptions::default()
         },
-        client: ClientConfig { cache_bytes: args.cache_bytes, ..ClientConfig::default() },
+        client: ClientConfig { cache_bytes: args.cache_bytes, ..client.clone() },
         client_threads: args.client_threads,
         baseline: !args.no_baseline,
         kernel: args.kernel,
