@@ -359,7 +359,9 @@ mod tests {
         account.failed(calls[0], &NodeFailure::Address(long));
         account.answered(calls[1]);
         account.outrun(calls[1]);
-        (0..40).for_each(|_| drop(begin(CallKind::NewerMap)));
+        for _ in 0..40 {
+            begin(CallKind::NewerMap);
+        }
         account.part();
         account.answered(calls[2]);
         let noted = account.take();
