@@ -398,6 +398,46 @@ async fn half_of_the_rules_is_not_taken_and_the_cluster_goes_on() -> Result<()> 
     sandbox.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_end_stop_nothing_that_is_open_and_newcomers_are_told() -> Result<()> {
+    let sandbox = Sandbox::start_locked(SMALL).await?;
+    let release = fixture::export(&sandbox.store, "r1", 4);
+    let table = release.tables[0].clone();
+    sandbox.serve(&table).await?;
+    let locks = sandbox.locks().unwrap().clone();
+    // Both hold what they had read before: their own certificates go on.
+    let (client, dial) = (sandbox.client().await?, locks.dial("client")?);
+    client.stored_rows(&table, &[1, 2, 3, 4, 5], DEADLINE).await?;
+    let address = sandbox.controller_address();
+    let registries = sandbox.registries();
+    let expires = || -> Vec<f64> {
+        registries.iter().map(|r| value(r, "tidepool_tls_certificate_expires_seconds")).collect()
+    };
+    let before = expires();
+    locks.renew(Duration::from_secs(8))?;
+    wait_until("everyone has read the short ones", async || {
+        expires().iter().zip(&before).all(|(now, before)| now != before)
+    })
+    .await;
+    let mut said = String::new();
+    wait_until("they have ended", async || {
+        client.stored_rows(&table, &[1, 2, 3, 4, 5], DEADLINE).await.unwrap();
+        said = match control(&dial, address).await {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error:#}"),
+        };
+        said.contains("expired")
+    })
+    .await;
+    assert!(said.contains("the certificate there has expired: put a new one in its place"), "{said}");
+    for _ in 0..50 {
+        client.stored_rows(&table, &[1, 2, 3, 4, 5], DEADLINE).await?;
+    }
+    locks.renew(Duration::from_secs(400 * 24 * 3600))?;
+    wait_until("newcomers are let in again", async || control(&dial, address).await.is_ok()).await;
+    sandbox.stop().await
+}
+
 /// Looks up, over and over, until it is told to stop; every other lookup over a connection of its own.
 async fn look_up(
     client: Client,

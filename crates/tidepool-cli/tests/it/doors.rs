@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -114,6 +115,11 @@ fn a_locked_cluster_serves_who_may_and_no_secret_is_shown() {
     fs::write(&token_file, format!("{TOKEN}\n")).unwrap();
     let token_file = text(&token_file);
     let by_file = [&app[..], &["--token-file", &token_file, "lookup", "user", "7"]].concat();
+    let mode = |mode| fs::set_permissions(&token_file, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let (code, said) = failure(&by_file);
+    assert!(code == 1 && said.contains("can be read by others (its mode is 0644): `chmod 600 "), "{said}");
+    mode(0o600);
     assert_eq!(run(&by_file).0, 0);
 
     // In plaintext nobody gets anywhere, and is told what may be missing.
@@ -127,7 +133,9 @@ fn a_locked_cluster_serves_who_may_and_no_secret_is_shown() {
 
     // Every change is written down, with who made it.
     let audited = fs::read_to_string(&audit).unwrap();
-    let line: Value = serde_json::from_str(audited.lines().next().unwrap()).unwrap();
+    let lines: Vec<Value> = audited.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["outcome"], &lines[0]["change"]), (&json!("begun"), &lines[1]["change"]));
+    let line = &lines[1];
     assert_eq!(
         (&line["who"], &line["action"], &line["outcome"]),
         (&json!("client"), &json!("serve_table"), &json!("ok"))
@@ -153,6 +161,73 @@ fn a_locked_cluster_serves_who_may_and_no_secret_is_shown() {
         }
     }
     assert!(secrets.iter().all(|secret| !audited.contains(secret)));
+}
+
+#[test]
+fn a_bench_goes_through_the_doors_of_a_cluster_that_runs() {
+    let (dir, certs) = (TempDir::new().unwrap(), Certs::make());
+    let store = dir.path().join("store");
+    let table = ["bench", "table", "--dir", &text(&store), "--rows", "1000", "--partitions", "2"];
+    let (code, built) = run(&table);
+    assert_eq!(code, 0, "{built}");
+    let [name, version] = ["table", "version"].map(|key| built["table_version"][key].as_str().unwrap());
+    let table = &format!("{name}@{version}");
+    let controller_keys = [
+        keys(dir.path(), &store, "controller"),
+        vec![("group_settle_ms", "0".to_owned())],
+        certs.keys("controller"),
+    ];
+    let controller = Role::start(dir.path(), "controller", &controller_keys.concat());
+    let address = &controller.grpc_address;
+    let node_keys = [node_keys(dir.path(), &store, &[address]), certs.keys("node")].concat();
+    let _node = Role::start(dir.path(), "node", &node_keys);
+    let flags = certs.flags("client");
+    let admin: Vec<&str> =
+        ["--controller", address].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    assert_eq!(run(&[&admin[..], &["table", "serve", table]].concat()).0, 0);
+    let bench =
+        ["bench", "lookup", "--seconds", "0.3", "--rate", "50", "--batch", "10", "--dir", &text(&store)];
+    let (code, benched) = run(&[&admin[..], &bench].concat());
+    assert_eq!((code, &benched["wrong_answers"], &benched["failed_requests"]), (0, &json!(0), &json!(0)));
+    assert!(benched["checked_answers"].as_u64().unwrap() > 0, "{benched}");
+    // Without what opens the doors it ends.
+    let (code, _) = failure(&[&["--controller", address][..], &bench].concat());
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn no_role_listens_for_other_machines_where_anyone_may_change_anything() {
+    let dir = TempDir::new().unwrap();
+    let check = |role: &str, text: &str| {
+        let config = dir.path().join(format!("{role}.toml"));
+        fs::write(&config, text).unwrap();
+        let output = tidepool().args(["config", "check", config.to_str().unwrap()]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let roles = [
+        ("controller", ""),
+        (
+            "node",
+            "node = \"a-1\"\ngroup = \"a\"\nadvertise_address = \"n:1\"\nadvertise_http_address = \"n:2\"\n",
+        ),
+        ("ranker", "ranker = \"r\"\nadvertise_address = \"r:1\"\nadvertise_http_address = \"r:2\"\n"),
+    ];
+    for (role, base) in roles {
+        assert!(check(role, base).0, "{role} on loopback: {}", check(role, base).1);
+        for key in ["grpc_address", "http_address"] {
+            let open = format!("{key} = \"0.0.0.0:7777\"\n{base}");
+            let (ok, said) = check(role, &open);
+            assert!(!ok && said.contains(&format!("{key}: 0.0.0.0:7777 can be reached")), "{role}: {said}");
+            // TLS alone tells nobody who asks.
+            let anyone = "[tls]\ncert = \"c\"\nkey = \"k\"\nca = \"a\"\nclient_auth = \"optional\"\n";
+            let (ok, said) = check(role, &(open.clone() + anyone));
+            assert!(!ok && said.contains("whoever connects may do anything"), "{role}: {said}");
+            let (ok, said) = check(role, &(open + anyone + "[auth]\nrules = \"r\"\n"));
+            assert!(ok, "{role}: {said}");
+        }
+        let both = format!("{base}[auth]\nrules = \"r\"\ninsecure_remote_changes = true\n");
+        assert!(check(role, &both).1.contains("auth.insecure_remote_changes"), "{role}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod quotas;
 mod release_drills;
 mod releases;
 mod retiring;
+mod secrets;
 mod store;
 mod tables;
 mod trained;
