@@ -50,7 +50,7 @@ pub struct CallNote {
     pub kind: CallKind,
     /// Ids sent.
     pub ids: u32,
-    /// Since the lookup began.
+    /// Since the account was opened.
     pub begun: Duration,
     /// How long it took; None: it had not ended when the lookup was dropped.
     pub took: Option<Duration>,
@@ -359,9 +359,8 @@ mod tests {
         account.failed(calls[0], &NodeFailure::Address(long));
         account.answered(calls[1]);
         account.outrun(calls[1]);
-        for _ in 0..40 {
-            begin(CallKind::NewerMap);
-        }
+        let more: Vec<_> = (0..40).map(|_| begin(CallKind::NewerMap)).collect();
+        assert_eq!(more.iter().flatten().count(), LookupAccount::MAX_CALLS - calls.len());
         account.part();
         account.answered(calls[2]);
         let noted = account.take();

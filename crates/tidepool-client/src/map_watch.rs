@@ -1,6 +1,7 @@
 //! Follows the cluster map at any of the controllers, and keeps the last one on disk.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -9,7 +10,10 @@ use std::{
 };
 
 use tidepool_cluster::ClusterMap;
-use tidepool_proto::v1::{WatchMapRequest, control_client::ControlClient};
+use tidepool_proto::{
+    leader_of,
+    v1::{WatchMapRequest, control_client::ControlClient},
+};
 use tokio::{sync::watch, time::timeout};
 use tracing::{debug, info, warn};
 
@@ -37,9 +41,15 @@ impl MapWatch {
         let mut backoff = FIRST_BACKOFF;
         let mut told = false;
         loop {
-            for controller in &self.controllers {
-                let mut reached = false;
-                let ended = self.follow(controller, &mut reached).await;
+            let mut next: VecDeque<&String> = self.controllers.iter().collect();
+            while let Some(controller) = next.pop_front() {
+                let (mut reached, mut leader) = (false, None);
+                let ended = self.follow(controller, &mut reached, &mut leader).await;
+                // Who leads is asked next, if it is one of those that were configured.
+                let at = next.iter().position(|controller| Some(*controller) == leader.as_ref());
+                if let Some(leader) = at.and_then(|at| next.remove(at)) {
+                    next.push_front(leader);
+                }
                 if reached {
                     backoff = FIRST_BACKOFF;
                     told = false;
@@ -59,8 +69,13 @@ impl MapWatch {
         }
     }
 
-    /// Takes in every map of one stream, until it ends.
-    async fn follow(&self, controller: &str, reached: &mut bool) -> Result<(), String> {
+    /// Takes in every map of one stream, until it ends. `leader` becomes whom a controller names that does not lead.
+    async fn follow(
+        &self,
+        controller: &str,
+        reached: &mut bool,
+        leader: &mut Option<String>,
+    ) -> Result<(), String> {
         let said = |status: tonic::Status| format!("{}: {}", status.code(), status.message());
         let channel = self.dial.channel(controller)?;
         let mut client = ControlClient::new(channel).max_decoding_message_size(self.max_message_bytes);
@@ -69,7 +84,12 @@ impl MapWatch {
         let Ok(answer) = answer else {
             return Err(format!("no answer within {} ms", FIRST_ANSWER.as_millis()));
         };
-        let mut stream = answer.map_err(said)?.into_inner();
+        let mut stream = answer
+            .map_err(|status| {
+                *leader = leader_of(&status).map(str::to_owned);
+                said(status)
+            })?
+            .into_inner();
         info!(controller, have_epoch, "watching the cluster map");
         *reached = true;
         while let Some(map) = stream.message().await.map_err(said)? {

@@ -117,12 +117,11 @@ mod tests {
         });
         let events = serde_json::from_value(Value::Array(events.collect())).unwrap();
         let durable = Durable { events, ..Durable::default() };
-        let settings =
-            Settings {
-                reconnect_grace: std::time::Duration::ZERO,
-                group_settle: std::time::Duration::ZERO,
-                retire_grace: std::time::Duration::ZERO,
-            };
+        let settings = Settings {
+            reconnect_grace: std::time::Duration::ZERO,
+            group_settle: std::time::Duration::ZERO,
+            retire_grace: std::time::Duration::ZERO,
+        };
         ClusterState::recover(durable, settings, std::time::Duration::ZERO)
     }
 

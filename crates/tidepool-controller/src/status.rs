@@ -1,7 +1,7 @@
 //! What `/status` shows.
 
 use serde_json::{Value, json};
-use tidepool_cluster::{ClusterState, HostMemory, TableLayout};
+use tidepool_cluster::{ClusterState, HostMemory, Problem, TableLayout};
 
 use crate::{lead::Lead, metrics::state_word};
 
@@ -92,9 +92,11 @@ fn of_cluster(state: &ClusterState) -> Value {
             })
         })
         .collect();
+    let problem = |problem: Problem| json!({ "gravity": problem.gravity.as_str(), "what": problem.what, "todo": problem.todo });
     json!({
         "role": "controller",
         "leading": true,
+        "problems": state.problems().into_iter().map(problem).collect::<Vec<_>>(),
         "incarnation": map.epoch.incarnation(),
         "epoch": map.epoch,
         "partitions": { "placed": placed, "ready": ready },

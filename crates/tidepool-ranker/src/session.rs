@@ -2,6 +2,7 @@
 //! reached the ranker goes on with the last map, which it also keeps on disk.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -11,7 +12,10 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tidepool_client::ClusterMap;
-use tidepool_proto::v1::{RankerReport, control_client::ControlClient};
+use tidepool_proto::{
+    leader_of,
+    v1::{RankerReport, control_client::ControlClient},
+};
 use tidepool_runtime::{error::chain, shutdown::Shutdown, tls::Dial};
 use tokio::{sync::watch, time};
 use tokio_stream::wrappers::WatchStream;
@@ -38,14 +42,26 @@ pub(crate) struct Session {
     pub(crate) connected: Arc<ArcSwapOption<String>>,
 }
 
+/// Puts the controller that leads before the others, if it is one of those that are to be asked: a name that nobody
+/// has configured is not followed.
+fn first_of(next: &mut VecDeque<&String>, leader: Option<&str>) {
+    let at = next.iter().position(|controller| Some(controller.as_str()) == leader);
+    if let Some(leader) = at.and_then(|at| next.remove(at)) {
+        next.push_front(leader);
+    }
+}
+
 impl Session {
     /// Runs until it is dropped.
     pub(crate) async fn run(self) {
         let mut backoff = FIRST_BACKOFF;
         let mut told = false;
         loop {
-            for controller in &self.controllers {
-                let ended = self.follow(controller).await;
+            let mut next: VecDeque<&String> = self.controllers.iter().collect();
+            while let Some(controller) = next.pop_front() {
+                let mut leader = None;
+                let ended = self.follow(controller, &mut leader).await;
+                first_of(&mut next, leader.as_deref());
                 if self.connected.swap(None).is_some() {
                     backoff = FIRST_BACKOFF;
                     told = false;
@@ -65,12 +81,19 @@ impl Session {
         }
     }
 
-    async fn follow(&self, controller: &str) -> Result<(), String> {
+    /// One session, until it ends. `leader` becomes whom a controller names that does not lead.
+    async fn follow(&self, controller: &str, leader: &mut Option<String>) -> Result<(), String> {
         let channel = self.connect(controller).await.map_err(|e| chain(&e))?;
         let mut control = ControlClient::new(channel).max_decoding_message_size(MAX_MAP_BYTES);
         let reports = WatchStream::new(self.reports.clone());
         let said = |status: tonic::Status| format!("{}: {}", status.code(), status.message());
-        let mut maps = control.ranker_session(reports).await.map_err(said)?.into_inner();
+        let answer = control.ranker_session(reports).await;
+        let mut maps = answer
+            .map_err(|status| {
+                *leader = leader_of(&status).map(str::to_owned);
+                said(status)
+            })?
+            .into_inner();
         info!(%controller, "session with the controller");
         self.connected.store(Some(Arc::new(controller.to_owned())));
         while let Some(map) = maps.message().await.map_err(said)? {
@@ -155,6 +178,19 @@ mod tests {
     use tidepool_types::Epoch;
 
     use super::*;
+
+    #[test]
+    fn who_leads_is_asked_next_if_it_is_one_of_the_controllers() {
+        let all = ["a:1", "b:1", "c:1"].map(str::to_owned);
+        let order = |leader| {
+            let mut next = all.iter().collect();
+            first_of(&mut next, leader);
+            next.into_iter().map(String::as_str).collect::<Vec<_>>()
+        };
+        assert_eq!(order(Some("c:1")), ["c:1", "a:1", "b:1"]);
+        assert_eq!(order(Some("elsewhere:1")), ["a:1", "b:1", "c:1"]);
+        assert_eq!(order(None), ["a:1", "b:1", "c:1"]);
+    }
 
     #[test]
     fn a_saved_map_comes_back_and_a_damaged_one_is_an_error() {

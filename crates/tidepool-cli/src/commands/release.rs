@@ -2,6 +2,7 @@
 //! traffic, promote it, take it back.
 
 mod check;
+mod list;
 mod show;
 mod traffic;
 
@@ -14,11 +15,13 @@ use tidepool_proto::v1;
 use tidepool_store::{NewRelease, StoreError};
 use tidepool_types::Name;
 
-use super::control;
+use super::{control, store};
 use crate::{
     output::{Outcome, Output},
     remote::Remote,
 };
+
+pub(crate) use self::list::{percent, share};
 
 /// Things a release waits for that people are shown.
 const SHOWN: usize = 3;
@@ -41,10 +44,12 @@ pub(crate) enum Command {
     Shadow(traffic::Shadow),
     /// Show who is answered by which release, and what guards see.
     Status(traffic::Status),
-    /// List the releases that the cluster knows.
-    List,
+    /// List the releases that the cluster knows, and those of a store that it does not.
+    List(list::List),
     /// Let a release go that nobody is sent to.
     Retire(traffic::Retire),
+    /// Take releases that the cluster does not know from a store, and the tables that only they used.
+    Gc(store::Gc),
 }
 
 #[derive(Args)]
@@ -118,18 +123,8 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::Rollback(args) => traffic::rollback(args, remote, output).await?,
         Command::Retire(args) => traffic::retire(args, remote, output).await?,
         Command::Status(args) => traffic::status(args, remote, output).await?,
-        Command::List => {
-            let mut control = remote.control().await?;
-            let cluster = control.get_cluster(v1::GetClusterRequest {}).await;
-            let releases = cluster.map_err(|s| control::refusal(&s))?.into_inner().releases;
-            if releases.is_empty() {
-                output.line("no releases");
-            }
-            for status in &releases {
-                output.line(sentence(status));
-            }
-            output.object(json!({ "releases": releases.iter().map(fields).collect::<Vec<_>>() }));
-        }
+        Command::List(args) => list::list(args, remote, output).await?,
+        Command::Gc(args) => store::gc(args, store::Collected::Releases, remote, output).await?,
     }
     Ok(Outcome::Done)
 }

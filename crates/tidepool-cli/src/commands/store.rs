@@ -81,6 +81,7 @@ pub(crate) struct Pull {
     bytes_per_second: Option<u64>,
 }
 
+/// What is collected, and from where.
 #[derive(Args)]
 pub(crate) struct Gc {
     /// The artifact store.
@@ -106,7 +107,7 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::List(args) => list(args, remote, output).await?,
         Command::Push(args) => push(args, output).await?,
         Command::Pull(args) => pull(args, output).await?,
-        Command::Gc(args) => gc(args, remote, output).await?,
+        Command::Gc(args) => gc(args, Collected::All, remote, output).await?,
     }
     Ok(Outcome::Done)
 }
@@ -188,7 +189,7 @@ fn object_of(artifact: &Artifact, bytes: u64, age_seconds: u64) -> Value {
 }
 
 /// A time in the unit that people would use.
-fn age_words(age: Duration) -> String {
+pub(crate) fn age_words(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7200 => format!("{} min", seconds / 60),
@@ -330,11 +331,25 @@ async fn note(
     noted.map(drop).map_err(|status| control::refusal(&status))
 }
 
-async fn gc(args: Gc, remote: &Remote, output: Output) -> Result<()> {
+/// What is to be collected of that which nobody refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Collected {
+    /// Everything.
+    All,
+    /// Releases, and the tables that only they used.
+    Releases,
+}
+
+/// Takes away what nobody refers to.
+pub(crate) async fn gc(args: Gc, what: Collected, remote: &Remote, output: Output) -> Result<()> {
     let store = Store::open_existing(&args.store)?;
     let references = references(remote).await?;
     let grace = Duration::from_secs(args.grace_hours * 3600);
-    let would = store.collect(&references, grace, true).await?;
+    let collect = async |dry_run| match what {
+        Collected::All => store.collect(&references, grace, dry_run).await,
+        Collected::Releases => store.collect_releases(&references, grace, dry_run).await,
+    };
+    let would = collect(true).await?;
     for gone in &would.collected {
         let age = age_words(Duration::from_secs(gone.age_seconds));
         output.line(format!("{:<40} {:>16} {age:>10}", gone.artifact.to_string(), gone.bytes));
@@ -354,7 +369,7 @@ async fn gc(args: Gc, remote: &Remote, output: Output) -> Result<()> {
         args.sure.confirm(&format!("{} bytes of {} will be gone for good", would.bytes, args.store))?;
         // The controller writes it down, before and after: what it cannot write down stays.
         note(remote, &args.store, &would, false, String::new()).await?;
-        let collected = store.collect(&references, grace, false).await;
+        let collected = collect(false).await;
         match &collected {
             Ok(report) => note(remote, &args.store, report, true, String::new()).await?,
             // How much of it has gone is not known.

@@ -13,6 +13,7 @@ mod hostile;
 mod lookup_bench;
 mod metastore;
 mod models;
+mod operators;
 mod quantizers;
 mod quotas;
 mod release_drills;

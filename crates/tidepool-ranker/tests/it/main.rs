@@ -7,6 +7,7 @@ mod http;
 mod onnx;
 mod rank;
 mod releases;
+mod requests;
 mod site;
 mod trace;
 mod traffic;

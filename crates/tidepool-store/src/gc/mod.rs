@@ -116,8 +116,34 @@ impl Store {
         grace: Duration,
         dry_run: bool,
     ) -> Result<Report, StoreError> {
+        self.collect_some(references, grace, dry_run, Scope::All).await
+    }
+
+    /// The same for releases, and for the table versions that nobody but they needed: other tables and leftovers stay.
+    ///
+    /// # Errors
+    /// As [`collect`](Self::collect).
+    pub async fn collect_releases(
+        &self,
+        references: &References,
+        grace: Duration,
+        dry_run: bool,
+    ) -> Result<Report, StoreError> {
+        self.collect_some(references, grace, dry_run, Scope::Releases).await
+    }
+
+    async fn collect_some(
+        &self,
+        references: &References,
+        grace: Duration,
+        dry_run: bool,
+        scope: Scope,
+    ) -> Result<Report, StoreError> {
         let found = self.inventory().await?;
         let mut plan = plan(&found, references, grace, self)?;
+        if scope == Scope::Releases {
+            plan.keep_to_releases();
+        }
         if dry_run {
             return Ok(plan.report(true));
         }
@@ -155,6 +181,14 @@ impl Store {
     }
 }
 
+/// How much of what nobody refers to goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    All,
+    /// Releases, and tables that one of them pins.
+    Releases,
+}
+
 /// What is to go, in order, and how much stays.
 struct Plan {
     collected: Vec<Found>,
@@ -163,6 +197,17 @@ struct Plan {
 }
 
 impl Plan {
+    /// Leaves alone what no release that goes has pinned.
+    fn keep_to_releases(&mut self) {
+        let pinned: BTreeSet<_> =
+            self.collected.iter().filter_map(|found| found.pins.clone()).flatten().collect();
+        self.collected.retain(|found| match &found.artifact {
+            Artifact::Release { .. } => true,
+            Artifact::Table(table) => pinned.contains(table),
+            Artifact::Leftover(_) => false,
+        });
+    }
+
     fn report(&self, dry_run: bool) -> Report {
         let collected: Vec<_> = self.collected.iter().map(Collected::from).collect();
         let bytes = collected.iter().map(|c| c.bytes).sum();

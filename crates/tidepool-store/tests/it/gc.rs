@@ -92,6 +92,27 @@ async fn what_a_release_pins_stays_as_long_as_it_is_young_though_the_table_is_ol
     assert!(done.collected.iter().all(|c| c.age_seconds >= 7200), "{done:?}");
 }
 
+#[tokio::test]
+async fn releases_go_with_the_tables_that_only_they_used_and_nothing_else_does() {
+    let (cloud, stores) = stores().await;
+    // Of a writer that was killed, and a table that no release pins.
+    fs::create_dir_all(cloud.fixture.store.root().join("tables/user/.tmp-x")).unwrap();
+    for store in stores {
+        let keep = references(&[], &["r2"]);
+        let would = store.collect_releases(&keep, NO_GRACE, true).await.unwrap();
+        assert_eq!(words(&would), ["release movielens@r1", "table user@v1"]);
+        let done = store.collect_releases(&keep, NO_GRACE, false).await.unwrap();
+        assert_eq!((words(&done), done.bytes), (words(&would), would.bytes));
+        assert_eq!(tables_of(&store).await, [table("user", "v2"), table("表", "nœud-1")]);
+        // What is served stays, whoever has pinned it.
+        let served = references(&[table("user", "v2")], &[]);
+        let done = store.collect_releases(&served, NO_GRACE, false).await.unwrap();
+        assert_eq!(words(&done), ["release movielens@r2"]);
+        assert_eq!(tables_of(&store).await.len(), 2);
+    }
+    assert!(cloud.fixture.store.root().join("tables/user/.tmp-x").exists());
+}
+
 /// Makes a directory and all in it look so old.
 fn age(dir: &Path, by: Duration) {
     for entry in fs::read_dir(dir).unwrap() {

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tidepool_proto::v1::{self, releases_client::ReleasesClient};
+use tidepool_proto::{
+    code_of,
+    v1::{self, releases_client::ReleasesClient},
+};
+use tidepool_types::ErrorCode;
 use tonic::Code;
 
 use super::super::control::refusal;
@@ -80,11 +84,12 @@ async fn follow(
                 last = events.last().map_or(last, |event| event.number);
             }
             // It has gone, or does not lead any more.
-            Err(status) if [Code::Unavailable, Code::Cancelled, Code::Unknown].contains(&status.code()) => {
-                output.line(format!(
-                    "the controller does not answer ({}): looking for the one that leads",
-                    status.message()
-                ));
+            Err(status)
+                if code_of(&status) == ErrorCode::NotLeader
+                    || [Code::Unavailable, Code::Cancelled, Code::Unknown].contains(&status.code()) =>
+            {
+                let why = harmless(status.message());
+                output.line(format!("looking for the controller that leads, after: {why}"));
                 releases = ReleasesClient::new(leader::channel(remote).await?);
             }
             Err(status) => return Err(refusal(&status)),

@@ -10,7 +10,7 @@ use tidepool_proto::v1::{self, controllers_client::ControllersClient};
 use tidepool_types::{Epoch, Name};
 
 use super::{
-    super::release::state_word,
+    super::release::{percent, share, state_word},
     tables,
     view::{self, View},
 };
@@ -178,24 +178,15 @@ fn show_tables(view: &View, output: Output) {
     section(&columns, output);
 }
 
-/// A release's share of the traffic of its model, and whether it was halted.
-fn share(entry: &v1::ReleaseEntry, traffic: &[v1::TrafficStatus]) -> (u32, Option<String>) {
-    let Some(of_model) = traffic.iter().find(|status| status.model == entry.model) else { return (0, None) };
-    let arm = of_model.arms.iter().find(|arm| arm.release == entry.release);
-    let halted = arm.map(|arm| arm.halted.clone()).filter(|why| !why.is_empty());
-    let current = if of_model.current == entry.release { of_model.current_buckets } else { 0 };
-    (arm.map_or(current, |arm| arm.buckets), halted)
-}
-
 fn show_releases(view: &View, traffic: &[v1::TrafficStatus], output: Output) {
     let mut columns = Columns::new(&["release", "state", ">share", ">tables", "waits for"]);
     for status in &view.releases {
         let entry = status.release.clone().unwrap_or_default();
-        let (buckets, halted) = share(&entry, traffic);
+        let (buckets, halted) = share(status, traffic);
         columns.row([
             format!("{}@{}", entry.model, entry.release),
             format!("{}{}", state_word(entry.state), if halted.is_some() { ", halted" } else { "" }),
-            format!("{} %", f64::from(buckets) * 100.0 / f64::from(BUCKETS)),
+            percent(buckets),
             entry.tables.len().to_string(),
             match status.waiting_for.len() {
                 0 => String::new(),
@@ -209,7 +200,7 @@ fn show_releases(view: &View, traffic: &[v1::TrafficStatus], output: Output) {
 
 fn release(status: &v1::ReleaseStatus, traffic: &[v1::TrafficStatus]) -> Value {
     let entry = status.release.clone().unwrap_or_default();
-    let (buckets, halted) = share(&entry, traffic);
+    let (buckets, halted) = share(status, traffic);
     let tables: Vec<_> = entry.tables.iter().map(|t| format!("{}@{}", t.table, t.version)).collect();
     json!({
         "model": entry.model,

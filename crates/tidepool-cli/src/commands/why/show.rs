@@ -89,9 +89,8 @@ fn release(request: &Value) -> String {
     let tenant = word("tenant");
     text.push_str(&format!(", tenant {}", if tenant.is_empty() { "none" } else { &tenant }));
     text.push_str(&format!(", {} candidates", request["candidates"]));
-    match request["shadows_asked"].as_u64() {
-        Some(shadows @ 1..) => text.push_str(&format!(", {shadows} shadows asked too")),
-        _ => {}
+    if let Some(shadows @ 1..) = request["shadows_asked"].as_u64() {
+        text.push_str(&format!(", {shadows} shadows asked too"));
     }
     text
 }
