@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -334,7 +333,7 @@ impl Loader {
         }
         let unmeasured = std::mem::take(&mut background.unmeasured);
         let begun = Instant::now();
-        let smaps = idle::run(Smaps::read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let smaps = spawn_blocking(Smaps::read).await.unwrap_or_else(|error| Err(error.into()));
         let end = Instant::now();
         background.measure_after = Some(end + (end - begun) * MEASURE_SHARE);
         let smaps = match smaps {
