@@ -3,6 +3,8 @@
 
 use std::{fs, process::Command};
 
+use tidepool_train::SyntheticSize;
+
 use crate::{
     command::{Role, failure},
     trained::Trained,
@@ -14,10 +16,11 @@ fn signal(role: &Role, signal: &str) {
 
 #[test]
 fn a_release_that_does_not_fit_the_memory_of_a_node_is_refused_with_the_numbers() {
-    let site = Trained::new();
+    // Enough users for rows and index to be most of their table's file.
+    let site = Trained::of(SyntheticSize { users: 10_000, items: 60, events: 20_000 });
     let controller = Role::controller(site.path(), site.store.root());
-    // Room for one release, and for a part of the next.
-    let budget = site.bytes("r1") + site.bytes("r2") / 4;
+    // Room for one release, and not for another beside it.
+    let budget = site.bytes("r1");
     let small = [("memory_capacity_bytes", budget.to_string()), ("residency", "mapped".to_owned())];
     let node = site.node(&controller, &small);
     let ranker = site.ranker(&controller.grpc_address);
@@ -31,7 +34,8 @@ fn a_release_that_does_not_fit_the_memory_of_a_node_is_refused_with_the_numbers(
         assert!(why.contains(words), "{words}: {why}");
     }
     let address = controller.grpc_address.as_str();
-    let (code, said) = failure(&["--controller", address, "release", "promote", "m", "r2"]);
+    let (code, said) =
+        failure(&["--controller", address, "release", "promote", "m", "r2", "--wait-seconds", "1"]);
     assert!(code == 1 && said.contains("does not fit in memory"), "{said}");
     site.still(&ranker, "r1");
 
@@ -67,7 +71,8 @@ fn a_file_that_was_damaged_after_it_was_published_is_named_until_a_good_one_take
     let why = site.waits_for(&controller, "r2", &[named]);
     assert!(why.contains("crc32c") || why.contains("checksum") || why.contains("damaged"), "{why}");
     let address = controller.grpc_address.as_str();
-    let (code, said) = failure(&["--controller", address, "release", "promote", "m", "r2"]);
+    let (code, said) =
+        failure(&["--controller", address, "release", "promote", "m", "r2", "--wait-seconds", "1"]);
     assert!(code == 1 && said.contains(named), "{said}");
     site.ranked_by(&ranker, "r1");
 

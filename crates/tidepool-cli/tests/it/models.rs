@@ -14,6 +14,9 @@ pub(crate) const REQUEST: &str = r#"{"model": "m", "routing_key": "user-1",
     "user": {"user": 1, "occupation": 0, "age": 30, "gender": 1},
     "candidates": {"item": [1, 2], "genres": [[0], [1, 2]]}}"#;
 
+/// As many users and items as a quick test needs.
+pub(crate) const SMALL: SyntheticSize = SyntheticSize { users: 40, items: 60, events: 1_200 };
+
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -21,7 +24,12 @@ pub(crate) fn text(path: &Path) -> String {
 
 /// A store in `dir` with these releases of model `m`; the tables of each have its name as their version.
 pub(crate) fn trained(dir: &Path, releases: &[&str]) -> ArtifactStore {
-    let data = synthetic(3, SyntheticSize { users: 40, items: 60, events: 1_200 });
+    trained_of(dir, releases, SMALL)
+}
+
+/// The same with tables of so many rows.
+pub(crate) fn trained_of(dir: &Path, releases: &[&str], size: SyntheticSize) -> ArtifactStore {
+    let data = synthetic(3, size);
     let mut options = TrainOptions { resamples: 2, ..TrainOptions::default() };
     (options.pretrain.epochs, options.ranker.max_epochs) = (1, 1);
     let model = train(&data, &options, &mut |_| {}).unwrap().model;

@@ -5,10 +5,11 @@ use std::{fs, path::Path};
 use serde_json::Value;
 use tempfile::TempDir;
 use tidepool_store::ArtifactStore;
+use tidepool_train::SyntheticSize;
 
 use crate::{
     command::{Role, json, keys, node_keys},
-    models::{REQUEST, trained, until},
+    models::{REQUEST, SMALL, trained_of, until},
 };
 
 /// Where releases `r1` and `r2` of model `m` lie, and what serves them. All have the same tables under names of
@@ -20,8 +21,13 @@ pub(crate) struct Trained {
 
 impl Trained {
     pub(crate) fn new() -> Self {
+        Self::of(SMALL)
+    }
+
+    /// With tables of so many rows.
+    pub(crate) fn of(size: SyntheticSize) -> Self {
         let dir = TempDir::new().unwrap();
-        let store = trained(dir.path(), &["r1", "r2"]);
+        let store = trained_of(dir.path(), &["r1", "r2"], size);
         fs::write(dir.path().join("request.json"), REQUEST).unwrap();
         Self { dir, store }
     }

@@ -37,13 +37,13 @@ fn disk_of_a_node_that_is_full_keeps_the_old_version_serving() {
         .filter_map(|partition| partition["problem"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(problems.len(), 1, "one file fits: {problems:?}");
+    // It is tried five times a second, and told when the numbers are others.
     let told = log(&node).matches("does not fit on its disk").count();
-    assert_eq!(told, 1, "it is tried again and again, and told once");
+    assert!((1..5).contains(&told), "told {told} times");
 
     // Not even room for the assignment: it serves on, and says that a restart would not know it.
     disk.fill();
-    let dense = ["--controller", &controller.grpc_address, "table", "serve", "big@v2", "--stop"];
-    assert_eq!(json(&dense).0, 0);
+    assert_eq!(json(&["--controller", &controller.grpc_address, "table", "unserve", "big@v2"]).0, 0);
     until("it is told", || log(&node).contains("the assignment could not be saved"));
     site.check(&controller, "v1");
 
