@@ -414,7 +414,7 @@ async fn certificates_that_end_stop_nothing_that_is_open_and_newcomers_are_told(
         registries.iter().map(|r| value(r, "tidepool_tls_certificate_expires_seconds")).collect()
     };
     let before = expires();
-    locks.renew(Duration::from_secs(8))?;
+    locks.renew(Duration::from_secs(10))?;
     wait_until("everyone has read the short ones", async || {
         expires().iter().zip(&before).all(|(now, before)| now != before)
     })
