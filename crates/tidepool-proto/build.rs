@@ -19,6 +19,8 @@ const WRITTEN_DOWN: &[&str] = &[
     "ShadowReleaseRequest",
     "RollbackRequest",
     "RetireReleaseRequest",
+    "PinReleaseRequest",
+    "DrainNodeRequest",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -49,7 +49,7 @@ enum Command {
     Node(commands::role::Args),
     /// Run a ranker.
     Ranker(commands::role::Args),
-    /// What the cluster is, what is wrong with it, and what happened to it.
+    /// What the cluster is, what is wrong with it, what happened to it; and have traffic leave nodes.
     #[command(subcommand)]
     Cluster(commands::cluster::Command),
     /// Build table versions and have them served.

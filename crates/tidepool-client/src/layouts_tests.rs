@@ -131,6 +131,7 @@ pub(crate) fn map_of(tables: &[Table], shape: &Shape) -> ClusterMap {
     let groups: Vec<Name> = (0..shape.groups).map(|g| name(format!("g{g}"))).collect();
     let id = |g: &Name, n: usize| NodeId(name(format!("{g}-{n}")));
     let entry = |group: &Name| NodeEntry {
+        draining: false,
         group: group.clone(),
         grpc_address: "-".into(),
         http_address: "-".into(),

@@ -77,6 +77,8 @@ enum Health {
     Up,
     /// Its breaker lets one call through.
     ProbeDue,
+    /// Traffic is to leave it.
+    Draining,
     /// Its breaker is open.
     Sick,
     /// The map says so.
@@ -365,6 +367,9 @@ impl<'m> Router<'m> {
         let look = self.topology.peer(node).look(self.now);
         let health = match look.status {
             _ if !self.topology.nodes[node.index()].up => Health::Down,
+            Status::Closed | Status::ProbeDue if self.topology.nodes[node.index()].draining => {
+                Health::Draining
+            }
             Status::Closed => Health::Up,
             Status::ProbeDue => Health::ProbeDue,
             Status::Probing | Status::Open => Health::Sick,

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     /// Whether its session with the controller is open.
     pub(crate) up: bool,
+    /// Whether traffic is to leave it.
+    pub(crate) draining: bool,
     pub(crate) peer: Arc<Peer>,
 }
 
@@ -60,7 +62,7 @@ impl Topology {
             if same.is_some_and(|node| !node.up && entry.up) {
                 peer.forgive(now);
             }
-            Node { id: id.clone(), up: entry.up, peer }
+            Node { id: id.clone(), up: entry.up, draining: entry.draining, peer }
         };
         let nodes: Vec<Node> = map.nodes.iter().map(node).collect();
         let at: HashMap<&NodeId, NodeAt> =

@@ -175,6 +175,42 @@ pub enum StepError {
         /// Its sample as a shadow.
         sample: u32,
     },
+    /// A release that somebody wants to keep.
+    #[error(
+        "release {model}@{release} is pinned: unpin it (`tidepool release pin --undo`) before it is let go"
+    )]
+    ReleasePinned {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+    },
+    /// A release that answers somewhere against the map's word.
+    #[error(
+        "release {model}@{release} answers at {}, where the model was rolled back to it: roll back by the controller, \
+         or undo it there (`tidepool release rollback --ranker HOST:PORT --undo`), before it is let go",
+        rankers.join(", ")
+    )]
+    RolledBackTo {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// The rankers.
+        rankers: Vec<String>,
+    },
+    /// Nodes that cannot be done without.
+    #[error(
+        "traffic cannot leave {}: nobody else that is up and not draining has {}. Wait until another group has it, or \
+         use --force",
+        nodes.join(", "), only.join("; ")
+    )]
+    OnlyThere {
+        /// The nodes.
+        nodes: Vec<String>,
+        /// What only they have, in words.
+        only: Vec<String>,
+    },
     /// A release that is being let go, and cannot come back before it has left.
     #[error(
         "release {model}@{release} is being let go: requests that began with it end first. When `tidepool release \
@@ -220,6 +256,9 @@ impl StepError {
             | Self::NothingBefore { .. }
             | Self::HasTraffic { .. }
             | Self::Retiring { .. }
+            | Self::ReleasePinned { .. }
+            | Self::RolledBackTo { .. }
+            | Self::OnlyThere { .. }
             | Self::TooManyQuotas
             | Self::Pinned { .. } => ErrorCode::Conflict,
             Self::Manifest { .. }

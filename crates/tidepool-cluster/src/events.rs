@@ -48,15 +48,23 @@ pub enum EventKind {
     Shadowed,
     /// It was let go.
     Retired,
+    /// It stays loaded whatever is promoted.
+    Pinned,
+    /// It may go again.
+    Unpinned,
     /// A node came up.
     NodeUp,
     /// A node's session has ended.
     NodeDown,
+    /// Traffic is to leave a node.
+    Drained,
+    /// It may come back.
+    Undrained,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Published,
         Self::Ready,
         Self::Ramped,
@@ -65,8 +73,12 @@ impl EventKind {
         Self::RolledBack,
         Self::Shadowed,
         Self::Retired,
+        Self::Pinned,
+        Self::Unpinned,
         Self::NodeUp,
         Self::NodeDown,
+        Self::Drained,
+        Self::Undrained,
     ];
 
     /// The word for the wire and for JSON.
@@ -81,8 +93,12 @@ impl EventKind {
             Self::RolledBack => "rolled_back",
             Self::Shadowed => "shadowed",
             Self::Retired => "retired",
+            Self::Pinned => "pinned",
+            Self::Unpinned => "unpinned",
             Self::NodeUp => "node_up",
             Self::NodeDown => "node_down",
+            Self::Drained => "drained",
+            Self::Undrained => "undrained",
         }
     }
 }

@@ -11,7 +11,7 @@ use tidepool_types::Name;
 
 use crate::{
     guards::{Guards, Tally},
-    state::{ObservedRanker, RankerRelease},
+    state::{ObservedRanker, RankerRelease, ShadowTally},
 };
 
 /// A window is closed when the release under the ramp has answered so many times the requests that it is judged
@@ -25,6 +25,8 @@ pub(crate) struct Evidence {
     last: BTreeMap<Name, Arc<ObservedRanker>>,
     /// By model and release under a ramp.
     windows: BTreeMap<(Name, Name), Windows>,
+    /// By model and release that is a shadow, since it is one.
+    shadows: BTreeMap<(Name, Name), ShadowTally>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -46,14 +48,22 @@ impl Evidence {
         self.windows.insert((model.clone(), release.clone()), Windows::default());
     }
 
-    /// Keeps the windows of which `wanted` says so, and forgets gone rankers when there are none.
+    /// Counts from here on for a shadow, and from nothing.
+    pub(crate) fn begin_shadow(&mut self, model: &Name, release: &Name) {
+        self.shadows.insert((model.clone(), release.clone()), ShadowTally::default());
+    }
+
+    /// Keeps the windows of which `running`, and the shadows of which `shadowing` says so, and forgets gone rankers when
+    /// there are none.
     pub(crate) fn retain(
         &mut self,
-        wanted: impl Fn(&Name, &Name) -> bool,
+        running: impl Fn(&Name, &Name) -> bool,
+        shadowing: impl Fn(&Name, &Name) -> bool,
         rankers: &BTreeMap<Name, Arc<ObservedRanker>>,
     ) {
-        self.windows.retain(|(model, release), _| wanted(model, release));
-        if self.windows.is_empty() {
+        self.windows.retain(|(model, release), _| running(model, release));
+        self.shadows.retain(|(model, release), _| shadowing(model, release));
+        if self.windows.is_empty() && self.shadows.is_empty() {
             self.last.retain(|ranker, _| rankers.contains_key(ranker));
         }
     }
@@ -68,7 +78,11 @@ impl Evidence {
         let Some(last) = last else { return };
         for release in &observed.report.releases {
             let of_last = last.report.releases.iter().find(|r| r.is_of(release));
-            let Some(counted) = of_last.and_then(|before| counted_since(before, release)) else { continue };
+            let counted = of_last.and_then(|before| counted_since(before, release));
+            let Some((counted, shadowed)) = counted else { continue };
+            if let Some(sum) = self.shadows.get_mut(&(release.model.clone(), release.release.clone())) {
+                sum.add(&shadowed);
+            }
             for ((model, candidate), windows) in &mut self.windows {
                 if *model != release.model {
                     continue;
@@ -93,6 +107,11 @@ impl Evidence {
         pair
     }
 
+    /// What was counted of a shadow since it is one; nothing when it is none.
+    pub(crate) fn of_shadow(&self, model: &Name, release: &Name) -> ShadowTally {
+        self.shadows.get(&(model.clone(), release.clone())).cloned().unwrap_or_default()
+    }
+
     /// After a judgement that found nothing: closes the window when it is full.
     pub(crate) fn close(&mut self, model: &Name, release: &Name, guards: &Guards) {
         let Some(windows) = self.windows.get_mut(&(model.clone(), release.clone())) else { return };
@@ -103,8 +122,10 @@ impl Evidence {
 }
 
 /// What was counted of a release between two reports of one ranker.
-fn counted_since(before: &RankerRelease, now: &RankerRelease) -> Option<Tally> {
+fn counted_since(before: &RankerRelease, now: &RankerRelease) -> Option<(Tally, ShadowTally)> {
     let (before, now) = (before.serving.as_ref()?, now.serving.as_ref()?);
-    let continued = (before.since == now.since).then(|| now.chosen.since(&before.chosen)).flatten();
-    Some(continued.unwrap_or_else(|| now.chosen.clone()))
+    let same = before.since == now.since;
+    let chosen = same.then(|| now.chosen.since(&before.chosen)).flatten();
+    let shadow = same.then(|| now.shadow.since(&before.shadow)).flatten();
+    Some((chosen.unwrap_or_else(|| now.chosen.clone()), shadow.unwrap_or_else(|| now.shadow.clone())))
 }

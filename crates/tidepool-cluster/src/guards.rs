@@ -2,13 +2,14 @@
 //!
 //! Candidate and current release are compared over the same time, so that a fault which hits both (a node that
 //! is down) halts nobody. A difference counts when it is more than is allowed **and** more than chance explains:
-//! judgements are made with each report, so chance is given much.
+//! judgements are made with each report, so chance is given much. Requests of one user are alike, so that chance is
+//! that of so many users (`keys.rs`), not of so many requests.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::StepError, scores::ScoreHistogram};
+use crate::{error::StepError, keys::KeyCounts, scores::ScoreHistogram};
 
 /// How many nats more likely what was counted must be with two rates than with one: five standard deviations where
 /// counts are large, and right also where they are small.
@@ -55,6 +56,10 @@ pub struct Tally {
     pub missing_ids: u64,
     /// Scores, at most 16 of a request: one with many candidates says no more of the release than others do.
     pub scores: ScoreHistogram,
+    /// How many users there are behind the requests; empty where that was not counted: then each is one of its own.
+    pub keys: KeyCounts,
+    /// The same of those requests only that have scores.
+    pub scored_keys: KeyCounts,
 }
 
 /// How a release broke its guards, with the numbers.
@@ -129,7 +134,7 @@ impl Guards {
         let errors = Rate { count: candidate.errors, of: candidate.requests };
         let others = Rate { count: current.errors, of: current.requests };
         let (weights, allowed) =
-            ((candidate.requests, compared.then_some(current.requests)), self.max_error_rate_increase);
+            ((candidate.sample(), compared.then(|| current.sample())), self.max_error_rate_increase);
         if errors.exceeds(others, weights, allowed) {
             return Some(Breach::Errors { candidate: errors, current: others, allowed });
         }
@@ -138,13 +143,13 @@ impl Guards {
         }
         let missing = Rate { count: candidate.missing_ids, of: candidate.ids };
         let others = Rate { count: current.missing_ids, of: current.ids };
-        // Ids of one request are missing together: there are as many observations as requests.
+        // Ids of one request are missing together, and of one user: there are as many observations as users.
         if missing.exceeds(others, weights, self.max_missing_rate_increase) {
             let allowed = self.max_missing_rate_increase;
             return Some(Breach::Missing { candidate: missing, current: others, allowed });
         }
         let chance =
-            DISTANCE_DEVIATIONS * (1.0 / candidate.requests as f64 + 1.0 / current.requests as f64).sqrt();
+            DISTANCE_DEVIATIONS * (1.0 / candidate.scored_sample() + 1.0 / current.scored_sample()).sqrt();
         let distance = candidate.scores.distance(&current.scores)?;
         let (allowed, requests) = (self.max_score_shift, candidate.requests);
         (distance > allowed && distance > chance).then_some(Breach::Scores { distance, requests, allowed })
@@ -152,6 +157,19 @@ impl Guards {
 }
 
 impl Tally {
+    /// Of how many independent observations its requests are worth.
+    fn sample(&self) -> f64 {
+        if self.keys.total() == 0 { self.requests as f64 } else { self.keys.effective() }
+    }
+
+    /// The same of those requests that have scores.
+    fn scored_sample(&self) -> f64 {
+        match self.scored_keys.total() {
+            0 => self.requests.saturating_sub(self.errors) as f64,
+            _ => self.scored_keys.effective(),
+        }
+    }
+
     /// Adds what another has counted.
     pub fn add(&mut self, other: &Self) {
         self.requests = self.requests.saturating_add(other.requests);
@@ -159,6 +177,8 @@ impl Tally {
         self.ids = self.ids.saturating_add(other.ids);
         self.missing_ids = self.missing_ids.saturating_add(other.missing_ids);
         self.scores.add(&other.scores);
+        self.keys.add(&other.keys);
+        self.scored_keys.add(&other.scored_keys);
     }
 
     /// What has been counted since `before`; `None` when a number has become smaller, so that it is no
@@ -171,6 +191,8 @@ impl Tally {
             ids: self.ids.checked_sub(before.ids)?,
             missing_ids: self.missing_ids.checked_sub(before.missing_ids)?,
             scores: self.scores.since(&before.scores)?,
+            keys: self.keys.since(&before.keys),
+            scored_keys: self.scored_keys.since(&before.scored_keys),
         })
     }
 }
@@ -182,12 +204,12 @@ impl Rate {
 
     /// Whether it is larger than `other` by more than is allowed, and by more than chance explains for so many
     /// observations of either. Without observations of the other, whether it is larger than what is allowed.
-    fn exceeds(self, other: Self, (mine, others): (u64, Option<u64>), allowed: f64) -> bool {
-        let (share, mine) = (self.share(), mine as f64);
+    fn exceeds(self, other: Self, (mine, others): (f64, Option<f64>), allowed: f64) -> bool {
+        let share = self.share();
         let Some(others) = others else {
             return share > allowed && mine * divergence(share, allowed) > RATE_EVIDENCE;
         };
-        let (other, others) = (other.share(), others as f64);
+        let other = other.share();
         let together = (share * mine + other * others) / (mine + others);
         let evidence = mine * divergence(share, together) + others * divergence(other, together);
         share - other > allowed && evidence > RATE_EVIDENCE
@@ -334,6 +356,60 @@ mod tests {
             let words = judged(&skewed, &current).unwrap_or_else(|| panic!("seed {seed}"));
             assert!(words.contains("its scores over 200 requests are"), "{words}");
         }
+    }
+
+    /// So many requests of so many users, whose scores are all around what `score` makes of the user.
+    fn of_users(requests: u64, users: u64, seed: u64, score: impl Fn(f64) -> f64) -> Tally {
+        let mut tally = tally(requests, 0, 0);
+        let mut draws = Draws(seed);
+        for request in 0..requests {
+            let user = tidepool_types::mix64(seed.wrapping_mul(1_000_003) + request % users);
+            tally.keys.record(user);
+            tally.scored_keys.record(user);
+            let of_user = (user >> 11) as f64 / (1u64 << 53) as f64;
+            for _ in 0..16 {
+                tally.scores.record(score(4.0 * of_user - 2.0 + 0.1 * draws.next()) as f32);
+            }
+        }
+        tally
+    }
+
+    #[test]
+    fn a_few_heavy_users_are_no_shift_and_no_fault() {
+        let mut apart = 0;
+        for seed in 0..200 {
+            let current = of_users(20_000, 2_000, seed, sigmoid);
+            let mut candidate = of_users(1_000, 5, 1_000 + seed, sigmoid);
+            let distance = candidate.scores.distance(&current.scores).unwrap();
+            apart += u32::from(distance > Guards::default().max_score_shift);
+            assert_eq!(judged(&candidate, &current), None, "seed {seed}, {distance} apart");
+            // One of them, of whose requests all fail.
+            candidate.errors = 200;
+            assert_eq!(judged(&candidate, &current), None, "seed {seed}");
+        }
+        assert!(apart > 190, "by requests they would have been halted, and not {apart} times only");
+    }
+
+    #[test]
+    fn a_skewed_release_is_halted_at_250_requests_of_as_many_users() {
+        for seed in 0..50 {
+            let current = of_users(4_750, 4_750, seed, sigmoid);
+            let skewed = of_users(250, 250, 1_000 + seed, |logit| sigmoid(logit + 2.0));
+            let words = judged(&skewed, &current).unwrap_or_else(|| panic!("seed {seed}"));
+            assert!(words.contains("its scores over 250 requests are"), "{words}");
+            let same = of_users(250, 250, 1_000 + seed, sigmoid);
+            assert_eq!(judged(&same, &current), None, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn requests_without_scores_say_nothing_of_scores() {
+        let current = of_users(4_750, 4_750, 1, sigmoid);
+        let mut few = of_users(12, 12, 2, |logit| sigmoid(logit + 2.0));
+        assert!(few.scores.distance(&current.scores).unwrap() > 0.4);
+        (few.requests, few.ids) = (1_000, 0);
+        (0..988).for_each(|user| few.keys.record(tidepool_types::mix64(user)));
+        assert_eq!(judged(&few, &current), None, "12 scored requests of 1000");
     }
 
     proptest! {

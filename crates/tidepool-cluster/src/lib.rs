@@ -5,10 +5,12 @@
 //!
 //! Read first: [`ClusterMap`], [`ClusterState`], [`step`].
 
+mod drain;
 mod error;
 mod events;
 mod evidence;
 mod guards;
+mod keys;
 mod map;
 mod placement;
 mod problems;
@@ -27,6 +29,7 @@ mod traffic;
 pub use error::StepError;
 pub use events::{ClusterEvent, EventKind, EventList};
 pub use guards::{Breach, Guards, Rate, Tally};
+pub use keys::KeyCounts;
 pub use map::{
     Assignment, ClusterMap, MapError, NodeEntry, PartitionState, PartitionStatus, Placement, ReleaseEntry,
     ReleaseState, TableAssignment, TableLayout,

@@ -40,6 +40,9 @@ pub struct NodeEntry {
     pub http_address: String,
     /// False once its session has ended: it is asked last.
     pub up: bool,
+    /// True while traffic is to leave it: it is asked when nobody else is left that is up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
 /// A table version and where its partitions are.
@@ -72,6 +75,9 @@ pub struct ReleaseEntry {
     pub tables: Vec<TableVersion>,
     /// How far it is.
     pub state: ReleaseState,
+    /// It stays loaded whatever is promoted, until somebody says otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// How far a release is.

@@ -3,10 +3,10 @@
 //! A release becomes ready when every partition of every table that it pins is ready on its node, in
 //! **every** group it is placed in, and every connected ranker has it. A node that is down is waited for,
 //! also when another group has all its partitions: a release that is promoted with one copy missing has
-//! nowhere to fall back to. Zero connected rankers are none to wait for: a ranker that starts later loads
+//! nowhere to fall back to. A node that is draining is waited for only where no other has the same. Zero connected rankers are none to wait for: a ranker that starts later loads
 //! the release before it calls itself ready.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidepool_types::{Name, NodeId, PartitionIndex, TableVersion};
 
@@ -80,12 +80,16 @@ impl ClusterState {
         if layout.placement.groups.is_empty() {
             words.push(format!("{table} is placed on no node yet"));
         }
-        for (id, entry) in self.map().nodes.iter().filter(|(_, n)| n.up) {
+        for (id, entry) in self.map().nodes.iter().filter(|(_, n)| n.up && !n.draining) {
             if !layout.placement.groups.is_empty() && !layout.placement.groups.contains_key(&entry.group) {
                 words.push(format!("{table} is not placed in group {} of node {id} yet", entry.group));
             }
         }
-        for (node, partitions) in by_node(layout) {
+        for (node, mut partitions) in by_node(layout) {
+            if self.is_draining(node) {
+                // Nobody is sent there for what another has.
+                partitions.retain(|partition| !self.is_ready_elsewhere(layout, *partition, &BTreeSet::new()));
+            }
             let (ready, placed) = (self.ready_of(layout, node, &partitions), partitions.len());
             if ready == placed {
                 continue;

@@ -48,6 +48,7 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
                 grpc_address: report.grpc_address.clone(),
                 http_address: report.http_address.clone(),
                 up: true,
+                draining: false,
             };
             (report.node.clone(), entry)
         })
@@ -80,6 +81,7 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
             release: manifest.release.clone(),
             tables: manifest.tables.clone(),
             state: known_as(state, manifest),
+            pinned: false,
         });
         manifests.push(manifest.clone());
     }
@@ -93,6 +95,9 @@ pub fn rebuild(state: &ClusterState, remains: &Remains) -> Rebuilt {
     }
     problems.push(
         "shares of traffic and shadows are not reported: current releases answer everything".to_owned(),
+    );
+    problems.push(
+        "what was pinned or drained is not reported: no release is pinned, and no node drains".to_owned(),
     );
     let held = state.node_reports().map(|r| r.epoch).chain(state.ranker_reports().map(|r| r.epoch));
     let newest = held.chain([state.map().epoch]).max().unwrap_or_default();

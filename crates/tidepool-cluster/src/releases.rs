@@ -53,8 +53,8 @@ impl Draft {
         tables.iter().try_for_each(|table| self.check_table(table))?;
         tables.into_iter().for_each(|table| self.add_table(table));
         self.event(EventKind::Published, by, (&model, Some(&release)), String::new());
-        let entry =
-            ReleaseEntry { model, release, tables: manifest.tables.clone(), state: ReleaseState::Loading };
+        let (tables, state) = (manifest.tables.clone(), ReleaseState::Loading);
+        let entry = ReleaseEntry { model, release, tables, state, pinned: false };
         self.map().releases.push(entry);
         self.durable().manifests.push(manifest);
         Ok(())
@@ -75,6 +75,8 @@ impl Draft {
                 entry.state = ReleaseState::Current;
             } else if entry.state == ReleaseState::Current {
                 entry.state = ReleaseState::Previous;
+            } else if entry.state == ReleaseState::Previous && entry.pinned {
+                entry.state = ReleaseState::Ready;
             } else if entry.state == ReleaseState::Previous {
                 entry.state = ReleaseState::Retiring;
                 let_go.push(entry.release.clone());
@@ -83,6 +85,7 @@ impl Draft {
         self.end_arms(model);
         self.event(EventKind::Promoted, by, (model, Some(release)), String::new());
         for older in let_go {
+            self.durable().ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, &older));
             let why = format!("{release} was promoted, and one release is kept for the way back");
             self.event(EventKind::Retired, by, (model, Some(&older)), why);
         }
@@ -127,8 +130,11 @@ impl Draft {
         let same = |(release, share): &(Name, u32)| {
             let (is, known) = (before.share(release), known(release));
             is == *share
-                && known.is_none_or(|ramp| ramp.halted.is_none() && ramp.guards == guards)
-                && known.is_some() == (*share > 0)
+                && match known {
+                    Some(Ramp { halted: Some(_), known, .. }) => *share == 0 && *known,
+                    Some(ramp) => *share > 0 && ramp.guards == guards,
+                    None => *share == 0,
+                }
         };
         let changed: Vec<_> = shares.iter().filter(|share| !same(share)).cloned().collect();
         for (release, share) in changed {
@@ -136,12 +142,14 @@ impl Draft {
                 format!("{} of the traffic, {} before", percent(share), percent(before.share(&release)));
             self.event(EventKind::Ramped, by, (model, Some(&release)), why);
             let unix_seconds = self.unix_seconds();
-            let durable = self.durable();
-            durable.ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, &release));
+            // That it was halted is kept until somebody gives it a share again.
+            let goes = |ramp: &Ramp| (&ramp.model, &ramp.release) == (model, &release);
+            self.durable().ramps.retain(|ramp| !goes(ramp) || (share == 0 && ramp.halted.is_some()));
+            self.durable().ramps.iter_mut().filter(|ramp| goes(ramp)).for_each(|ramp| ramp.known = true);
             if share > 0 {
                 let (model, by) = (model.clone(), by.to_owned());
                 Arc::make_mut(&mut self.state.observed.evidence).begin(&model, &release);
-                let ramp = Ramp { model, release, guards, by, unix_seconds, halted: None };
+                let ramp = Ramp { model, release, guards, by, unix_seconds, halted: None, known: false };
                 self.durable().ramps.push(ramp);
             }
         }
@@ -171,6 +179,9 @@ impl Draft {
         if sample > 0 {
             self.check_ready(model, release)?;
             traffic.shadows.push(Shadow { release: release.clone(), sample });
+            if before == 0 {
+                Arc::make_mut(&mut self.state.observed.evidence).begin_shadow(model, release);
+            }
         }
         if traffic.shadows.len() > Traffic::MAX_SHADOWS {
             return Err(StepError::TooManyArms { model: model.clone() });
@@ -210,7 +221,7 @@ impl Draft {
             self.set_traffic(model, traffic);
             return Ok(());
         }
-        let halted = |ramp: &&Ramp| ramp.model == *model && ramp.halted.is_some();
+        let halted = |ramp: &&Ramp| ramp.model == *model && ramp.halted.is_some() && !ramp.known;
         if release.is_none()
             && let Some(ramp) = self.state.durable.ramps.iter().find(halted)
         {
@@ -285,10 +296,14 @@ impl Draft {
         }
     }
 
-    /// The releases of a model that are not current have no traffic any more, nor a past that would count.
+    /// The releases of a model that are not current have no traffic any more. That one of them was halted is kept.
     fn end_arms(&mut self, model: &Name) {
         self.set_traffic(model, Traffic::default());
-        self.durable().ramps.retain(|ramp| ramp.model != *model);
+        let current = self.state.map().current_release(model).map(|entry| entry.release.clone());
+        let ramps = &mut self.durable().ramps;
+        let stays = |ramp: &Ramp| ramp.halted.is_some() && Some(&ramp.release) != current.as_ref();
+        ramps.retain(|ramp| ramp.model != *model || stays(ramp));
+        ramps.iter_mut().filter(|ramp| ramp.model == *model).for_each(|ramp| ramp.known = true);
     }
 
     pub(crate) fn traffic(&self, model: &Name) -> Traffic {

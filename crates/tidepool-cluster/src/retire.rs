@@ -14,7 +14,7 @@ use crate::{
     error::StepError,
     events::EventKind,
     map::{ReleaseEntry, ReleaseState},
-    state::{ClusterState, Durable},
+    state::{ClusterState, Durable, RankerReport},
     step::Draft,
 };
 
@@ -92,6 +92,18 @@ impl Draft {
             let (model, release) = (model.clone(), release.clone());
             return Err(StepError::HasTraffic { model, release, share, sample });
         }
+        if self.entry(model, release)?.pinned {
+            return Err(StepError::ReleasePinned { model: model.clone(), release: release.clone() });
+        }
+        let answers = |report: &&RankerReport| {
+            report.rolled_back_to.iter().any(|(of, to)| (of, to) == (model, release))
+        };
+        let rankers: Vec<_> =
+            self.state.ranker_reports().filter(answers).map(|report| report.ranker.to_string()).collect();
+        if !rankers.is_empty() {
+            let (model, release) = (model.clone(), release.clone());
+            return Err(StepError::RolledBackTo { model, release, rankers });
+        }
         for entry in &mut self.map().releases {
             if (&entry.model, &entry.release) == (model, release) {
                 entry.state = ReleaseState::Retiring;
@@ -99,6 +111,31 @@ impl Draft {
         }
         self.durable().ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, release));
         self.event(EventKind::Retired, by, (model, Some(release)), String::new());
+        Ok(())
+    }
+
+    /// Keeps a release loaded whatever is promoted, or no longer.
+    pub(crate) fn pin(
+        &mut self,
+        model: &Name,
+        release: &Name,
+        pinned: bool,
+        by: &str,
+    ) -> Result<(), StepError> {
+        let entry = self.entry(model, release)?;
+        if entry.state == ReleaseState::Retiring {
+            return Err(StepError::Retiring { model: model.clone(), release: release.clone() });
+        }
+        if entry.pinned == pinned {
+            return Ok(());
+        }
+        for entry in &mut self.map().releases {
+            if (&entry.model, &entry.release) == (model, release) {
+                entry.pinned = pinned;
+            }
+        }
+        let kind = if pinned { EventKind::Pinned } else { EventKind::Unpinned };
+        self.event(kind, by, (model, Some(release)), String::new());
         Ok(())
     }
 

@@ -94,6 +94,10 @@ pub struct Ramp {
     /// Why its guards have taken its share away, if they have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<String>,
+    /// Since it was halted, another release was promoted, the model was rolled back, or its share was set to nothing:
+    /// somebody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub known: bool,
 }
 
 /// Which content stands under the name of a table version.
@@ -170,6 +174,8 @@ pub struct RankerReport {
     pub releases: Vec<RankerRelease>,
     /// Models that were rolled back there, and not by the map.
     pub rolled_back: Vec<Name>,
+    /// The releases that answer there in place of the map's, by their model.
+    pub rolled_back_to: Vec<(Name, Name)>,
 }
 
 /// How far a ranker is with a release.
@@ -278,6 +284,19 @@ impl ShadowTally {
         self.answered.add(&other.answered);
         self.differences.add(&other.differences);
     }
+
+    /// What has been counted since `before`; `None` when it is no continuation.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Option<Self> {
+        Some(Self {
+            compared: self.compared.checked_sub(before.compared)?,
+            failed: self.failed.checked_sub(before.failed)?,
+            dropped: self.dropped.checked_sub(before.dropped)?,
+            scores: self.scores.since(&before.scores)?,
+            answered: self.answered.since(&before.answered)?,
+            differences: self.differences.since(&before.differences)?,
+        })
+    }
 }
 
 impl Durable {
@@ -340,6 +359,9 @@ impl ClusterState {
         let evidence = Arc::make_mut(&mut state.observed.evidence);
         let running = state.durable.ramps.iter().filter(|ramp| ramp.halted.is_none());
         running.for_each(|ramp| evidence.begin(&ramp.model, &ramp.release));
+        for (model, traffic) in &state.durable.map.traffic {
+            traffic.shadows.iter().for_each(|shadow| evidence.begin_shadow(model, &shadow.release));
+        }
         state
     }
 
@@ -358,14 +380,11 @@ impl ClusterState {
         (pair.candidate, pair.current)
     }
 
-    /// What all connected rankers have counted of a release in the shadow of others, since they have loaded it.
+    /// What rankers have counted of a release in the shadow of others, since it is one: what they counted before was
+    /// beside another current release, perhaps.
     #[must_use]
     pub fn shadow_tally(&self, model: &Name, release: &Name) -> ShadowTally {
-        let mut sum = ShadowTally::default();
-        let releases = self.ranker_reports().flat_map(|report| &report.releases);
-        let of_it = releases.filter(|r| r.model == *model && r.release == *release);
-        of_it.filter_map(|r| r.serving.as_ref()).for_each(|serving| sum.add(&serving.shadow));
-        sum
+        self.observed.evidence.of_shadow(model, release)
     }
 
     /// The map.
@@ -404,7 +423,8 @@ impl ClusterState {
     /// The groups in which a node is up and a table of the map has no place.
     fn unplaced_groups(&self) -> BTreeSet<Name> {
         let map = self.map();
-        let up = map.nodes.values().filter(|n| n.up).map(|n| n.group.clone()).collect::<BTreeSet<_>>();
+        let up = map.nodes.values().filter(|n| n.up && !n.draining);
+        let up = up.map(|n| n.group.clone()).collect::<BTreeSet<_>>();
         let unplaced =
             |group: &Name| map.layouts.iter().any(|l| !l.placement.groups.contains_key(group.as_str()));
         up.into_iter().filter(unplaced).collect()

@@ -2,9 +2,13 @@
 //!
 //! A new node gets no partitions of tables that are placed in its group already, and a node that goes
 //! down keeps its own: nothing moves by itself. A group in which a table has no place gets one as soon as
-//! it has settled, over the nodes that are up then.
+//! it has settled, over the nodes that are up then and not draining.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tidepool_types::{Name, NodeId, ReleaseManifest, TableVersion};
 
@@ -113,6 +117,28 @@ pub enum Event {
         /// Who asks for it, in words.
         by: String,
     },
+    /// Keep a release loaded whatever is promoted, or no longer.
+    PinRelease {
+        /// The model.
+        model: Name,
+        /// The release of it.
+        release: Name,
+        /// Whether it is to stay.
+        pinned: bool,
+        /// Who asks for it, in words.
+        by: String,
+    },
+    /// Have traffic leave nodes, or come back to them. What they hold they keep; they get nothing new meanwhile.
+    DrainNodes {
+        /// The nodes.
+        nodes: BTreeSet<NodeId>,
+        /// Whether traffic is to leave them.
+        draining: bool,
+        /// Also where nobody else has what they serve.
+        force: bool,
+        /// Who asks for it, in words.
+        by: String,
+    },
     /// Serve a table version on its own account.
     ServeTable {
         /// The table as it lies in the store.
@@ -187,6 +213,8 @@ pub fn step(
         Event::ShadowRelease { model, release, sample, by } => draft.shadow(&model, &release, sample, &by)?,
         Event::Rollback { model, release, by } => draft.rollback(&model, release.as_ref(), &by)?,
         Event::RetireRelease { model, release, by } => draft.retire(&model, &release, &by)?,
+        Event::PinRelease { model, release, pinned, by } => draft.pin(&model, &release, pinned, &by)?,
+        Event::DrainNodes { nodes, draining, force, by } => draft.drain(&nodes, draining, force, &by)?,
         Event::ServeTable { table } => draft.serve(table)?,
         Event::StopTable { table_version } => draft.stop(&table_version)?,
         Event::SetQuota { tenant, quota } => draft.quotas(|quotas| quotas.set(tenant, quota))?,
@@ -264,6 +292,7 @@ impl Draft {
             grpc_address: report.grpc_address.clone(),
             http_address: report.http_address.clone(),
             up: true,
+            draining: known.is_some_and(|known| known.draining),
         };
         let joins = known.is_none_or(|n| !n.up || n.group != entry.group);
         let changed = known != Some(&entry);
@@ -319,7 +348,11 @@ impl Draft {
         let running = |model: &Name, release: &Name| {
             durable.ramp(model, release).is_some_and(|ramp| ramp.halted.is_none())
         };
-        Arc::make_mut(&mut observed.evidence).retain(running, &observed.rankers);
+        let shadowing = |model: &Name, release: &Name| {
+            let traffic = durable.map.traffic.get(model);
+            traffic.is_some_and(|traffic| traffic.shadows.iter().any(|shadow| shadow.release == *release))
+        };
+        Arc::make_mut(&mut observed.evidence).retain(running, shadowing, &observed.rankers);
     }
 
     fn serve(&mut self, table: TableArtifact) -> Result<(), StepError> {
@@ -386,7 +419,7 @@ impl Draft {
     /// Places every table in every settled group that has a node up and no place for it.
     fn place_unplaced(&mut self) {
         let mut settled = BTreeMap::<Name, Vec<Member>>::new();
-        for (node, entry) in self.state.map().nodes.iter().filter(|(_, n)| n.up) {
+        for (node, entry) in self.state.map().nodes.iter().filter(|(_, n)| n.up && !n.draining) {
             if self.now >= self.state.settled_at(&entry.group) {
                 let capacity_bytes = self.state.durable.capacities.get(node).copied().unwrap_or(0);
                 let member = Member { node: node.clone(), capacity_bytes };

@@ -15,6 +15,7 @@ pub(crate) const CALLS: Table = &[
     ("/tidepool.v1.Control/PromoteRelease", &[Write]),
     ("/tidepool.v1.Control/GetRelease", &[Read]),
     ("/tidepool.v1.Control/ServeTable", &[Write]),
+    ("/tidepool.v1.Control/DrainNode", &[Admin]),
     ("/tidepool.v1.Control/SetQuota", &[Admin]),
     ("/tidepool.v1.Control/RemoveQuota", &[Admin]),
     ("/tidepool.v1.Control/ListQuotas", &[Read]),
@@ -27,6 +28,7 @@ pub(crate) const CALLS: Table = &[
     ("/tidepool.v1.Releases/ShadowRelease", &[Write]),
     ("/tidepool.v1.Releases/Rollback", &[Write]),
     ("/tidepool.v1.Releases/RetireRelease", &[Write]),
+    ("/tidepool.v1.Releases/PinRelease", &[Write]),
     ("/tidepool.v1.Releases/GetTraffic", &[Read]),
     ("/tidepool.v1.Releases/GetEvents", &[Read]),
 ];

@@ -10,6 +10,7 @@ use std::{
 
 use tidepool_cluster::{ClusterMap, ClusterState, Durable, Effect, Event, Quotas, SessionId, step};
 use tidepool_runtime::error::chain;
+use tidepool_types::Name;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
@@ -52,7 +53,8 @@ pub(crate) struct Actor {
     lease: Lease,
     ended: CancellationToken,
     started: Instant,
-    /// Ends of sessions that could not be written down yet. They have happened, so they are not given up.
+    /// Ends of sessions, and the last reports of rankers, whose outcome could not be written down yet. They have
+    /// happened, so they are not given up.
     owed: Vec<Event>,
     /// Until then nothing is done unasked, after a failure.
     pause_until: Option<Instant>,
@@ -182,18 +184,47 @@ impl Actor {
                     let Some(Command { event, done }) = command else { return };
                     let waiting = self.commands.len();
                     self.metrics.queued_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-                    let gone = matches!(event, Event::NodeGone { .. } | Event::RankerGone { .. });
-                    let owed = gone.then(|| event.clone());
-                    let applied = self.apply(event).await;
-                    if let (Some(event), Err(RequestError::Metastore(_))) = (owed, &applied) {
-                        self.owed.push(event);
-                    }
+                    let applied = self.take(event).await;
                     // Whoever asked may have left.
                     let _ = done.send(applied);
                 }
                 () = idle => self.catch_up().await,
             }
         }
+    }
+
+    /// Applies an event that somebody has sent. What a ranker says is taken also when its outcome (a release that is
+    /// halted, say) cannot be written down now: it is tried again, and the ranker keeps its session.
+    async fn take(&mut self, event: Event) -> Result<(), RequestError> {
+        if let Event::RankerReported { session, report } = &event {
+            self.forget_owed(&report.ranker, *session);
+        } else if let Event::RankerGone { session, ranker } = &event {
+            self.forget_owed(ranker, *session);
+        }
+        let gone = matches!(event, Event::NodeGone { .. } | Event::RankerGone { .. });
+        let reported = matches!(event, Event::RankerReported { .. });
+        if reported && self.pause_until.is_some_and(|until| Instant::now() < until) {
+            // All rankers say the same thing again and again, and each try may take long.
+            self.owed.push(event);
+            return Ok(());
+        }
+        let owed = (gone || reported).then(|| event.clone());
+        let applied = self.apply(event).await;
+        match (owed, applied) {
+            (Some(event), Err(error @ RequestError::Metastore(_))) => {
+                self.owed.push(event);
+                if reported && self.lease.is_held() { Ok(()) } else { Err(error) }
+            }
+            (_, applied) => applied,
+        }
+    }
+
+    /// What a ranker says now, or its end, is newer than what is owed of it.
+    fn forget_owed(&mut self, ranker: &Name, session: SessionId) {
+        self.owed.retain(|owed| match owed {
+            Event::RankerReported { session: of, report } => report.ranker != *ranker || *of > session,
+            _ => true,
+        });
     }
 
     fn next_wake(&self) -> Option<Instant> {
@@ -204,11 +235,16 @@ impl Actor {
 
     /// Does what is due by itself.
     async fn catch_up(&mut self) {
-        for event in std::mem::take(&mut self.owed).into_iter().chain([Event::Tick]) {
-            if self.apply(event.clone()).await.is_err() && !matches!(event, Event::Tick) {
+        let mut owed = std::mem::take(&mut self.owed).into_iter();
+        for event in owed.by_ref() {
+            if let Err(RequestError::Metastore(_)) = self.apply(event.clone()).await {
                 self.owed.push(event);
+                self.owed.extend(owed);
+                return;
             }
         }
+        // A failure is logged, and it is due again after a pause.
+        let _ = self.apply(Event::Tick).await;
     }
 
     async fn apply(&mut self, event: Event) -> Result<(), RequestError> {
@@ -312,8 +348,8 @@ pub(crate) fn read(document: &[u8], place: &str) -> Result<Durable, MetastoreErr
 
 #[cfg(test)]
 mod tests {
-    use tidepool_cluster::{NodeReport, Settings};
-    use tidepool_types::{Epoch, ErrorCode, Name, NodeId};
+    use tidepool_cluster::{Guards, NodeReport, RankerRelease, RankerReport, Serving, Settings, Tally};
+    use tidepool_types::{Epoch, ErrorCode, NodeId, ReleaseManifest};
 
     use super::*;
     use crate::metastore::Versioned;
@@ -381,6 +417,78 @@ mod tests {
         assert!(maps.borrow_and_update().nodes[&node].up);
         let down = maps.wait_for(|map| !map.nodes[&node].up);
         assert!(time::timeout(Duration::from_secs(30), down).await.is_ok(), "it is tried again unasked");
+        drop(handle);
+        task.await.unwrap();
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    /// What a ranker has counted of r1, and of r2, of which so many requests failed.
+    fn counted(session: SessionId, requests: u64, failed: u64) -> Event {
+        let release = |release: &str, errors| RankerRelease {
+            model: name("m"),
+            release: name(release),
+            ready: true,
+            problem: String::new(),
+            state: None,
+            serving: Some(Serving {
+                chosen: Tally { requests, errors, ..Tally::default() },
+                ..Serving::default()
+            }),
+        };
+        let report = RankerReport {
+            ranker: name("r"),
+            grpc_address: "r:1".into(),
+            http_address: String::new(),
+            epoch: Epoch(0),
+            releases: vec![release("r1", 0), release("r2", failed)],
+            rolled_back: Vec::new(),
+            rolled_back_to: Vec::new(),
+        };
+        Event::RankerReported { session, report }
+    }
+
+    #[tokio::test]
+    async fn a_halt_that_cannot_be_written_down_is_tried_again_and_ends_no_session() {
+        let failures = Arc::new(AtomicU64::new(0));
+        let metastore = Box::new(Flaky { failures: failures.clone(), revision: 0 });
+        let settings = Settings {
+            reconnect_grace: Duration::ZERO,
+            group_settle: Duration::ZERO,
+            retire_grace: Duration::ZERO,
+        };
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let parts = (0, metastore as Box<dyn Metastore>, Lease::for_ever());
+        let (handle, task) = spawn(ClusterState::new(settings), parts, Instant::now(), 4, metrics);
+        for release in ["r1", "r2"] {
+            let manifest = ReleaseManifest {
+                schema_version: 1,
+                model: name("m"),
+                release: name(release),
+                tables: Vec::new(),
+                table_manifest_hashes: Vec::new(),
+                model_toml_hash: "toml".into(),
+                model_onnx_hash: "onnx".into(),
+            };
+            let event = Event::PublishRelease { manifest, tables: Vec::new(), by: "a test".into() };
+            handle.request(event).await.unwrap();
+        }
+        let (model, by) = (name("m"), "a test".to_owned());
+        let promote = Event::PromoteRelease { model: model.clone(), release: name("r1"), by: by.clone() };
+        handle.request(promote).await.unwrap();
+        let shares = vec![(name("r2"), 500)];
+        handle.request(Event::SetShares { model, shares, guards: Guards::default(), by }).await.unwrap();
+        let session = handle.new_session();
+        handle.report(counted(session, 0, 0)).await.unwrap();
+        failures.store(1, Ordering::SeqCst);
+        handle.report(counted(session, 400, 400)).await.expect("the session goes on");
+        assert!(!handle.state().map().traffic.is_empty(), "nothing is published that was not written down");
+        let mut maps = handle.maps();
+        let halted = maps.wait_for(|map| map.traffic.is_empty());
+        assert!(time::timeout(Duration::from_secs(30), halted).await.is_ok(), "it is tried again unasked");
+        assert!(handle.state().durable.ramp("m", "r2").unwrap().halted.is_some());
         drop(handle);
         task.await.unwrap();
     }

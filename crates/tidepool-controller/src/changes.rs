@@ -47,6 +47,7 @@ const CHANGES: &[(&str, &str, Read)] = &[
     ("/tidepool.v1.Control/PublishRelease", "publish_release", read::<v1::PublishReleaseRequest>),
     ("/tidepool.v1.Control/PromoteRelease", "promote_release", read::<v1::PromoteReleaseRequest>),
     ("/tidepool.v1.Control/ServeTable", "serve_table", read::<v1::ServeTableRequest>),
+    ("/tidepool.v1.Control/DrainNode", "drain_node", read::<v1::DrainNodeRequest>),
     ("/tidepool.v1.Control/SetQuota", "set_quota", read::<v1::QuotaRule>),
     ("/tidepool.v1.Control/RemoveQuota", "remove_quota", read::<v1::RemoveQuotaRequest>),
     ("/tidepool.v1.Controllers/Rebuild", "rebuild", read::<v1::RebuildRequest>),
@@ -55,6 +56,7 @@ const CHANGES: &[(&str, &str, Read)] = &[
     ("/tidepool.v1.Releases/ShadowRelease", "shadow_release", read::<v1::ShadowReleaseRequest>),
     ("/tidepool.v1.Releases/Rollback", "rollback", read::<v1::RollbackRequest>),
     ("/tidepool.v1.Releases/RetireRelease", "retire_release", read::<v1::RetireReleaseRequest>),
+    ("/tidepool.v1.Releases/PinRelease", "pin_release", read::<v1::PinReleaseRequest>),
 ];
 
 fn read<M: Message + Default + Serialize>(message: &[u8]) -> Value {

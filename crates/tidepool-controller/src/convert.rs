@@ -61,6 +61,11 @@ pub(crate) fn ranker_report(from: v1::RankerReport) -> Result<RankerReport, Wire
             .into_iter()
             .map(|model| name("rolled_back", model))
             .collect::<Result<_, WireError>>()?,
+        rolled_back_to: from
+            .rolled_back_to
+            .into_iter()
+            .map(|to| Ok((name("rolled_back_to", to.model)?, name("rolled_back_to", to.release)?)))
+            .collect::<Result<_, WireError>>()?,
     })
 }
 
@@ -80,11 +85,16 @@ pub(crate) fn ranker_report_to_wire(from: &RankerReport) -> v1::RankerReport {
         epoch: from.epoch.0,
         releases: from.releases.iter().map(release).collect(),
         rolled_back: from.rolled_back.iter().map(ToString::to_string).collect(),
+        rolled_back_to: from.rolled_back_to.iter().map(rolled_back_to).collect(),
     }
 }
 
 pub(crate) fn problem_to_wire(from: Problem) -> v1::Problem {
     v1::Problem { gravity: from.gravity.to_string(), what: from.what, todo: from.todo }
+}
+
+fn rolled_back_to((model, release): &(Name, Name)) -> v1::RolledBackTo {
+    v1::RolledBackTo { model: model.to_string(), release: release.to_string() }
 }
 
 pub(crate) fn artifact((manifest, manifest_hash): (TableManifest, String)) -> TableArtifact {

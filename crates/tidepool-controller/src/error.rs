@@ -21,6 +21,8 @@ pub(crate) enum RequestError {
     OtherName { first: String, now: String },
     #[error("there is no {what} in the cluster")]
     NotFound { what: String },
+    #[error("a node or a group is named, one of the two")]
+    NodeOrGroup,
     #[error(transparent)]
     Step(#[from] StepError),
     #[error(transparent)]
@@ -69,7 +71,7 @@ impl RequestError {
     /// The code that the caller acts on.
     pub(crate) const fn code(&self) -> ErrorCode {
         match self {
-            Self::Wire(_) | Self::OtherName { .. } => ErrorCode::InvalidRequest,
+            Self::Wire(_) | Self::OtherName { .. } | Self::NodeOrGroup => ErrorCode::InvalidRequest,
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::TooEarly { .. } | Self::TooFew { .. } => ErrorCode::Conflict,
             Self::Step(error) => error.code(),

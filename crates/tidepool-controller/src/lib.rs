@@ -15,6 +15,7 @@ mod config;
 mod controller;
 mod controllers;
 mod convert;
+mod drain;
 mod error;
 mod halts;
 mod lead;

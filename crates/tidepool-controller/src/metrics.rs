@@ -15,6 +15,8 @@ pub(crate) struct Metrics {
     epoch: IntGauge,
     /// Registered nodes, `up` and `down`.
     nodes: IntGaugeVec,
+    /// Nodes that traffic is to leave.
+    draining_nodes: IntGauge,
     /// Open sessions of nodes and rankers.
     sessions: IntGaugeVec,
     /// Releases of the map by state.
@@ -56,6 +58,7 @@ impl Metrics {
         let metrics = Self {
             epoch: IntGauge::new(name("epoch"), "Epoch of the published cluster map")?,
             nodes: by("nodes", "Registered nodes, by state", "state")?,
+            draining_nodes: IntGauge::new(name("draining_nodes"), "Nodes that traffic is to leave")?,
             sessions: by("sessions", "Open sessions, by role", "role")?,
             releases: by("releases", "Releases in the cluster map, by state", "state")?,
             ramps: by("ramps", "Releases that were given a share of the traffic, by state", "state")?,
@@ -82,13 +85,14 @@ impl Metrics {
                 "Changes that could not be written into the audit log",
             )?,
         };
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 16] = [
             Box::new(metrics.is_leader.clone()),
             Box::new(metrics.term.clone()),
             Box::new(metrics.terms.clone()),
             Box::new(metrics.election_failures.clone()),
             Box::new(metrics.epoch.clone()),
             Box::new(metrics.nodes.clone()),
+            Box::new(metrics.draining_nodes.clone()),
             Box::new(metrics.sessions.clone()),
             Box::new(metrics.releases.clone()),
             Box::new(metrics.ramps.clone()),
@@ -115,7 +119,7 @@ impl Metrics {
         self.is_leader.set(0);
         self.term.set(0);
         self.queued_events.set(0);
-        for gauge in [&self.epoch, &self.tables] {
+        for gauge in [&self.epoch, &self.tables, &self.draining_nodes] {
             gauge.set(0);
         }
         for by_label in [&self.nodes, &self.sessions, &self.releases, &self.ramps] {
@@ -131,6 +135,8 @@ impl Metrics {
         let up = map.nodes.values().filter(|n| n.up).count();
         self.nodes.with_label_values(&["up"]).set(count(up));
         self.nodes.with_label_values(&["down"]).set(count(map.nodes.len() - up));
+        let draining = map.nodes.values().filter(|n| n.draining).count();
+        self.draining_nodes.set(count(draining));
         self.sessions.with_label_values(&["node"]).set(count(state.node_reports().count()));
         self.sessions.with_label_values(&["ranker"]).set(count(state.ranker_reports().count()));
         self.tables.set(count(map.layouts.len()));

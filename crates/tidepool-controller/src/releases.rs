@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tidepool_cluster::{BUCKETS, ClusterState, Event, Guards, ReleaseState, ScoreHistogram, step};
+use tidepool_cluster::{
+    BUCKETS, ClusterState, Event, Guards, ReleaseEntry, ReleaseState, ScoreHistogram, step,
+};
 use tidepool_proto::v1;
 use tidepool_runtime::auth::{Caller, KnownBy};
 use tidepool_types::Name;
@@ -65,10 +67,14 @@ fn traffic_status(state: &ClusterState, model: &Name) -> v1::TrafficStatus {
     let map = state.map();
     let traffic = map.traffic.get(model).cloned().unwrap_or_default();
     let of_state = |wanted| {
-        let is = |r: &&tidepool_cluster::ReleaseEntry| r.model == *model && r.state == wanted;
+        let is = |r: &&ReleaseEntry| r.model == *model && r.state == wanted;
         map.releases.iter().find(is).map(|r| r.release.to_string()).unwrap_or_default()
     };
     let current = of_state(ReleaseState::Current);
+    let names_of = |is: &dyn Fn(&ReleaseEntry) -> bool| {
+        let releases = map.releases.iter().filter(|r| r.model == *model && is(r));
+        releases.map(|r| r.release.to_string()).collect()
+    };
     let shift = |a: &ScoreHistogram, b: &ScoreHistogram| a.distance(b);
     let arms = state.durable.ramps.iter().filter(|ramp| ramp.model == *model).map(|ramp| {
         let (candidate, beside) = state.evidence(model, &ramp.release);
@@ -103,6 +109,8 @@ fn traffic_status(state: &ClusterState, model: &Name) -> v1::TrafficStatus {
         arms: arms.collect(),
         shadows: shadows.collect(),
         rolled_back_at: rolled_back.map(|r| r.ranker.to_string()).collect(),
+        retiring: names_of(&|r| r.state == ReleaseState::Retiring),
+        pinned: names_of(&|r| r.pinned),
     }
 }
 
@@ -154,6 +162,17 @@ impl v1::releases_server::Releases for ReleasesService {
         let v1::RetireReleaseRequest { model, release, dry_run } = request.into_inner();
         let (model, release) = names(model, release)?;
         let event = Event::RetireRelease { model: model.clone(), release, by };
+        Ok(self.change(&model, event, dry_run).await?)
+    }
+
+    async fn pin_release(
+        &self,
+        request: Request<v1::PinReleaseRequest>,
+    ) -> Result<Response<v1::TrafficStatus>, Status> {
+        let by = asked_by(&request);
+        let v1::PinReleaseRequest { model, release, pinned, dry_run } = request.into_inner();
+        let (model, release) = names(model, release)?;
+        let event = Event::PinRelease { model: model.clone(), release, pinned, by };
         Ok(self.change(&model, event, dry_run).await?)
     }
 

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     convert::{artifact, name, node_report_to_wire, problem_to_wire, ranker_report_to_wire},
+    drain,
     error::RequestError,
     lead::Lead,
     releases,
@@ -219,6 +220,14 @@ impl v1::control_server::Control for ControlService {
         request: Request<v1::ServeTableRequest>,
     ) -> Result<Response<v1::ServeTableResponse>, Status> {
         Ok(Response::new(Self::serve_table(self, request.into_inner()).await?))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainStatus>, Status> {
+        let by = releases::asked_by(&request);
+        Ok(Response::new(drain::drain(&self.lead, request.into_inner(), by).await?))
     }
 
     async fn set_quota(&self, request: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {

@@ -45,6 +45,7 @@ fn of_cluster(state: &ClusterState) -> Value {
                 "node": id,
                 "group": node.group,
                 "up": node.up,
+                "draining": node.draining,
                 "grpc_address": node.grpc_address,
                 "http_address": node.http_address,
                 "partitions_placed": placed,
@@ -74,6 +75,7 @@ fn of_cluster(state: &ClusterState) -> Value {
                 "model": release.model,
                 "release": release.release,
                 "state": state_word(release.state),
+                "pinned": release.pinned,
                 "tables": release.tables.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "waiting_for": state.waiting_for(release),
             })

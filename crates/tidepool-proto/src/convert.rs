@@ -301,6 +301,7 @@ impl From<&ReleaseEntry> for v1::ReleaseEntry {
             release: from.release.to_string(),
             tables: from.tables.iter().map(Into::into).collect(),
             state: state.into(),
+            pinned: from.pinned,
         }
     }
 }
@@ -315,19 +316,26 @@ impl TryFrom<v1::ReleaseEntry> for ReleaseEntry {
             release: name("release", from.release)?,
             tables: from.tables.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             state,
+            pinned: from.pinned,
         })
+    }
+}
+
+/// A node of the map as a message.
+#[must_use]
+pub fn node_to_wire((id, from): (&NodeId, &NodeEntry)) -> v1::NodeEntry {
+    v1::NodeEntry {
+        node: id.to_string(),
+        group: from.group.to_string(),
+        grpc_address: from.grpc_address.clone(),
+        http_address: from.http_address.clone(),
+        up: from.up,
+        draining: from.draining,
     }
 }
 
 impl From<&ClusterMap> for v1::ClusterMap {
     fn from(from: &ClusterMap) -> Self {
-        let node = |(id, n): (&NodeId, &NodeEntry)| v1::NodeEntry {
-            node: id.to_string(),
-            group: n.group.to_string(),
-            grpc_address: n.grpc_address.clone(),
-            http_address: n.http_address.clone(),
-            up: n.up,
-        };
         let group = |(group, nodes): (&Name, &Vec<NodeId>)| v1::GroupPlacement {
             group: group.to_string(),
             nodes: nodes.iter().map(ToString::to_string).collect(),
@@ -338,7 +346,7 @@ impl From<&ClusterMap> for v1::ClusterMap {
         };
         Self {
             epoch: from.epoch.0,
-            nodes: from.nodes.iter().map(node).collect(),
+            nodes: from.nodes.iter().map(node_to_wire).collect(),
             layouts: from.layouts.iter().map(layout).collect(),
             releases: from.releases.iter().map(Into::into).collect(),
             traffic: from.traffic.iter().map(traffic::traffic_to_wire).collect(),
@@ -357,6 +365,7 @@ impl TryFrom<v1::ClusterMap> for ClusterMap {
                 grpc_address: n.grpc_address,
                 http_address: n.http_address,
                 up: n.up,
+                draining: n.draining,
             };
             Ok((node_id(n.node)?, entry))
         };
@@ -395,6 +404,7 @@ mod tests {
             grpc_address: "127.0.0.1:7410".into(),
             http_address: "127.0.0.1:7411".into(),
             up,
+            draining: !up,
         };
         let nodes = [(NodeId(n("a-1")), entry("a", true)), (NodeId(n("b-1")), entry("b", false))];
         let schema = TableSchema {
@@ -414,6 +424,7 @@ mod tests {
             release: n(release),
             tables: vec![table_version.clone()],
             state,
+            pinned: state == ReleaseState::Ready,
         };
         let buckets = vec![BucketRange { start: 700, end: 900 }, BucketRange { start: 3, end: 7 }];
         let traffic = Traffic {

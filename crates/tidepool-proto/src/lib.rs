@@ -14,7 +14,7 @@ mod stream;
 mod traffic;
 
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
-pub use convert::{WireError, quota_rules, quota_tenant, quotas, release_state};
+pub use convert::{WireError, node_to_wire, quota_rules, quota_tenant, quotas, release_state};
 pub use status::{
     CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, code_of, code_of_failure, epoch_of, failure_of, leader_of,
     not_leader, refusal, status_of,

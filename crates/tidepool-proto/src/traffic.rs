@@ -1,7 +1,8 @@
 //! Traffic and what was counted of it, to and from messages.
 
 use tidepool_cluster::{
-    Arm, BucketRange, ClusterEvent, Guards, ScoreHistogram, Serving, Shadow, ShadowTally, Tally, Traffic,
+    Arm, BucketRange, ClusterEvent, Guards, KeyCounts, ScoreHistogram, Serving, Shadow, ShadowTally, Tally,
+    Traffic,
 };
 use tidepool_types::Name;
 
@@ -68,8 +69,17 @@ impl From<&Tally> for v1::Tally {
             ids: from.ids,
             missing_ids: from.missing_ids,
             scores: Some((&from.scores).into()),
+            keys: pack::pack(from.keys.slots()),
+            scored_keys: pack::pack(from.scored_keys.slots()),
         }
     }
+}
+
+/// Requests by the hash of their keys.
+fn keys(field: &'static str, from: &bytes::Bytes) -> Result<KeyCounts, WireError> {
+    let cut = WireError::Packed { field, bytes: from.len() };
+    let slots: Vec<u32> = pack::unpack(from).ok_or_else(|| cut.clone())?.collect();
+    KeyCounts::from_slots(slots).ok_or(cut)
 }
 
 impl TryFrom<v1::Tally> for Tally {
@@ -82,6 +92,8 @@ impl TryFrom<v1::Tally> for Tally {
             ids: from.ids,
             missing_ids: from.missing_ids,
             scores: histogram(from.scores)?,
+            keys: keys("keys", &from.keys)?,
+            scored_keys: keys("scored_keys", &from.scored_keys)?,
         })
     }
 }
@@ -178,8 +190,12 @@ mod tests {
 
     #[test]
     fn what_was_counted_comes_back_whole() {
+        let (mut keys, mut scored_keys) = (KeyCounts::default(), KeyCounts::default());
+        keys.record(7);
+        scored_keys.record(2_000);
+        let scores_of = scores(&[(-5, 2), (7, 1)]);
         let chosen =
-            Tally { requests: 9, errors: 1, ids: 80, missing_ids: 3, scores: scores(&[(-5, 2), (7, 1)]) };
+            Tally { requests: 9, errors: 1, ids: 80, missing_ids: 3, scores: scores_of, keys, scored_keys };
         let shadow = ShadowTally {
             compared: 4,
             failed: 3,
@@ -194,6 +210,9 @@ mod tests {
         let mut uneven = wire.clone();
         uneven.chosen.as_mut().unwrap().scores.as_mut().unwrap().counts.pop();
         assert_eq!(Serving::try_from(uneven), Err(WireError::Value { field: "counts", value: 1 }));
+        let mut cut = wire.clone();
+        cut.chosen.as_mut().unwrap().keys.truncate(4092);
+        assert_eq!(Serving::try_from(cut), Err(WireError::Packed { field: "keys", bytes: 4092 }));
         let missing = v1::Serving { shadow: None, ..wire };
         assert_eq!(Serving::try_from(missing), Err(WireError::Missing("shadow")));
         let guards = Guards { min_requests: 3, ..Guards::default() };

@@ -3,7 +3,8 @@
 //! ```json
 //! {"model": "movielens", "release": "r2"}
 //! ```
-//! Without `release` it is one step back: every arm, or else the current release. Who is not known by a token or a
+//! Without `release` it is one step back: every arm, or else the current release. With `"undo": true` and no release the
+//! rollback that holds here ends, and the cluster map is gone by again. Who is not known by a token or a
 //! certificate may ask from this machine only.
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use tidepool_runtime::{
 use tidepool_types::{ErrorCode, Name};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{RankError, http::answer_error, metrics::Metrics, releases::Releases, rollback::Rollback};
+use crate::{RankError, http::answer_error, metrics::Metrics, releases::Releases};
 
 /// Rollbacks that may wait for each other.
 const QUEUED: usize = 8;
@@ -38,9 +39,20 @@ const QUEUED: usize = 8;
 pub(crate) struct Asked {
     pub(crate) model: Name,
     pub(crate) release: Option<Name>,
+    /// Ends the rollback that holds.
+    pub(crate) undo: bool,
     /// Who asks, for the log.
     pub(crate) by: String,
-    pub(crate) done: oneshot::Sender<Result<Rollback, RankError>>,
+    pub(crate) done: oneshot::Sender<Result<Stands, RankError>>,
+}
+
+/// How the model stands here afterwards.
+#[derive(Debug)]
+pub(crate) struct Stands {
+    /// The release that answers in place of the current one, or that one.
+    pub(crate) answers: Name,
+    /// Releases that answer nobody who does not name them.
+    pub(crate) off: Vec<Name>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,6 +61,8 @@ struct Body {
     model: Name,
     #[serde(default)]
     release: Option<Name>,
+    #[serde(default)]
+    undo: bool,
 }
 
 /// What a rollback needs beside whoever makes it.
@@ -85,13 +99,17 @@ async fn rollback(
         Ok(body) => body,
         Err(error) => return refused(&RankError::Invalid(format!("the body does not parse: {error}"))),
     };
+    if body.undo && body.release.is_some() {
+        let problem = "a rollback is undone as a whole: name no release with \"undo\"";
+        return refused(&RankError::Invalid(problem.into()));
+    }
     let model = body.model.clone();
     // It is made, and written down, also when its caller does not wait.
     let lifecycle = desk.shutdown.clone();
     let made = lifecycle.spawn(async move { desk.make(&sender, caller, body).await });
     match made.await.unwrap_or(Err(RankError::NoMap)) {
-        Ok(rollback) => {
-            Json(json!({ "model": model, "answers": rollback.to, "off": rollback.off })).into_response()
+        Ok(stands) => {
+            Json(json!({ "model": model, "answers": stands.answers, "off": stands.off })).into_response()
         }
         Err(error) => refused(&error),
     }
@@ -112,17 +130,17 @@ impl Desk {
         &self,
         sender: &mpsc::Sender<Asked>,
         caller: Caller,
-        Body { model, release }: Body,
-    ) -> Result<Rollback, RankError> {
+        Body { model, release, undo }: Body,
+    ) -> Result<Stands, RankError> {
         let (done, answer) = oneshot::channel();
         let by = caller.name.to_string();
-        let what = json!({ "model": model, "release": release });
+        let what = json!({ "model": model, "release": release, "undo": undo });
         let change = Change { caller, action: "rollback_here".into(), what, epoch: self.epoch() };
         let begun = self.audit.begin(change).await.map_err(|error| {
             self.failures.inc();
             RankError::NotWrittenDown(error)
         })?;
-        let asked = Asked { model, release, by, done };
+        let asked = Asked { model, release, undo, by, done };
         let made = match sender.send(asked).await {
             Ok(()) => answer.await.unwrap_or(Err(RankError::NoMap)),
             Err(_) => Err(RankError::NoMap),

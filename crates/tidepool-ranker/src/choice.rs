@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use tidepool_cluster::bucket_of;
 use tidepool_proto::v1;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::request::{RankFeature, RankRequest};
 
@@ -75,6 +75,15 @@ impl RankRequest {
         }
     }
 
+    /// A hash of the same key that says nothing of the bucket: requests of an arm are told apart by it.
+    pub(crate) fn key_hash(&self) -> u64 {
+        if self.routing_key.is_empty() {
+            xxh3_64(self.implied_key().as_bytes())
+        } else {
+            xxh3_64(self.routing_key.as_bytes())
+        }
+    }
+
     /// What stands for the key of a request that has none: a hash of the ids of its user features. A request
     /// without any is hashed whole, so that such requests spread too.
     #[must_use]
@@ -125,6 +134,8 @@ mod tests {
         let user = of(vec![ids("user", &[7]), ids("seen", &[1, 2]), values("hour", &[0.5])]);
         let keyed = |request: &RankRequest| RankRequest { routing_key: "u-7".into(), ..request.clone() };
         assert_eq!(keyed(&user).bucket(), bucket_of("m", "u-7"));
+        assert_eq!(keyed(&user).key_hash(), keyed(&of(Vec::new())).key_hash());
+        assert_ne!(keyed(&user).key_hash(), user.key_hash());
         assert_eq!(keyed(&of(Vec::new())).bucket(), keyed(&user).bucket());
 
         let key = user.implied_key();

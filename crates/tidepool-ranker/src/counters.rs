@@ -36,9 +36,14 @@ impl Counters {
         self.lock().clone()
     }
 
-    /// Counts a request that the release was chosen for.
-    pub(crate) fn count(&self, tally: &Tally) {
-        self.lock().chosen.add(tally);
+    /// Counts a request that the release was chosen for, of the user whose key has this hash.
+    pub(crate) fn count(&self, tally: &Tally, key: u64) {
+        let chosen = &mut self.lock().chosen;
+        chosen.add(tally);
+        chosen.keys.record(key);
+        if tally.scores.total() > 0 {
+            chosen.scored_keys.record(key);
+        }
     }
 
     /// Counts what became of a request in the shadow of another.

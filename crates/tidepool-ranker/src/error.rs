@@ -72,6 +72,9 @@ pub enum RankError {
     /// What cannot be written down is not done.
     #[error("nothing was changed, for it could not be written down")]
     NotWrittenDown(#[source] AuditError),
+    /// An undo where nothing was rolled back.
+    #[error("model {0} is not rolled back here: nothing is to be undone")]
+    NotRolledBack(Name),
     /// The vectors could not be had.
     #[error("looking up the features")]
     Lookup(#[from] ClientError),
@@ -121,7 +124,7 @@ impl RankError {
             Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
             Self::NoCurrent { .. } | Self::UnknownRelease { .. } => ErrorCode::NotFound,
             Self::NotLoaded { .. } => ErrorCode::NotServed,
-            Self::NothingBefore { .. } => ErrorCode::Conflict,
+            Self::NothingBefore { .. } | Self::NotRolledBack(_) => ErrorCode::Conflict,
             // What this ranker asked of its own accord: the caller's request is not to blame.
             Self::Lookup(error) => match error.code() {
                 ErrorCode::InvalidRequest => ErrorCode::Internal,

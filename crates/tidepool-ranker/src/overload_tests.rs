@@ -46,6 +46,7 @@ fn ranker() -> Ranker {
         release: "p1".into(),
         tables: Vec::new(),
         state: v1::ReleaseState::Current.into(),
+        pinned: false,
     };
     let map = v1::ClusterMap { epoch: 1, releases: vec![entry], ..v1::ClusterMap::default() };
     let map = Arc::new(ClusterMap::try_from(map).unwrap());
@@ -59,7 +60,7 @@ fn ranker() -> Ranker {
         exact: false,
         default_deadline: Duration::from_secs(30),
         max_deadline: Duration::from_secs(30),
-        shadows: Shadows::default(),
+        shadows: Shadows::of_pool(1),
         recent: Recent::new(0),
     }
 }

@@ -96,12 +96,12 @@ struct Looked {
 
 /// Counts a request as failed when it is dropped: whoever gives up waiting has no answer either, and a release that
 /// hangs must not go unnoticed because of it.
-struct Unanswered<'a>(Option<&'a Counters>);
+struct Unanswered<'a>(Option<(&'a Counters, u64)>);
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if let Some(counters) = self.0 {
-            counters.count(&Tally { requests: 1, errors: 1, ..Tally::default() });
+        if let Some((counters, key)) = self.0 {
+            counters.count(&Tally { requests: 1, errors: 1, ..Tally::default() }, key);
         }
     }
 }
@@ -121,23 +121,24 @@ impl Ranker {
         arrived: Instant,
         noting: &mut Noting,
     ) -> Result<RankAnswer, RankError> {
-        let bucket = request.bucket();
+        let (bucket, key) = (request.bucket(), request.key_hash());
         noting.note(|record| (record.choice, record.bucket) = (Some(chosen.choice), Some(bucket)));
         // Who names a release tries it out: guards judge by those who do not.
         let counted = (chosen.choice != Choice::Named).then_some(&chosen.release.counters);
-        let mut unanswered = Unanswered(counted);
+        let mut unanswered = Unanswered(counted.map(|counters| (counters, key)));
         let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived, noting).await;
-        if let Some(counters) = unanswered.0.take() {
-            counters.count(&match &ranked {
+        if let Some((counters, key)) = unanswered.0.take() {
+            let tally = match &ranked {
                 Ok(ranked) => Tally {
                     requests: 1,
-                    errors: 0,
                     ids: ranked.ids,
                     missing_ids: ranked.answer.missing_ids.into(),
                     scores: ranked.scores.clone(),
+                    ..Tally::default()
                 },
                 Err(_) => Tally { requests: 1, errors: 1, ..Tally::default() },
-            });
+            };
+            counters.count(&tally, key);
         }
         Ok(RankAnswer { choice: chosen.choice, bucket, ..ranked?.answer })
     }

@@ -19,13 +19,13 @@ use tracing::{info, warn};
 
 use crate::{
     RankError,
-    admin::Asked,
+    admin::{Asked, Stands},
     choice::Choice,
     error::LoadError,
     hot_ids::Warming,
     loaded::LoadedRelease,
     metrics::Metrics,
-    rollback::{self, Rollback, Rollbacks},
+    rollback::{self, Holds, Rollback, Rollbacks},
 };
 
 /// Releases that are loaded at the same time: loading must not take every core from those that serve.
@@ -150,12 +150,21 @@ impl Snapshot {
             None => self.map.current_release(model),
         };
         let entry = entry.ok_or_else(|| RankError::NoCurrent { model: model.to_owned(), epoch })?;
+        let loaded = match self.ready(entry) {
+            // A release that could not be loaded again leaves the old one serving.
+            Err(error) => {
+                let instead = rollback.is_none().then(|| self.previous(model)).flatten();
+                let release = instead.ok_or(error)?;
+                return Ok(Chosen { release, epoch, choice: Choice::Fallback });
+            }
+            Ok(loaded) => loaded,
+        };
         let choice = match (arm, rollback) {
             (Some(_), _) => Choice::Fallback,
             (None, Some(_)) => Choice::RolledBack,
             (None, None) => Choice::Current,
         };
-        Ok(Chosen { release: self.ready(entry)?, epoch, choice })
+        Ok(Chosen { release: loaded, epoch, choice })
     }
 
     /// The release of an entry of the map, if it is loaded here.
@@ -176,6 +185,22 @@ impl Snapshot {
         }
     }
 
+    /// The release that was current before, if it is loaded here.
+    fn previous(&self, model: &str) -> Option<Arc<LoadedRelease>> {
+        let is_previous = |r: &&ReleaseEntry| r.model.as_str() == model && r.state == ReleaseState::Previous;
+        self.map.releases.iter().find(is_previous).and_then(|entry| self.ready(entry).ok())
+    }
+
+    /// Whether the requests of its model go to a release, but for those that an arm has: it is the current one, or the
+    /// model was rolled back to it here.
+    fn answers(&self, slot: &Slot) -> bool {
+        let model = &slot.entry.model;
+        match self.rollbacks.get(model) {
+            Some(rollback) => rollback.to == slot.entry.release,
+            None => self.map.current_release(model).is_some_and(|current| slot.is_of(current)),
+        }
+    }
+
     /// The releases that are loaded, in the order of the map.
     pub(crate) fn loaded(&self) -> impl Iterator<Item = &Arc<LoadedRelease>> {
         self.slots.iter().filter_map(|slot| match &slot.state {
@@ -185,13 +210,24 @@ impl Snapshot {
     }
 
     /// One step back for `model`, to what is loaded here.
-    fn roll_back(&self, model: &Name, release: Option<&Name>) -> Result<Rollback, RankError> {
+    fn roll_back_to(&self, model: &Name, release: Option<&Name>) -> Result<Rollback, RankError> {
         if !self.seen {
             return Err(RankError::NoMap);
         }
         let rollback = Rollback::of(&self.map, self.rollbacks.get(model), model, release)?;
         self.pin(model, &rollback.to)?;
         Ok(rollback)
+    }
+
+    /// Ends the rollback of `model` here.
+    fn undo(&mut self, model: &Name) -> Result<Stands, RankError> {
+        let current = self.map.current_release(model).map(|entry| entry.release.clone());
+        let epoch = self.map.epoch;
+        let answers = current.ok_or_else(|| RankError::NoCurrent { model: model.to_string(), epoch })?;
+        match self.rollbacks.remove(model) {
+            Some(_) => Ok(Stands { answers, off: Vec::new() }),
+            None => Err(RankError::NotRolledBack(model.clone())),
+        }
     }
 
     fn slot(&self, entry: &ReleaseEntry) -> Option<&Slot> {
@@ -206,14 +242,18 @@ impl Snapshot {
         }
         let loaded = |slot: &Slot| matches!(slot.state, State::Ready(_));
         for slot in self.slots.iter().filter(|slot| slot.is_wanted()) {
-            let is_current =
-                self.map.current_release(&slot.entry.model).is_some_and(|current| slot.is_of(current));
+            // One that serves goes on with the release before, where that is loaded; a new one does not begin so.
+            let model = &slot.entry.model;
+            let stands_in =
+                was_ready && !self.rollbacks.contains_key(model) && self.previous(model).is_some();
+            let answers = self.answers(slot) && !stands_in;
             match &slot.state {
-                State::Loading if is_current || !was_ready => {
+                State::Loading if answers || !was_ready => {
                     return Err(format!("release {} is being loaded", slot.words()));
                 }
-                State::Failed(problem) if is_current => {
-                    return Err(format!("the current release {} is not loaded: {problem}", slot.words()));
+                State::Failed(problem) if answers => {
+                    let which = if self.rollbacks.contains_key(model) { "rolled back to" } else { "current" };
+                    return Err(format!("the {which} release {} is not loaded: {problem}", slot.words()));
                 }
                 _ => {}
             }
@@ -337,35 +377,46 @@ impl Loader {
             info!(model = %gone.entry.model, release = %gone.entry.release, "release let go");
         }
         let mut rollbacks = std::mem::take(&mut now.rollbacks);
-        let before = rollbacks.len();
+        let mut changed = false;
         rollbacks.retain(|model, rollback| {
-            let holds = rollback.holds(&map, model);
-            if !holds {
+            let holds = rollback.follow(&map, model);
+            changed |= holds != Holds::Same;
+            if holds == Holds::No {
                 info!(%model, epoch = %map.epoch, "the cluster map has another say: the rollback of here has ended");
             }
-            holds
+            holds != Holds::No
         });
         let known = map.releases.iter().map(|entry| (entry.model.clone(), entry.release.clone())).collect();
         self.artifacts.forget_releases_but(known);
         *now = Snapshot { seen: true, map, slots, rollbacks };
-        if now.rollbacks.len() < before {
+        if changed {
             self.save_rollbacks(now).await;
         }
         self.start_loads(now, loads);
     }
 
-    /// Takes a release back here, and answers who asked. What was decided holds also when it cannot be saved.
+    /// Takes a release back here, or ends that, and answers who asked. What was decided holds also when it cannot be
+    /// saved.
     async fn roll_back(&self, now: &mut Snapshot, asked: Asked) {
-        let Asked { model, release, by, done } = asked;
-        let rollback = now.roll_back(&model, release.as_ref());
-        if let Ok(rollback) = &rollback {
-            warn!(%model, to = %rollback.to, %by, "rolled back here, until a cluster map has another say");
-            now.rollbacks.insert(model, rollback.clone());
+        let Asked { model, release, undo, by, done } = asked;
+        let stands = if undo {
+            now.undo(&model).inspect(|stands| {
+                warn!(%model, to = %stands.answers, %by, "the rollback of here was undone");
+            })
+        } else {
+            now.roll_back_to(&model, release.as_ref()).map(|rollback| {
+                warn!(%model, to = %rollback.to, %by, "rolled back here, until a cluster map has another say");
+                let stands = Stands { answers: rollback.to.clone(), off: rollback.off.clone() };
+                now.rollbacks.insert(model, rollback);
+                stands
+            })
+        };
+        if stands.is_ok() {
             self.publish_snapshot(now);
             self.save_rollbacks(now).await;
         }
         // Whoever asked may have left.
-        let _ = done.send(rollback);
+        let _ = done.send(stands);
     }
 
     async fn save_rollbacks(&self, now: &Snapshot) {
@@ -435,12 +486,19 @@ impl Loader {
         let releases: Vec<_> = now.slots.iter().map(release).collect();
         self.reports.send_if_modified(|report| {
             let rolled_back: Vec<_> = now.rollbacks.keys().map(ToString::to_string).collect();
+            let to = |(model, rollback): (&Name, &Rollback)| v1::RolledBackTo {
+                model: model.to_string(),
+                release: rollback.to.to_string(),
+            };
+            let rolled_back_to: Vec<_> = now.rollbacks.iter().map(to).collect();
             let news = report.epoch != now.map.epoch.0
                 || report.releases != releases
-                || report.rolled_back != rolled_back;
+                || report.rolled_back != rolled_back
+                || report.rolled_back_to != rolled_back_to;
             report.epoch = now.map.epoch.0;
             report.releases = releases;
             report.rolled_back = rolled_back;
+            report.rolled_back_to = rolled_back_to;
             news
         });
         if self.shutdown.is_draining() {
@@ -488,6 +546,7 @@ mod tests {
             release: release.into(),
             tables: Vec::new(),
             state: state.into(),
+            pinned: false,
         };
         let releases = vec![entry("r1", v1::ReleaseState::Current), entry("r2", v1::ReleaseState::Ready)];
         let map = v1::ClusterMap { epoch: 1, releases, ..v1::ClusterMap::default() };

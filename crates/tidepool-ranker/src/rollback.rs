@@ -1,8 +1,9 @@
 //! A rollback at this ranker alone, for the hour in which no controller can be asked: `POST /v1/admin/rollback`.
 //!
-//! It holds until a cluster map has another say on the model: another current release, or other arms. A map that
-//! says of the model what the one before did (a node came back, say) ends nothing. It is kept on disk, so that a
-//! restart does not bring back what was taken away.
+//! It holds until a cluster map has another say on the model, which only an operator's can be: another current release,
+//! or an arm that there was not, or with another share. An arm that vanishes (guards have halted it, say) ends nothing,
+//! but for a rollback that only took that arm back and so is one no more. It also ends when it is undone here. It is
+//! kept on disk, so that a restart does not bring back what was taken away.
 
 use std::{
     collections::BTreeMap,
@@ -29,9 +30,20 @@ pub(crate) struct Rollback {
     pub(crate) to: Name,
     /// Releases that answer nobody who does not name them.
     pub(crate) off: Vec<Name>,
-    /// What the map said of the model.
+    /// What the map says of the model.
     current: Name,
     arms: Vec<Arm>,
+}
+
+/// Whether a rollback goes on by a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// The map says nothing new.
+    Same,
+    /// An arm of it has vanished.
+    Less,
+    /// It is over.
+    No,
 }
 
 impl Rollback {
@@ -72,11 +84,26 @@ impl Rollback {
         Ok(Self { to: previous.release.clone(), off, current, arms })
     }
 
-    /// Whether `map` says of the model what the map at the time of the rollback did.
-    pub(crate) fn holds(&self, map: &ClusterMap, model: &Name) -> bool {
+    /// Takes a map in, and says whether the rollback goes on by it.
+    pub(crate) fn follow(&mut self, map: &ClusterMap, model: &Name) -> Holds {
         let current = map.current_release(model).map(|entry| &entry.release);
         let arms = map.traffic.get(model).map_or(&[][..], |traffic| &traffic.arms);
-        current == Some(&self.current) && arms == self.arms && map.release(model, &self.to).is_some()
+        let known = arms.iter().all(|arm| self.arms.contains(arm));
+        // What was taken back may have been the arm alone, and that is gone by the map's word too.
+        let says_something =
+            self.to != self.current || arms.iter().any(|arm| self.off.contains(&arm.release));
+        if current != Some(&self.current)
+            || !known
+            || !says_something
+            || map.release(model, &self.to).is_none()
+        {
+            return Holds::No;
+        }
+        if arms.len() == self.arms.len() {
+            return Holds::Same;
+        }
+        self.arms = arms.to_vec();
+        Holds::Less
     }
 }
 
@@ -121,6 +148,7 @@ mod tests {
             release: release.into(),
             tables: Vec::new(),
             state: state.into(),
+            pinned: false,
         });
         let map = v1::ClusterMap { epoch: 5, releases: releases.collect(), ..v1::ClusterMap::default() };
         let mut map = ClusterMap::try_from(map).unwrap();
@@ -149,17 +177,33 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_until_a_map_has_another_say_on_the_model() {
-        let then = map(&[]);
-        let rollback = Rollback::of(&then, None, &name("m"), None).unwrap();
-        let mut later = ClusterMap { epoch: Epoch(9), ..then.clone() };
-        assert!(rollback.holds(&later, &name("m")), "another node, say");
-        later.traffic = map(&["r3"]).traffic;
-        assert!(!rollback.holds(&later, &name("m")));
-        let mut promoted = then;
+    fn it_holds_until_an_operator_has_another_say_on_the_model() {
+        let then = map(&["r3"]);
+        let m = name("m");
+        let arm = Rollback::of(&then, None, &m, None).unwrap();
+        let both = Rollback::of(&then, Some(&arm), &m, None).unwrap();
+        let node_came_back = ClusterMap { epoch: Epoch(9), ..then.clone() };
+        for mut rollback in [arm.clone(), both.clone()] {
+            assert_eq!(rollback.follow(&node_came_back, &m), Holds::Same);
+        }
+        // Guards halt the arm: what was current is not brought back by that.
+        let halted = map(&[]);
+        assert_eq!(arm.clone().follow(&halted, &m), Holds::No, "nothing is taken back any more");
+        let mut rollback = both.clone();
+        assert_eq!(rollback.follow(&halted, &m), Holds::Less);
+        assert_eq!(rollback.follow(&halted, &m), Holds::Same);
+        assert_eq!(rollback.follow(&then, &m), Holds::No, "somebody ramps it again");
+        let mut grown = then.clone();
+        grown.traffic.get_mut(&m).unwrap().arms[0].buckets[0].end = 50;
+        assert_eq!(both.clone().follow(&grown, &m), Holds::No);
+        let mut promoted = map(&["r3"]);
         promoted.releases[1].state = ReleaseState::Previous;
         promoted.releases[2].state = ReleaseState::Current;
-        assert!(!rollback.holds(&promoted, &name("m")));
+        promoted.traffic.clear();
+        assert_eq!(both.clone().follow(&promoted, &m), Holds::No);
+        let mut gone = then;
+        gone.releases.remove(0);
+        assert_eq!(both.clone().follow(&gone, &m), Holds::No, "where to go back to has left");
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         epoch: 0,
         releases: Vec::new(),
         rolled_back: Vec::new(),
+        rolled_back_to: Vec::new(),
     };
     let (reports, to_send) = watch::channel(report.clone());
     let connected = Arc::new(ArcSwapOption::empty());
@@ -103,7 +104,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             exact: config.exact,
             default_deadline: config.default_deadline,
             max_deadline: config.max_deadline,
-            shadows: Shadows::default(),
+            shadows: Shadows::of_pool(config.pool_threads),
             recent: Recent::new(config.recent_requests),
         }),
         metrics: metrics.clone(),

@@ -74,6 +74,7 @@ impl RankService {
         self.metrics.chosen(chosen.choice);
         let shadowed = self.ranker.shadowed(&request);
         noting.note(|record| record.shadows = shadowed.as_ref().map_or(0, Shadowed::count));
+        let _answering = self.ranker.shadows.answering();
         Ok((self.ranker.rank(&chosen, request, arrived, noting).await?, shadowed))
     }
 

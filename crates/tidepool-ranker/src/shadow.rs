@@ -2,7 +2,8 @@
 //! that were given, and given to nobody.
 //!
 //! A shadow has what is left over: it is not asked while a request waits for a thread, nor when others are being
-//! asked already, and its lookups are in the ranker's own name, not its caller's.
+//! asked already, and its lookups are in the ranker's own name, not its caller's. Shadows never have more than half of
+//! the threads of the pool; with a single one they are asked only when nobody else is being answered.
 
 use std::{
     collections::BTreeMap,
@@ -14,17 +15,19 @@ use std::{
 };
 
 use tidepool_cluster::{BUCKETS, ShadowTally};
-use tidepool_types::{Name, mix64};
-use tokio::sync::Semaphore;
+use tidepool_runtime::pool::CpuPool;
+use tidepool_types::{Epoch, mix64};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use crate::{
     counters::counted,
+    loaded::LoadedRelease,
     rank::{RankAnswer, Ranker},
     request::RankRequest,
 };
 
-/// Shadows that are asked at the same time.
+/// Shadows that are asked at the same time, at most.
 const CONCURRENT: usize = 2;
 
 /// Decides which requests are asked again.
@@ -32,13 +35,28 @@ const CONCURRENT: usize = 2;
 pub(crate) struct Shadows {
     turn: AtomicU64,
     permits: Arc<Semaphore>,
+    /// One thread does everything: a shadow would keep it from those who wait.
+    only_when_idle: bool,
+    /// Requests that are being answered.
+    answering: Arc<AtomicU64>,
+}
+
+/// Says for as long as it lives that a request is being answered.
+#[derive(Debug)]
+pub(crate) struct Answering(Arc<AtomicU64>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A request that is to be asked again once it is answered.
 #[derive(Debug)]
 pub(crate) struct Shadowed {
     request: RankRequest,
-    releases: Vec<Name>,
+    /// The releases, with a place for each.
+    releases: Vec<(Loaded, OwnedSemaphorePermit)>,
 }
 
 impl Shadowed {
@@ -48,13 +66,33 @@ impl Shadowed {
     }
 }
 
-impl Default for Shadows {
-    fn default() -> Self {
-        Self { turn: AtomicU64::new(0), permits: Arc::new(Semaphore::new(CONCURRENT)) }
-    }
-}
+/// A release, and the epoch of the map that it was found by.
+type Loaded = (Arc<LoadedRelease>, Epoch);
 
 impl Shadows {
+    /// For a pool of so many threads.
+    pub(crate) fn of_pool(threads: usize) -> Self {
+        let permits = (threads / 2).clamp(1, CONCURRENT);
+        Self {
+            turn: AtomicU64::new(0),
+            permits: Arc::new(Semaphore::new(permits)),
+            only_when_idle: threads < 2,
+            answering: Arc::default(),
+        }
+    }
+
+    /// A request is being answered from here on.
+    pub(crate) fn answering(&self) -> Answering {
+        self.answering.fetch_add(1, Ordering::Relaxed);
+        Answering(self.answering.clone())
+    }
+
+    /// Whether there is nobody whom a shadow would keep waiting: who asks has been answered.
+    fn has_room(&self, pool: &CpuPool) -> bool {
+        let others = self.answering.load(Ordering::Relaxed);
+        pool.depth() == 0 && (!self.only_when_idle || others == 0)
+    }
+
     /// Whether the next of `BUCKETS` requests is among `sample`: the same share of any stretch of them.
     fn draws(&self, sample: u32) -> bool {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -63,31 +101,35 @@ impl Shadows {
 }
 
 impl Ranker {
-    /// A copy of the request, if it is to be asked of a shadow. One that names its release is not.
+    /// A copy of the request, if it is to be asked of a shadow and there is a place for that. One that names its
+    /// release is not. Nothing is copied before there is a place.
     pub(crate) fn shadowed(&self, request: &RankRequest) -> Option<Shadowed> {
         if request.release.is_some() || request.candidates == 0 {
             return None;
         }
         let snapshot = self.releases.snapshot();
         let traffic = snapshot.map.traffic.get(request.model.as_str())?;
-        let drawn = traffic.shadows.iter().filter(|shadow| self.shadows.draws(shadow.sample));
-        let releases: Vec<_> = drawn.map(|shadow| shadow.release.clone()).collect();
+        let mut releases = Vec::new();
+        for shadow in traffic.shadows.iter().filter(|shadow| self.shadows.draws(shadow.sample)) {
+            // One that is not loaded here has nowhere to be counted: its release's report says that it is not.
+            let Ok(loaded) = self.releases.pin(&request.model, &shadow.release) else { continue };
+            match self.shadows.permits.clone().try_acquire_owned() {
+                Ok(permit) => releases.push((loaded, permit)),
+                Err(_) => drop_shadow(&loaded.0),
+            }
+        }
         (!releases.is_empty()).then(|| Shadowed { request: request.clone(), releases })
     }
 
     /// Asks the shadows of a request that has got `answer`, if there is time for that. It does not wait.
     pub(crate) fn shadow(self: &Arc<Self>, shadowed: Shadowed, answer: &RankAnswer) {
-        for release in shadowed.releases {
-            let model = shadowed.request.model.as_str();
-            // One that is not loaded here has nowhere to be counted: its release's report says that it is not.
-            let Ok((loaded, epoch)) = self.releases.pin(model, &release) else { continue };
-            let permit = self.shadows.permits.clone().try_acquire_owned().ok();
-            let Some(permit) = permit.filter(|_| self.pool.depth() == 0) else {
-                loaded.counters.count_shadow(&ShadowTally { dropped: 1, ..ShadowTally::default() });
+        for ((loaded, epoch), permit) in shadowed.releases {
+            if !self.shadows.has_room(&self.pool) {
+                drop_shadow(&loaded);
                 continue;
-            };
+            }
             let request = RankRequest {
-                release: Some(release.to_string()),
+                release: Some(loaded.release.to_string()),
                 tenant: String::new(),
                 top_k: 0,
                 ..shadowed.request.clone()
@@ -113,6 +155,11 @@ impl Ranker {
             });
         }
     }
+}
+
+/// Counts a request that a shadow was not asked.
+fn drop_shadow(loaded: &LoadedRelease) {
+    loaded.counters.count_shadow(&ShadowTally { dropped: 1, ..ShadowTally::default() });
 }
 
 /// Compares the scores that were given with those of the shadow, candidate by candidate.
@@ -146,11 +193,25 @@ mod tests {
 
     #[test]
     fn so_many_are_drawn_as_the_sample_says() {
-        let shadows = Shadows::default();
+        let shadows = Shadows::of_pool(4);
         for sample in [0, 100, 5_000, BUCKETS] {
             let drawn = (0..100_000).filter(|_| shadows.draws(sample)).count();
             let expected = 10.0 * f64::from(sample);
             assert!((drawn as f64 - expected).abs() <= 500.0, "{drawn} for {sample}");
         }
+    }
+
+    #[tokio::test]
+    async fn shadows_leave_half_of_the_threads_and_a_single_one_to_those_who_ask() {
+        for (threads, permits) in [(1, 1), (2, 1), (3, 1), (4, 2), (64, 2)] {
+            assert_eq!(Shadows::of_pool(threads).permits.available_permits(), permits, "{threads} threads");
+        }
+        let pool = CpuPool::new(1, 4).unwrap();
+        let (alone, two) = (Shadows::of_pool(1), Shadows::of_pool(2));
+        assert!(alone.has_room(&pool));
+        let _others = (alone.answering(), two.answering());
+        assert!(!alone.has_room(&pool) && two.has_room(&pool));
+        drop(_others);
+        assert!(alone.has_room(&pool));
     }
 }

@@ -6,6 +6,8 @@ mod list;
 mod show;
 mod traffic;
 
+pub(crate) use traffic::asked;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     List(list::List),
     /// Let a release go that nobody is sent to.
     Retire(traffic::Retire),
+    /// Keep a release loaded whatever is promoted, or no longer.
+    Pin(traffic::Pin),
     /// Take releases that the cluster does not know from a store, and the tables that only they used.
     Gc(store::Gc),
 }
@@ -122,6 +126,7 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::Shadow(args) => traffic::shadow(args, remote, output).await?,
         Command::Rollback(args) => traffic::rollback(args, remote, output).await?,
         Command::Retire(args) => traffic::retire(args, remote, output).await?,
+        Command::Pin(args) => traffic::pin(args, remote, output).await?,
         Command::Status(args) => traffic::status(args, remote, output).await?,
         Command::List(args) => list::list(args, remote, output).await?,
         Command::Gc(args) => store::gc(args, store::Collected::Releases, remote, output).await?,

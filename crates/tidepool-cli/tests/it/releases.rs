@@ -84,8 +84,16 @@ fn releases_get_traffic_and_lose_it() {
     assert_eq!((code, &told["rankers"][0]["answers"]), (0, &json!("r1")));
     let (_, ranked) = json(&rank);
     assert_eq!((&ranked["release"], &ranked["choice"]), (&json!("r1"), &json!("rolled_back")));
+    // It is undone, and done again for a release that is named.
+    let (code, undone) = json(&[away.as_slice(), &["--undo"]].concat());
+    assert_eq!((code, &undone["rankers"][0]["answers"]), (0, &json!("r1")));
+    assert_eq!(json(&rank).1["choice"], "arm");
+    let (code, said) = failure(&[away.as_slice(), &["--release", "r9"]].concat());
+    assert!(code == 1 && said.contains("not rolled back at"), "{said}");
+    assert_eq!(json(&[away.as_slice(), &["--release", "r2"]].concat()).0, 0);
+    assert_eq!(json(&rank).1["choice"], "rolled_back");
     let nobody = failure(&["release", "rollback", "m", "--ranker", "127.0.0.1:1"]);
-    assert!(nobody.0 == 1 && nobody.1.contains("was not rolled back at 127.0.0.1:1"), "{nobody:?}");
+    assert!(nobody.0 == 1 && nobody.1.contains("not rolled back at 127.0.0.1:1"), "{nobody:?}");
 
     // The controller comes back, and hears of it; its own rollback then is what the map says.
     let controller = Role::controller(dir.path(), store.root());

@@ -99,6 +99,22 @@ fn one_group_answers_all_of_a_request() {
 }
 
 #[test]
+fn a_node_that_drains_is_asked_when_nobody_healthy_is_left() {
+    let now = Instant::now();
+    let draining = |nodes: &[&str]| {
+        let mut topology = topology(&["c-0", "c-1"]);
+        topology.nodes.iter_mut().for_each(|node| node.draining = nodes.contains(&node.id.0.as_str()));
+        topology
+    };
+    let group = draining(&["a-0", "a-1"]);
+    assert_eq!(routed(&group, preferring("a"), now), ["b-0", "b-1"]);
+    // The one that stands in has failed: who drains answers still.
+    end(&group, "b-0", Ending::Failed, now, Duration::ZERO);
+    assert_eq!(routed(&group, CHOICE, now), ["a-0", "b-1"]);
+    assert_eq!(routed(&draining(&["a-0", "a-1", "b-0", "b-1"]), preferring("b"), now), ["b-0", "b-1"]);
+}
+
+#[test]
 fn no_whole_group_left_goes_partition_by_partition() {
     let now = Instant::now();
     let broken = topology(&["a-0", "b-1", "c-0"]);

@@ -289,6 +289,12 @@ impl Control for ControlService {
     ) -> Result<Response<v1::ServeTableResponse>, Status> {
         unused()
     }
+    async fn drain_node(
+        &self,
+        _: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainStatus>, Status> {
+        unused()
+    }
     async fn set_quota(&self, _: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
         unused()
     }
@@ -361,6 +367,7 @@ pub(crate) fn map(epoch: u64, groups: &[(&str, &[SocketAddr])]) -> ClusterMap {
         let ids: Vec<_> = (0..addresses.len()).map(|n| NodeId(name(&format!("{group}-{n}")))).collect();
         for (id, address) in ids.iter().zip(*addresses) {
             let entry = NodeEntry {
+                draining: false,
                 group: name(group),
                 grpc_address: address.to_string(),
                 http_address: String::new(),

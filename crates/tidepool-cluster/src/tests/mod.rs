@@ -1,6 +1,9 @@
 //! Tests of the state machine: single steps, and random runs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tidepool_types::{
     Epoch, Keying, Name, NodeId, PartitionCount, ReleaseManifest, RowFormat, TableSchema, TableVersion,
@@ -12,6 +15,7 @@ use crate::{
     step,
 };
 
+mod draining;
 mod problems;
 mod ramps;
 mod random;
@@ -105,6 +109,7 @@ fn ranker_report(ranker: &str, ready: &[(&str, &str)]) -> RankerReport {
         epoch: Epoch(0),
         releases: releases.collect(),
         rolled_back: Vec::new(),
+        rolled_back_to: Vec::new(),
     }
 }
 
@@ -189,6 +194,16 @@ impl Run {
 
     fn retire(&mut self, model: &str, release: &str) -> Result<Vec<Effect>, StepError> {
         self.step(Event::RetireRelease { model: name(model), release: name(release), by: "a test".into() })
+    }
+
+    fn pin(&mut self, model: &str, release: &str, pinned: bool) -> Result<Vec<Effect>, StepError> {
+        let (model, release) = (name(model), name(release));
+        self.step(Event::PinRelease { model, release, pinned, by: "a test".into() })
+    }
+
+    fn drain(&mut self, nodes: &[&str], draining: bool, force: bool) -> Result<Vec<Effect>, StepError> {
+        let nodes = nodes.iter().map(|node| node_id(node)).collect();
+        self.step(Event::DrainNodes { nodes, draining, force, by: "a test".into() })
     }
 
     fn share(&self, model: &str, release: &str) -> u32 {
@@ -309,6 +324,16 @@ fn check_ready(state: &ClusterState, release: &crate::ReleaseEntry) {
         assert!(!layout.placement.groups.is_empty());
         for (group, nodes) in &layout.placement.groups {
             for (partition, node) in (0u32..).zip(nodes) {
+                // Draining nodes are not waited for where another has the same.
+                if state.map().nodes[node].draining
+                    && state.is_ready_elsewhere(
+                        layout,
+                        tidepool_types::PartitionIndex(partition),
+                        &BTreeSet::new(),
+                    )
+                {
+                    continue;
+                }
                 let report = state.node_reports().find(|r| r.node == *node);
                 let is_it = |s: &&PartitionStatus| s.table_version == *table && s.partition.0 == partition;
                 let status = report.and_then(|r| r.partitions.iter().find(is_it));

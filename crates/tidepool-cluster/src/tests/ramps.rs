@@ -21,7 +21,7 @@ fn three_releases() -> (Run, SessionId) {
 fn tally(requests: u64, errors: u64, center: f32) -> Tally {
     let mut scores = ScoreHistogram::default();
     (0..requests * 16).for_each(|at| scores.record(center + 0.01 * (at % 17) as f32));
-    Tally { requests, errors, ids: requests * 10, missing_ids: 0, scores }
+    Tally { requests, errors, ids: requests * 10, scores, ..Tally::default() }
 }
 
 impl Run {
@@ -168,6 +168,54 @@ fn a_release_whose_requests_fail_is_halted_and_stays_so() {
     assert_eq!(run.share("m", "r2"), 10);
     assert_eq!(run.count(ranker, 1, &[("r1", &good), ("r2", &tally(300, 300, 0.5))]), [], "it begins anew");
     run.promote("m", "r2").unwrap();
+}
+
+#[test]
+fn that_a_release_was_halted_is_kept_until_it_is_ramped_again_or_retired() {
+    let (mut run, ranker) = three_releases();
+    run.ramp("m", &[("r2", 500)]).unwrap();
+    run.count(ranker, 1, &[("r1", &Tally::default()), ("r2", &Tally::default())]);
+    run.count(ranker, 1, &[("r1", &tally(4_000, 0, 0.5)), ("r2", &tally(300, 300, 0.5))]);
+    let halted = |run: &Run| run.state.durable.ramp("m", "r2").is_some_and(|ramp| ramp.halted.is_some());
+    assert!(halted(&run));
+    run.ramp("m", &[("r2", 0)]).unwrap();
+    assert!(halted(&run));
+    assert_eq!(run.ramp("m", &[("r2", 0)]), Ok(vec![]), "again is nothing");
+    assert!(matches!(run.promote("m", "r2"), Err(StepError::Halted { .. })));
+    run.promote("m", "r3").unwrap();
+    assert!(halted(&run));
+    // Somebody has acted on it since: a rollback now means the current release.
+    run.rollback("m", None).unwrap();
+    assert!(halted(&run) && run.release("m", "r1") == Some(ReleaseState::Current));
+    assert!(matches!(run.promote("m", "r2"), Err(StepError::Halted { .. })));
+    run.restart();
+    assert!(halted(&run));
+    run.retire("m", "r2").unwrap();
+    assert!(!halted(&run));
+}
+
+#[test]
+fn a_shadow_is_compared_since_it_is_one() {
+    let (mut run, ranker) = three_releases();
+    let of = |compared| ShadowTally { compared, ..ShadowTally::default() };
+    let say = |run: &mut Run, compared| {
+        let mut report = ranker_report("r", &[("m", "r1"), ("m", "r3")]);
+        report.releases[1].serving = Some(Serving { since: 1, shadow: of(compared), ..Serving::default() });
+        run.step(Event::RankerReported { session: ranker, report }).unwrap();
+    };
+    run.shadow("m", "r3", 1_000).unwrap();
+    say(&mut run, 40);
+    say(&mut run, 70);
+    let compared = |run: &Run| run.state.shadow_tally(&name("m"), &name("r3")).compared;
+    assert_eq!(compared(&run), 30, "what was counted before the first report is of another time");
+    run.shadow("m", "r3", 2_000).unwrap();
+    assert_eq!(compared(&run), 30);
+    run.shadow("m", "r3", 0).unwrap();
+    assert_eq!(compared(&run), 0);
+    run.shadow("m", "r3", 1_000).unwrap();
+    say(&mut run, 90);
+    say(&mut run, 95);
+    assert!((5..=25).contains(&compared(&run)), "{}", compared(&run));
 }
 
 #[test]

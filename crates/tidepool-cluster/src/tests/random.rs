@@ -64,6 +64,16 @@ enum Action {
         model: usize,
         release: usize,
     },
+    Pin {
+        model: usize,
+        release: usize,
+        pinned: bool,
+    },
+    Drain {
+        node: usize,
+        draining: bool,
+        force: bool,
+    },
     /// A ranker reports that all requests of a release have failed, or all were answered.
     Count {
         model: usize,
@@ -100,6 +110,10 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..2usize, prop::option::of(0..4usize))
             .prop_map(|(model, release)| Action::Rollback { model, release }),
         1 => (0..2usize, 0..4usize).prop_map(|(model, release)| Action::Retire { model, release }),
+        1 => (0..2usize, 0..4usize, any::<bool>())
+            .prop_map(|(model, release, pinned)| Action::Pin { model, release, pinned }),
+        1 => (0..NODES.len(), any::<bool>(), any::<bool>())
+            .prop_map(|(node, draining, force)| Action::Drain { node, draining, force }),
         3 => (0..2usize, 0..4usize, any::<bool>())
             .prop_map(|(model, release, failed)| Action::Count { model, release, failed }),
         1 => (0..TABLES.len(), 0..2usize, any::<bool>())
@@ -203,7 +217,17 @@ impl World {
             | Action::Shadow { .. }
             | Action::Rollback { .. }
             | Action::Retire { .. }
+            | Action::Pin { .. }
             | Action::Count { .. } => self.give_traffic(run, action),
+            Action::Drain { node, draining, force } => {
+                let was = run.state.is_draining(&node_id(NODES[node]));
+                match run.drain(&[NODES[node]], draining, force) {
+                    Ok(_) => assert_eq!(run.state.is_draining(&node_id(NODES[node])), draining),
+                    Err(StepError::NotFound { .. }) => assert!(!was),
+                    Err(StepError::OnlyThere { .. }) => assert!(draining && !force && !was),
+                    Err(other) => panic!("{other}"),
+                }
+            }
             Action::Serve { table: at, version, serve } => {
                 let table = table(TABLES[at], &format!("v{version}"));
                 if serve {
@@ -259,10 +283,17 @@ impl World {
             Action::Retire { model, release } => {
                 let (model, release) = (model_name(model), release_name(release));
                 let (state, share) = (run.release(&model, &release), run.share(&model, &release));
+                let pinned = run.state.map().release(&model, &release).is_some_and(|r| r.pinned);
                 if run.retire(&model, &release).is_ok() {
                     assert_eq!((run.release(&model, &release), share), (Some(ReleaseState::Retiring), 0));
-                    assert_ne!(state, Some(ReleaseState::Current));
+                    assert!(state != Some(ReleaseState::Current) && !pinned);
                     assert_eq!(run.retire(&model, &release), Ok(vec![]), "again is nothing");
+                }
+            }
+            Action::Pin { model, release, pinned } => {
+                let (model, release) = (model_name(model), release_name(release));
+                if run.pin(&model, &release, pinned).is_ok() {
+                    assert_eq!(run.state.map().release(&model, &release).unwrap().pinned, pinned);
                 }
             }
             Action::Count { model, release, failed } => {

@@ -89,6 +89,52 @@ fn what_is_let_go_gets_nothing_and_does_not_come_back() {
 }
 
 #[test]
+fn a_pinned_release_stays_until_it_is_unpinned() {
+    let mut run = three_releases();
+    run.pin("m", "r1", true).unwrap();
+    assert_eq!(run.pin("m", "r1", true), Ok(vec![]), "again is nothing");
+    run.promote("m", "r2").unwrap();
+    assert_eq!(run.release("m", "r1"), Some(ReleaseState::Previous));
+    run.promote("m", "r3").unwrap();
+    assert_eq!(
+        run.release("m", "r1"),
+        Some(ReleaseState::Ready),
+        "it is not the way back any more, and stays"
+    );
+    run.restart();
+    run.pass(10);
+    let refused = run.retire("m", "r1").unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Conflict);
+    assert!(refused.to_string().contains("m@r1 is pinned: unpin it"), "{refused}");
+    run.pin("m", "r1", false).unwrap();
+    run.retire("m", "r1").unwrap();
+    assert!(matches!(run.pin("m", "r1", true), Err(StepError::Retiring { .. })));
+    assert!(matches!(run.pin("m", "r9", true), Err(StepError::NotFound { .. })));
+    let kinds: Vec<_> = run.state.durable.events.after(0).map(|event| event.kind).collect();
+    assert!(kinds.contains(&EventKind::Pinned) && kinds.contains(&EventKind::Unpinned));
+}
+
+#[test]
+fn a_release_that_a_ranker_went_back_to_is_not_retired() {
+    let mut run = three_releases();
+    let session = run.session();
+    let mut report = ranker_report("r-1", &[("m", "r1"), ("m", "r2"), ("m", "r3")]);
+    report.rolled_back = vec![name("m")];
+    report.rolled_back_to = vec![(name("m"), name("r2"))];
+    run.step(Event::RankerReported { session, report: report.clone() }).unwrap();
+    let refused = run.retire("m", "r2").unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Conflict);
+    assert!(
+        refused.to_string().contains("m@r2 answers at r-1") && refused.to_string().contains("--undo"),
+        "{refused}"
+    );
+    run.retire("m", "r3").unwrap();
+    report.rolled_back_to.clear();
+    run.step(Event::RankerReported { session, report }).unwrap();
+    run.retire("m", "r2").unwrap();
+}
+
+#[test]
 fn a_table_that_another_release_pins_stays_when_one_leaves() {
     let mut run = three_releases();
     run.publish("m", "r4", &[table("user", "r2")]).unwrap();

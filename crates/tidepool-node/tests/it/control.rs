@@ -157,6 +157,12 @@ impl Control for Service {
         other()
     }
 
+    async fn drain_node(
+        &self,
+        _: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainStatus>, Status> {
+        other()
+    }
     async fn set_quota(&self, _: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
         other()
     }

@@ -11,6 +11,7 @@ mod requests;
 mod site;
 mod trace;
 mod traffic;
+mod way_back;
 
 use site::{FakeController, FakeNode, Store, TestRanker, entry, map, raw_config, version};
 use tempfile::TempDir;

@@ -282,6 +282,12 @@ impl Control for FakeController {
     ) -> Result<Response<v1::ServeTableResponse>, Status> {
         unused()
     }
+    async fn drain_node(
+        &self,
+        _: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainStatus>, Status> {
+        unused()
+    }
     async fn set_quota(&self, _: Request<v1::QuotaRule>) -> Result<Response<v1::Quotas>, Status> {
         unused()
     }
@@ -344,6 +350,7 @@ pub(crate) fn map(epoch: u64, node: SocketAddr, releases: Vec<v1::ReleaseEntry>)
         grpc_address: node.to_string(),
         http_address: String::new(),
         up: true,
+        draining: false,
     }];
     let layout = |table: &str, v: &str| v1::TableLayout {
         schema: Some((&schema(version(table, v))).into()),
@@ -364,6 +371,7 @@ pub(crate) fn entry(
         release: release.into(),
         tables: tables.iter().map(Into::into).collect(),
         state: state.into(),
+        pinned: false,
     }
 }
 

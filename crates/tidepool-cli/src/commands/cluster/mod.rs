@@ -1,5 +1,7 @@
-//! `tidepool cluster`: what the cluster is, what is wrong with it, and what happened to it.
+//! `tidepool cluster`: what the cluster is, what is wrong with it, what happened to it, and what operators do with
+//! nodes.
 
+mod drain;
 mod events;
 mod nodes;
 mod status;
@@ -24,6 +26,8 @@ pub(crate) enum Command {
     Tables,
     /// What happened, by whom and why, the oldest first.
     Events(events::Args),
+    /// Have traffic leave a node or a replica group: the other groups serve what it holds, and it keeps that.
+    Drain(drain::Args),
 }
 
 pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Result<Outcome> {
@@ -32,5 +36,6 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::Nodes => nodes::run(remote, output).await,
         Command::Tables => tables::run(remote, output).await,
         Command::Events(args) => events::run(args, remote, output).await,
+        Command::Drain(args) => drain::run(args, remote, output).await,
     }
 }

@@ -58,6 +58,12 @@ pub(super) fn traffic(status: &v1::TrafficStatus, output: Output) {
     for arm in status.arms.iter().filter(|arm| !arm.halted.is_empty()) {
         output.line(format!("  {} was halted: {}", arm.release, arm.halted));
     }
+    for release in &status.retiring {
+        output.line(format!("  {release} is being let go, and leaves when what began with it has ended"));
+    }
+    for release in &status.pinned {
+        output.line(format!("  {release} is pinned: it stays loaded whatever is promoted"));
+    }
     for ranker in &status.rolled_back_at {
         output.line(format!("  ranker {ranker} was rolled back by itself, and not by the cluster map"));
     }
@@ -108,6 +114,8 @@ pub(super) fn object(status: &v1::TrafficStatus) -> Value {
         "arms": status.arms.iter().map(arm).collect::<Vec<_>>(),
         "shadows": status.shadows.iter().map(shadow).collect::<Vec<_>>(),
         "rolled_back_at": status.rolled_back_at,
+        "retiring": status.retiring,
+        "pinned": status.pinned,
     })
 }
 

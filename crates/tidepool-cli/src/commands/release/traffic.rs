@@ -1,4 +1,4 @@
-//! `tidepool release ramp|experiment|shadow|rollback|retire|status`: who is answered by which release.
+//! `tidepool release ramp|experiment|shadow|rollback|retire|pin|status`: who is answered by which release.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -94,6 +94,9 @@ pub(crate) struct Rollback {
     /// map has another say on the model.
     #[arg(long = "ranker", value_name = "HOST:PORT", conflicts_with = "dry_run")]
     rankers: Vec<String>,
+    /// Ends the rollback at those rankers: they go by the cluster map again.
+    #[arg(long, requires = "rankers", conflicts_with = "release")]
+    undo: bool,
     /// Only say what would be done.
     #[arg(long)]
     dry_run: bool,
@@ -107,6 +110,20 @@ pub(crate) struct Retire {
     release: Name,
     #[command(flatten)]
     sure: Sure,
+}
+
+#[derive(Args)]
+pub(crate) struct Pin {
+    /// The model.
+    model: Name,
+    /// The release of it.
+    release: Name,
+    /// It may go again.
+    #[arg(long)]
+    undo: bool,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Args)]
@@ -131,7 +148,7 @@ async fn connect(remote: &Remote) -> Result<ReleasesClient<Caller>> {
 }
 
 /// A request that says who asks.
-fn asked<T>(message: T) -> tonic::Request<T> {
+pub(crate) fn asked<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
     if let Some(by) = user.and_then(|user| user.parse().ok()) {
@@ -182,9 +199,9 @@ pub(crate) async fn shadow(args: Shadow, remote: &Remote, output: Output) -> Res
 
 /// It asks nothing back: it is for the emergency.
 pub(crate) async fn rollback(args: Rollback, remote: &Remote, output: Output) -> Result<()> {
-    let Rollback { model, release, rankers, dry_run } = args;
+    let Rollback { model, release, rankers, undo, dry_run } = args;
     if !rankers.is_empty() {
-        return rollback_at(&model, release.as_ref(), rankers, remote, output).await;
+        return rollback_at(&model, release.as_ref(), (rankers, undo), remote, output).await;
     }
     let release = release.map(|release| release.to_string()).unwrap_or_default();
     let request = v1::RollbackRequest { model: model.to_string(), release, dry_run };
@@ -197,11 +214,11 @@ pub(crate) async fn rollback(args: Rollback, remote: &Remote, output: Output) ->
 async fn rollback_at(
     model: &Name,
     release: Option<&Name>,
-    rankers: Vec<String>,
+    (rankers, undo): (Vec<String>, bool),
     remote: &Remote,
     output: Output,
 ) -> Result<()> {
-    let body = json!({ "model": model, "release": release }).to_string();
+    let body = json!({ "model": model, "release": release, "undo": undo }).to_string();
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for ranker in rankers {
         let told = async {
@@ -227,7 +244,8 @@ async fn rollback_at(
     }
     output.object(json!({ "model": model, "rankers": done, "failed": failed }));
     if !failed.is_empty() {
-        bail!("{model} was not rolled back at {}", failed.join(", "));
+        let what = if undo { "the rollback was not undone" } else { "it was not rolled back" };
+        bail!("model {model}: {what} at {}", failed.join(", "));
     }
     Ok(())
 }
@@ -251,6 +269,15 @@ pub(crate) async fn retire(args: Retire, remote: &Remote, output: Output) -> Res
     ))?;
     let status = releases.retire_release(asked(request(false))).await.map_err(|s| refusal(&s))?;
     show::changed(&status.into_inner(), false, output);
+    Ok(())
+}
+
+pub(crate) async fn pin(args: Pin, remote: &Remote, output: Output) -> Result<()> {
+    let Pin { model, release, undo, dry_run } = args;
+    let (model, release) = (model.to_string(), release.to_string());
+    let request = v1::PinReleaseRequest { model, release, pinned: !undo, dry_run };
+    let status = connect(remote).await?.pin_release(asked(request)).await.map_err(|s| refusal(&s))?;
+    show::changed(&status.into_inner(), dry_run, output);
     Ok(())
 }
 
