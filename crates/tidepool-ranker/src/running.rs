@@ -1,6 +1,6 @@
 //! A ranker's life: started with its servers listening, ended by a token, drained in between.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use axum::Router;
@@ -82,15 +82,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     }
     let rollbacks_file = config.data_dir.join(ROLLBACKS_FILE);
     let rollbacks = last_rollbacks(&rollbacks_file);
-    let report = RankerReport {
-        ranker: config.ranker.to_string(),
-        grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
-        http_address: config.advertise_http_address.clone().unwrap_or_else(|| http_address.to_string()),
-        epoch: 0,
-        releases: Vec::new(),
-        rolled_back: Vec::new(),
-        rolled_back_to: Vec::new(),
-    };
+    let report = introduction(&config, grpc_address, http_address);
     let (reports, to_send) = watch::channel(report.clone());
     let connected = Arc::new(ArcSwapOption::empty());
     let releases = Releases::default();
@@ -178,6 +170,16 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let routes = Routes { router: routes, table: ROUTES, audit: Some(audit.clone()) };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
     Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, drain_timeout)))
+}
+
+/// A report of who this is, and of nothing that it has.
+fn introduction(config: &Config, grpc_address: SocketAddr, http_address: SocketAddr) -> RankerReport {
+    RankerReport {
+        ranker: config.ranker.to_string(),
+        grpc_address: config.advertise_address.clone().unwrap_or_else(|| grpc_address.to_string()),
+        http_address: config.advertise_http_address.clone().unwrap_or_else(|| http_address.to_string()),
+        ..RankerReport::default()
+    }
 }
 
 /// Brings the audit log to its end.
