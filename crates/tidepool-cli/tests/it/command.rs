@@ -111,7 +111,9 @@ impl Role {
 
     /// Starts a controller that places tables on the nodes that are there, without waiting for more.
     pub(crate) fn controller(dir: &Path, store: &Path) -> Self {
-        let keys = [keys(dir, store, "controller"), vec![("group_settle_ms", "0".into())]].concat();
+        // Nobody waits longer than a test would.
+        let soon = vec![("group_settle_ms", "0".into()), ("retire_grace_ms", "500".into())];
+        let keys = [keys(dir, store, "controller"), soon].concat();
         Self::start(dir, "controller", &keys)
     }
 

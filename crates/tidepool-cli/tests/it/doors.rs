@@ -205,7 +205,7 @@ fn no_role_listens_for_other_machines_where_anyone_may_change_anything() {
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     };
     let roles = [
-        ("controller", ""),
+        ("controller", "advertise_address = \"c:1\"\n"),
         (
             "node",
             "node = \"a-1\"\ngroup = \"a\"\nadvertise_address = \"n:1\"\nadvertise_http_address = \"n:2\"\n",

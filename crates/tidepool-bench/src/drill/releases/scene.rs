@@ -37,6 +37,8 @@ pub(super) const NODES_PER_GROUP: usize = 2;
 const LOAD_RETRY_MS: i64 = 500;
 /// See [`short_grace`].
 const GRACE_MS: i64 = 3000;
+/// How long a release that is let go stays, in milliseconds: the longest deadline of the load, several times.
+const RETIRE_GRACE_MS: i64 = 1000;
 /// How long anything that is waited for may take.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a wait looks again.
@@ -95,6 +97,7 @@ impl<'a> Scene<'a> {
         spec.program.clone_from(&params.program);
         spec.rankers = params.rankers;
         spec.controller_config = needs.controller_config;
+        spec.controller_config.insert("retire_grace_ms".to_owned(), RETIRE_GRACE_MS.into());
         let retry = || toml::Table::from_iter([("load_retry_ms".to_owned(), LOAD_RETRY_MS.into())]);
         (spec.node_config, spec.ranker_config) = (retry(), retry());
         let program = spec.program()?;
