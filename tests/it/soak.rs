@@ -111,7 +111,7 @@ async fn connections_break_and_no_answer_is_wrong() -> Result<()> {
 
 /// Waits until no node has anything in flight, waiting or held.
 async fn nothing_is_left(sandbox: &Sandbox) -> Result<()> {
-    let gauges = ["_in_flight_rows", "_waiting_jobs", "_held_bytes"];
+    let gauges = ["_in_flight_rows", "_waiting_jobs", "_node_held_bytes"];
     let until = tokio::time::Instant::now() + DEADLINE;
     loop {
         let mut seen = 0;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use tidepool_types::{Name, TableVersion};
 
 use crate::{
-    map::{PartitionState, PartitionStatus, ReleaseState, TableLayout},
+    map::{PartitionState, PartitionStatus, ReleaseEntry, ReleaseState, TableLayout},
     readiness::{by_node, problems_of},
     state::ClusterState,
 };
@@ -57,6 +57,11 @@ impl fmt::Display for Gravity {
     }
 }
 
+/// Whether requests are sent to a release, or may be at once.
+fn is_to_answer(entry: &ReleaseEntry) -> bool {
+    !matches!(entry.state, ReleaseState::Loading | ReleaseState::Retiring)
+}
+
 impl ClusterState {
     /// What is not as it should be, the worst first; empty when all is as it was asked for.
     #[must_use]
@@ -71,6 +76,7 @@ impl ClusterState {
         }
         self.uncovered_tables(&mut found);
         self.nodes_down(&mut found);
+        self.nodes_draining(&mut found);
         self.failed_partitions(&mut found);
         self.unplaced_tables(&mut found);
         self.rankers_without(&mut found);
@@ -87,7 +93,7 @@ impl ClusterState {
             return;
         }
         let answers = |table: &TableVersion| {
-            let of_releases = self.map().releases.iter().filter(|r| r.state != ReleaseState::Loading);
+            let of_releases = self.map().releases.iter().filter(|r| is_to_answer(r));
             of_releases.flat_map(|r| &r.tables).any(|pinned| pinned == table)
         };
         for layout in &self.map().layouts {
@@ -172,9 +178,20 @@ impl ClusterState {
         }
     }
 
+    /// Nodes that an operator has traffic kept from: somebody has to have it come back.
+    fn nodes_draining(&self, found: &mut Found) {
+        for (node, entry) in self.map().nodes.iter().filter(|(_, entry)| entry.draining) {
+            found.add(
+                Gravity::Undecided,
+                format!("traffic is kept from node {node} of group {}", entry.group),
+                format!("`tidepool cluster drain {node} --undo` when it may come back"),
+            );
+        }
+    }
+
     /// Releases that answer requests, and that a ranker cannot load or has taken back by itself.
     fn rankers_without(&self, found: &mut Found) {
-        for entry in self.map().releases.iter().filter(|entry| entry.state != ReleaseState::Loading) {
+        for entry in self.map().releases.iter().filter(|entry| is_to_answer(entry)) {
             let gravity = match entry.state {
                 ReleaseState::Current => Gravity::Failing,
                 _ => Gravity::Exposed,

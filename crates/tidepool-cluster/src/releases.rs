@@ -218,6 +218,11 @@ impl Draft {
                 self.durable().ramps.retain(|ramp| (&ramp.model, &ramp.release) != (model, &arm));
                 self.event(EventKind::RolledBack, by, (model, Some(&arm)), why);
             }
+            if release.is_none() {
+                // Whoever takes back all there is has seen what was halted before.
+                let known = |ramp: &&mut Ramp| ramp.model == *model && ramp.halted.is_some();
+                self.durable().ramps.iter_mut().filter(known).for_each(|ramp| ramp.known = true);
+            }
             self.set_traffic(model, traffic);
             return Ok(());
         }

@@ -56,6 +56,10 @@ impl ClusterState {
                     report.ranker, report.epoch, leaving.epoch
                 )
             }));
+            let back = self.ranker_reports().filter(|report| is_gone_back_to(report, &leaver));
+            words.extend(back.map(|report| {
+                format!("ranker {} was rolled back to it by itself, and answers by it", report.ranker)
+            }));
         }
         words
     }
@@ -77,6 +81,12 @@ impl ClusterState {
     }
 }
 
+/// Whether a ranker has gone back to a release by itself: it may tell so only after the release was let go.
+fn is_gone_back_to(report: &RankerReport, leaver: &Leaver) -> bool {
+    let is_it = |(of, to): &(Name, Name)| matches!(leaver, Leaver::Release(model, release) if of == model && to == release);
+    report.rolled_back_to.iter().any(is_it)
+}
+
 impl Draft {
     /// Lets a release go that nobody is sent to.
     pub(crate) fn retire(&mut self, model: &Name, release: &Name, by: &str) -> Result<(), StepError> {
@@ -95,9 +105,8 @@ impl Draft {
         if self.entry(model, release)?.pinned {
             return Err(StepError::ReleasePinned { model: model.clone(), release: release.clone() });
         }
-        let answers = |report: &&RankerReport| {
-            report.rolled_back_to.iter().any(|(of, to)| (of, to) == (model, release))
-        };
+        let leaver = Leaver::Release(model.clone(), release.clone());
+        let answers = |report: &&RankerReport| is_gone_back_to(report, &leaver);
         let rankers: Vec<_> =
             self.state.ranker_reports().filter(answers).map(|report| report.ranker.to_string()).collect();
         if !rankers.is_empty() {
@@ -180,8 +189,12 @@ impl Draft {
         for leaver in leavers {
             leaving.entry(leaver).or_insert(Leaving { epoch, since: None });
         }
-        for of_it in leaving.values_mut() {
-            let seen = !recovering && self.state.ranker_reports().all(|report| report.epoch >= of_it.epoch);
+        for (leaver, of_it) in &mut leaving {
+            let seen = !recovering
+                && self
+                    .state
+                    .ranker_reports()
+                    .all(|report| report.epoch >= of_it.epoch && !is_gone_back_to(report, leaver));
             of_it.since = seen.then(|| of_it.since.unwrap_or(now));
         }
         let over = |of_it: &Leaving| of_it.ends(grace).is_some_and(|end| now >= end);

@@ -1,6 +1,6 @@
 //! Sessions: a process reports over a stream, and receives what concerns it of every new map.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidepool_cluster::{Assignment, ClusterMap, Event, Quotas, SessionId};
 use tidepool_proto::{WireError, v1};
@@ -15,6 +15,9 @@ use crate::{
     convert::{node_report, ranker_report},
     error::RequestError,
 };
+
+/// How long a process may take to read what was sent before it is told why its session has ended.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What differs between the sessions of nodes and of rankers.
 pub(crate) trait Role: Send + 'static {
@@ -100,7 +103,7 @@ pub(crate) async fn run<R: Role>(
     let Some(name) = name else {
         if let Err(error) = ended {
             tracing::warn!(role = R::WORD, error = chain(&error), "session refused");
-            let _ = answers.try_send(Err(error.into()));
+            farewell(&answers, error).await;
         }
         return;
     };
@@ -108,15 +111,19 @@ pub(crate) async fn run<R: Role>(
         Ok(()) => tracing::info!(role = R::WORD, %name, "session ended"),
         Err(error) => tracing::warn!(role = R::WORD, %name, error = chain(error), "session ended"),
     }
-    if let Err(error) = ended {
-        let _ = answers.try_send(Err(error.into()));
-    }
     // The one that leads next is told by who comes to it, and by who does not.
-    if shutdown.is_cancelled() || handle.is_ended() {
-        return;
+    if !shutdown.is_cancelled() && !handle.is_ended() {
+        // An error here is logged where it occurs, and the event is kept there.
+        let _ = handle.report(R::gone(name, session)).await;
     }
-    // An error here is logged where it occurs, and the event is kept there.
-    let _ = handle.report(R::gone(name, session)).await;
+    if let Err(error) = ended {
+        farewell(&answers, error).await;
+    }
+}
+
+/// Says why a session has ended, behind what was sent before; not to a process that does not read.
+async fn farewell<A>(answers: &mpsc::Sender<Result<A, Status>>, error: RequestError) {
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, answers.send(Err(error.into()))).await;
 }
 
 /// Takes reports and sends answers until one of them ends. `name` is set once the process is registered.

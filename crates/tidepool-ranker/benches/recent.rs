@@ -89,7 +89,8 @@ async fn round(ranker: &mut TestRanker, requests: usize, missing: bool) -> f64 {
     let begun = Instant::now();
     for number in 0..requests as u64 {
         // Ids from 1,000 on are in no table.
-        let item = |at: u64| if missing && at.is_multiple_of(2) { 1_000_000 + at } else { (number + at) % 1_000 };
+        let item =
+            |at: u64| if missing && at.is_multiple_of(2) { 1_000_000 + at } else { (number + at) % 1_000 };
         let items: Vec<u64> = (0..u64::from(CANDIDATES)).map(item).collect();
         let request = v1::RankRequest {
             request_id: format!("request-{number}"),

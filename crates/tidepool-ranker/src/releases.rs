@@ -241,7 +241,7 @@ impl Snapshot {
             return Err("no cluster map has been seen".into());
         }
         let loaded = |slot: &Slot| matches!(slot.state, State::Ready(_));
-        for slot in self.slots.iter().filter(|slot| slot.is_wanted()) {
+        for slot in self.slots.iter().filter(|slot| slot.is_wanted(&self.rollbacks)) {
             // One that serves goes on with the release before, where that is loaded; a new one does not begin so.
             let model = &slot.entry.model;
             let stands_in =
@@ -268,9 +268,11 @@ impl Slot {
         self.entry.model == entry.model && self.entry.release == entry.release
     }
 
-    /// Whether it is to be loaded: one that is being let go stays as it is, loaded or not.
-    fn is_wanted(&self) -> bool {
+    /// Whether it is to be loaded: one that is being let go stays as it is, loaded or not, unless the model was rolled
+    /// back to it here.
+    fn is_wanted(&self, rollbacks: &Rollbacks) -> bool {
         self.entry.state != ReleaseState::Retiring
+            || rollbacks.get(&self.entry.model).is_some_and(|rollback| rollback.to == self.entry.release)
     }
 
     fn words(&self) -> String {
@@ -337,8 +339,9 @@ impl Loader {
         let draining = self.shutdown.draining();
         tokio::pin!(draining);
         loop {
-            let to_retry =
-                |s: &Slot| matches!(s.state, State::Failed(_)) && s.loading.is_none() && s.is_wanted();
+            let to_retry = |s: &Slot| {
+                matches!(s.state, State::Failed(_)) && s.loading.is_none() && s.is_wanted(&now.rollbacks)
+            };
             let failed = now.slots.iter().any(to_retry);
             tokio::select! {
                 () = &mut draining => return,
@@ -436,7 +439,8 @@ impl Loader {
     /// Starts to load every release that is not loaded and not being loaded.
     fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads) {
         for slot in &mut now.slots {
-            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() || !slot.is_wanted() {
+            let is_wanted = slot.is_wanted(&now.rollbacks);
+            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() || !is_wanted {
                 continue;
             }
             loads.count += 1;

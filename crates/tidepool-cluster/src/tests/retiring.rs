@@ -134,6 +134,27 @@ fn a_release_that_a_ranker_went_back_to_is_not_retired() {
     run.retire("m", "r2").unwrap();
 }
 
+/// A ranker is rolled back while no controller can be asked, and tells so after the release was let go.
+#[test]
+fn a_release_that_a_ranker_turns_out_to_have_gone_back_to_stays_until_that_is_undone() {
+    let mut run = three_releases();
+    run.retire("m", "r2").unwrap();
+    let session = run.session();
+    let mut report = ranker_report("r-1", &[("m", "r1"), ("m", "r2"), ("m", "r3")]);
+    report.epoch = run.state.map().epoch;
+    report.rolled_back = vec![name("m")];
+    report.rolled_back_to = vec![(name("m"), name("r2"))];
+    run.step(Event::RankerReported { session, report: report.clone() }).unwrap();
+    assert_eq!(run.pass(100), []);
+    assert!(run.has_table("r2"));
+    let words = run.waiting_for("m", "r2").join("\n");
+    assert!(words.contains("ranker r-1 was rolled back to it by itself"), "{words}");
+    (report.rolled_back, report.rolled_back_to) = (Vec::new(), Vec::new());
+    run.step(Event::RankerReported { session, report }).unwrap();
+    run.pass(SETTINGS.retire_grace.as_secs());
+    assert_eq!((run.release("m", "r2"), run.has_table("r2")), (None, false));
+}
+
 #[test]
 fn a_table_that_another_release_pins_stays_when_one_leaves() {
     let mut run = three_releases();

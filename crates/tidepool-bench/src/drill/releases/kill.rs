@@ -62,7 +62,7 @@ pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Resul
     scene.close().await
 }
 
-/// One node, or all of the first group, are killed and started again in the middle of the window.
+/// One node, or all of the first group, are killed, stay dead for a window of requests, and are started again.
 pub(super) async fn nodes(
     drill: ReleaseDrill,
     params: &Params,
@@ -79,7 +79,7 @@ pub(super) async fn nodes(
         for node in &mut scene.cluster.nodes_mut()[..victims] {
             node.kill().await?;
         }
-        scene.load.until_sent(scene.window() / 2).await?;
+        scene.load.until_sent(scene.window()).await?;
         scene.tell("started again");
         let began = Instant::now();
         for node in &mut scene.cluster.nodes_mut()[..victims] {

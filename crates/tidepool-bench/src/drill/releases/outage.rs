@@ -41,7 +41,7 @@ pub(super) async fn metastore(params: &Params, progress: Progress<'_>) -> Result
     for pair in 0..params.pairs {
         let release = scene.next_release()?;
         scene.publish(&release).await?;
-        loaded(&scene, &release).await?;
+        scene.loaded(&release).await?;
         scene.before().await?;
         let killed = pair % 2 == 0;
         scene.begin(if killed { "SIGKILL to etcd" } else { "SIGSTOP to etcd" }).await?;
@@ -93,18 +93,6 @@ async fn promotion(scene: &Scene<'_>, release: &Release) -> Result<(), String> {
         Ok(answer) => answer.map(|_| ()),
         Err(_) => Err(format!("no answer within {REFUSAL_TIMEOUT:?}")),
     }
-}
-
-/// Waits until nothing of a release is missing.
-async fn loaded(scene: &Scene<'_>, release: &Release) -> Result<(), BenchError> {
-    let name = release.name.as_str();
-    scene
-        .wait_for("the release is loaded everywhere", |cluster| {
-            let of_release = |s: &&v1::ReleaseStatus| s.release.as_ref().is_some_and(|r| r.release == name);
-            cluster.releases.iter().find(of_release).is_some_and(|status| status.waiting_for.is_empty())
-        })
-        .await?;
-    Ok(())
 }
 
 /// The store is gone while a release is to be published; then it is there without the partitions of a table, as one

@@ -22,8 +22,6 @@ pub struct Pair {
     pub requests_before: u64,
     /// Requests during the transition.
     pub requests_during: u64,
-    /// Those of them that were sent until all of it had taken effect; the rest came after.
-    pub requests_until_effect: u64,
     /// From the first thing that was done to when all of it had taken effect.
     pub transition_seconds: f64,
     /// Before, the time that 99 of 100 requests kept to.
@@ -42,8 +40,6 @@ pub struct Report {
     pub requests: u64,
     /// Requests that were sent during transitions, and whose answers were checked.
     pub requests_during: u64,
-    /// Requests that were sent until all of a transition had taken effect.
-    pub requests_until_effect: u64,
     /// Calls to nodes that rankers made again during transitions, elsewhere or later. Nobody asks a ranker twice.
     pub retries: u64,
     /// Requests without an answer by their deadline.
@@ -80,8 +76,8 @@ pub struct Report {
 /// What is known of a drill beside its load.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// How long each took until all of it had taken effect, and how many requests had been sent by then.
-    pub(super) transitions: Vec<(Duration, u64)>,
+    /// How long each took until all of it had taken effect.
+    pub(super) transitions: Vec<Duration>,
     pub(super) retries: f64,
     pub(super) duration: Duration,
     pub(super) tables_built: usize,
@@ -116,7 +112,6 @@ impl Report {
         let report = Self {
             requests: outcome.windows.iter().map(|window| window.sent).sum(),
             requests_during: checked.during,
-            requests_until_effect: facts.transitions.iter().map(|(_, requests)| requests).sum(),
             retries: facts.retries as u64,
             failed_requests: failures.values().sum(),
             failures,
@@ -174,16 +169,15 @@ impl Report {
 }
 
 /// The windows, two and two.
-fn pairs(windows: &[Window], transitions: &[(Duration, u64)]) -> Vec<Pair> {
+fn pairs(windows: &[Window], transitions: &[Duration]) -> Vec<Pair> {
     let of = |kind: Kind| windows.iter().filter(move |window| window.kind == kind);
     let pairs = of(Kind::Before).zip(of(Kind::During)).zip(transitions);
-    let pair = |((before, during), (transition, until_effect)): ((&Window, &Window), &(Duration, u64))| {
+    let pair = |((before, during), transition): ((&Window, &Window), &Duration)| {
         let p99_before_us = before.latency.quantile_us(0.99);
         let p99_during_us = during.latency.quantile_us(0.99);
         Pair {
             requests_before: before.sent,
             requests_during: during.sent,
-            requests_until_effect: *until_effect,
             transition_seconds: transition.as_secs_f64(),
             p99_before_us,
             p99_during_us,

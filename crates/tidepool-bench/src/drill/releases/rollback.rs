@@ -1,5 +1,5 @@
-//! The release before answers again: by the controller in one pair, and in the next at each ranker, while the
-//! controller is dead.
+//! A release is promoted, answers for a while, and the one before answers again: by the controller in one pair, and in
+//! the next at each ranker, while the controller is dead.
 
 use super::{
     Params, ReleaseDrill, Report,
@@ -14,21 +14,22 @@ pub(super) async fn run(params: &Params, progress: Progress<'_>) -> Result<Repor
     for pair in 0..params.pairs {
         let release = scene.next_release()?;
         scene.publish(&release).await?;
-        let former = scene.promote(release).await?;
-        scene.settle().await?;
+        scene.loaded(&release).await?;
         scene.before().await?;
+        scene.begin(&format!("{} is promoted", release.name)).await?;
+        let former = scene.promote(release).await?;
+        scene.load.until_sent(scene.window()).await?;
         if pair % 2 == 0 {
-            scene.begin("rolled back by the controller").await?;
+            scene.tell("rolled back by the controller");
             scene.load.expect(None);
             by_controller(&scene).await?;
             scene.load.expect(Some(&former.name));
         } else {
-            scene.begin("SIGKILL to the controller, and rolled back at each ranker").await?;
+            scene.tell("SIGKILL to the controller, and rolled back at each ranker");
             scene.load.expect(None);
             scene.cluster.controller_mut().kill().await?;
             at_rankers(&scene).await?;
             scene.load.expect(Some(&former.name));
-            scene.load.until_sent(scene.window() / 2).await?;
             scene.tell("the controller is started again, and told as well");
             scene.cluster.controller_mut().start_again().await?;
             by_controller(&scene).await?;

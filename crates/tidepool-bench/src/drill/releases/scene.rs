@@ -37,10 +37,10 @@ pub(super) const NODES_PER_GROUP: usize = 2;
 const LOAD_RETRY_MS: i64 = 500;
 /// See [`short_grace`].
 const GRACE_MS: i64 = 3000;
-/// How long a release that is let go stays, in milliseconds: the longest deadline of the load, several times.
-const RETIRE_GRACE_MS: i64 = 1000;
+/// How long a release that is let go stays at least: the longest deadline of the load, several times.
+const LEAST_GRACE: Duration = Duration::from_secs(1);
 /// How long anything that is waited for may take.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often a wait looks again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long load goes on before anything is compared with it, and between two pairs.
@@ -97,7 +97,9 @@ impl<'a> Scene<'a> {
         spec.program.clone_from(&params.program);
         spec.rankers = params.rankers;
         spec.controller_config = needs.controller_config;
-        spec.controller_config.insert("retire_grace_ms".to_owned(), RETIRE_GRACE_MS.into());
+        // A release is let go over a window of requests: the last that began with it is long over then.
+        let grace = Duration::from_secs_f64(window(params) as f64 / params.rate).max(LEAST_GRACE);
+        spec.controller_config.insert("retire_grace_ms".to_owned(), (grace.as_millis() as i64).into());
         let retry = || toml::Table::from_iter([("load_retry_ms".to_owned(), LOAD_RETRY_MS.into())]);
         (spec.node_config, spec.ranker_config) = (retry(), retry());
         let program = spec.program()?;
@@ -150,7 +152,7 @@ impl<'a> Scene<'a> {
 
     /// Requests of a window.
     pub(super) const fn window(&self) -> u64 {
-        self.params.requests_during.div_ceil(self.params.pairs as u64)
+        window(self.params)
     }
 
     /// The number of the next release, and a table version that the current one does not have.
@@ -227,11 +229,10 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Everything of the transition has taken effect. The window ends when it has its requests.
+    /// Everything of the transition has taken effect, and its window ends.
     pub(super) async fn took_effect(&mut self) -> Result<(), BenchError> {
         let Some((begun, retries)) = self.begun.take() else { return Ok(()) };
-        self.facts.transitions.push((begun.elapsed(), self.load.sent()));
-        self.load.until_sent(self.window()).await?;
+        self.facts.transitions.push(begun.elapsed());
         self.load.window(Kind::Between)?;
         self.facts.retries += self.retries().await? - retries;
         Ok(())
@@ -282,6 +283,17 @@ impl<'a> Scene<'a> {
         let rankers = self.params.rankers;
         self.wait_for("every ranker has heard of it", |cluster| {
             cluster.rankers.iter().filter(|ranker| ranker.epoch >= epoch).count() == rankers
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Waits until nothing of a release is missing.
+    pub(super) async fn loaded(&self, release: &Release) -> Result<(), BenchError> {
+        let name = release.name.as_str();
+        self.wait_for("the release is loaded everywhere", |cluster| {
+            let of_release = |s: &&v1::ReleaseStatus| s.release.as_ref().is_some_and(|r| r.release == name);
+            cluster.releases.iter().find(of_release).is_some_and(|status| status.waiting_for.is_empty())
         })
         .await?;
         Ok(())
@@ -353,6 +365,11 @@ impl<'a> Scene<'a> {
 /// a few on one machine.
 pub(super) fn short_grace() -> toml::Table {
     toml::Table::from_iter([("reconnect_grace_ms".to_owned(), GRACE_MS.into())])
+}
+
+/// Requests of a window: a transition lasts for as many, or for longer.
+const fn window(params: &Params) -> u64 {
+    params.requests_during.div_ceil(params.pairs as u64)
 }
 
 /// Tables built, the time it took, and where they are.

@@ -90,7 +90,10 @@ async fn follow(
             {
                 let why = harmless(status.message());
                 output.line(format!("looking for the controller that leads, after: {why}"));
-                releases = ReleasesClient::new(leader::channel(remote).await?);
+                // While none leads, it is looked for again.
+                if let Ok(channel) = leader::channel(remote).await {
+                    releases = ReleasesClient::new(channel);
+                }
             }
             Err(status) => return Err(refusal(&status)),
         }

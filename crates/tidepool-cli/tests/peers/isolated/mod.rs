@@ -40,7 +40,7 @@ fn alone(test: &str) -> bool {
             "--mount-proc",
         ])
         .arg(env::current_exe().unwrap())
-        .args([test, "--exact", "--ignored", "--nocapture"])
+        .args([test, "--exact", "--nocapture"])
         .env(ALONE, &begun)
         .output()
         .expect("unshare is installed (util-linux)");

@@ -76,6 +76,7 @@ impl Site {
                     ("keepalive_interval_ms", "500".to_owned()),
                     ("keepalive_timeout_ms", "500".to_owned()),
                     ("tls.insecure_plaintext", "true".to_owned()),
+                    ("auth.insecure_remote_changes", "true".to_owned()),
                 ];
                 host.start(&at, "controller", &[keys(&at, &store, "controller"), more.to_vec()].concat())
             })
