@@ -73,6 +73,7 @@ impl Site {
             ("store", self.location.clone()),
             ("data_dir", self.dir.path().join("controller").to_str().unwrap().to_owned()),
             ("group_settle_ms", "0".into()),
+            ("retire_grace_ms", "500".into()),
         ];
         Role::start_in(self.dir.path(), "controller", &keys, &variables(self.moto.address))
     }
