@@ -12,7 +12,7 @@ use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
     client::Resumption,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{ServerSessionMemoryCache, WebPkiClientVerifier},
     version::TLS13,
 };
 use tidepool_runtime::certs::{self, CertsOptions};
@@ -20,6 +20,8 @@ use tidepool_runtime::certs::{self, CertsOptions};
 /// Of each kind, by turns.
 const ROUNDS: usize = 5;
 const HANDSHAKES: u32 = 200;
+/// More than all of them leave behind.
+const SESSIONS: usize = 1 << 14;
 
 fn main() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,7 +55,10 @@ fn server(dir: &Path) -> Arc<ServerConfig> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).unwrap();
     let (chain, key) = own(dir, "node");
     let builder = builder.with_client_cert_verifier(verifier);
-    Arc::new(builder.with_single_cert(chain, key).unwrap())
+    let mut config = builder.with_single_cert(chain, key).unwrap();
+    // Whole handshakes leave sessions behind, too: they must not drive out those that are resumed.
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    Arc::new(config)
 }
 
 fn client(dir: &Path, resumes: bool) -> Arc<ClientConfig> {

@@ -1,7 +1,7 @@
 //! Drills of releases: a cluster of real processes in front of which several rankers answer checked load, a release
 //! or a process that comes or goes under it, and whether anybody noticed.
 //!
-//! **Invariant:** whether an answer is right is judged by the [oracle](oracle), which knows rows and dense models by
+//! **Invariant:** whether an answer is right is judged by the oracle of `oracle.rs`, which knows rows and dense models by
 //! functions of its own; it calls neither `tidepool-kernels` nor `tidepool-dense`. What an operator would do is done
 //! by the commands that he has.
 //!
