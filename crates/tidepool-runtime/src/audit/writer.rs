@@ -94,14 +94,17 @@ impl Writer {
         let owed = mem::take(&mut self.owed).into_iter().map(|(bytes, place)| (bytes, Some(place)));
         let all: Vec<_> = owed.chain(lines.drain(..)).collect();
         let written = self.append(&all.iter().map(|(bytes, _)| &bytes[..]).collect::<Vec<_>>());
-        if let Err(error) = &written {
-            let kept = all.into_iter().filter_map(|(bytes, place)| Some((bytes, place?)));
-            self.owed.extend(kept);
-            tracing::error!(
-                error = chain(error),
-                owed = self.owed.len(),
-                "the audit log cannot be written; no change is made"
-            );
+        match &written {
+            // Before anybody is told: whoever ends a change and begins another finds the place free.
+            Ok(()) => drop(all),
+            Err(error) => {
+                self.owed.extend(all.into_iter().filter_map(|(bytes, place)| Some((bytes, place?))));
+                tracing::error!(
+                    error = chain(error),
+                    owed = self.owed.len(),
+                    "the audit log cannot be written; no change is made"
+                );
+            }
         }
         for waits in waiting {
             // Whoever asked may have left.
