@@ -1,18 +1,33 @@
 //! What the graph declares, held against what `model.toml` and the tables say.
 
-use tidepool_types::{InputSource, ModelSpec, Name};
+use tidepool_types::{InputSource, ModelSpec, Name, Side};
 use tract_onnx::pb::{
     GraphProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::dimension::Value as Dim,
     type_proto::Value as Type,
 };
+
+/// The input by which a graph says itself which request a row belongs to: i64 `[rows]`. A graph that has it takes
+/// its user inputs with one row per request, and brings the two together where it likes.
+pub(crate) const REQUEST_INDEX: &str = "request_index";
+
+/// What an input of the graph is fed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fed {
+    /// The contract's input at this place.
+    Input(usize),
+    /// For each row, the number of its request.
+    RequestIndex,
+}
 
 /// The declared interface of a graph in terms of the contract.
 #[derive(Debug)]
 pub(crate) struct Interface {
     /// Elements per row of each input, in the order of the contract.
     pub(crate) widths: Vec<usize>,
-    /// For each input of the graph, in its order: which of the contract's inputs it is.
-    pub(crate) inputs: Vec<usize>,
+    /// Whose feature each input is, in the order of the contract.
+    pub(crate) sides: Vec<Side>,
+    /// For each input of the graph, in its order: what it is fed with.
+    pub(crate) inputs: Vec<Fed>,
     /// For each output of the contract, in its order: which of the graph's outputs it is.
     pub(crate) outputs: Vec<usize>,
 }
@@ -31,7 +46,11 @@ pub(crate) fn check(
     let mut inputs = Vec::new();
     for input in &declared {
         match spec.inputs.iter().position(|i| i.name == input.name) {
-            Some(at) => inputs.push(at),
+            Some(at) => inputs.push(Fed::Input(at)),
+            None if input.name == REQUEST_INDEX => {
+                check_request_index(input, &mut problems);
+                inputs.push(Fed::RequestIndex);
+            }
             None => problems.push(format!("graph input {:?} is not in model.toml", input.name)),
         }
     }
@@ -70,7 +89,15 @@ pub(crate) fn check(
             problems.push(format!("graph output {:?} is made by no node", output.name));
         }
     }
-    if problems.is_empty() { Ok(Interface { widths, inputs, outputs }) } else { Err(problems) }
+    let sides = spec.inputs.iter().map(|input| input.side).collect();
+    if problems.is_empty() { Ok(Interface { widths, sides, inputs, outputs }) } else { Err(problems) }
+}
+
+impl Interface {
+    /// Whether the graph takes its user inputs with one row per request.
+    pub(crate) fn has_request_index(&self) -> bool {
+        self.inputs.contains(&Fed::RequestIndex)
+    }
 }
 
 fn produced(graph: &GraphProto, name: &str) -> bool {
@@ -84,6 +111,22 @@ fn duplicates(what: &str, values: &[&ValueInfoProto], problems: &mut Vec<String>
         if values[..at].iter().any(|earlier| earlier.name == value.name) {
             problems.push(format!("graph {what} {:?} stands twice", value.name));
         }
+    }
+}
+
+/// The numbers of the requests must be i64 `[rows]` with an open batch.
+fn check_request_index(input: &ValueInfoProto, problems: &mut Vec<String>) {
+    let tensor = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+        Some(Type::TensorType(tensor)) => Some(tensor),
+        _ => None,
+    };
+    let of_integers = tensor.is_some_and(|t| t.elem_type == DataType::Int64 as i32);
+    let open = tensor
+        .and_then(|t| t.shape.as_ref())
+        .is_some_and(|shape| matches!(&shape.dim[..], [dim] if !matches!(dim.value, Some(Dim::DimValue(_)))));
+    if !of_integers || !open {
+        problems
+            .push(format!("input {:?}: it must be INT64 (i64) of shape [rows], rows symbolic", input.name));
     }
 }
 

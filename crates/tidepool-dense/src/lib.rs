@@ -4,7 +4,7 @@
 //! go in, one `f32` per row and output comes out. Types of the library that runs the graph do not leave
 //! this crate, and a defect of that library, or a hostile file, is an error here and never a panic.
 //!
-//! Read first: [`DenseModel`], [`DenseError`], and `ModelSpec` of tidepool-types, the contract.
+//! Read first: [`DenseModel`], [`DenseBatch`], [`DenseError`], and `ModelSpec` of tidepool-types, the contract.
 
 mod contract;
 mod error;
@@ -14,5 +14,5 @@ mod model;
 mod write;
 
 pub use error::DenseError;
-pub use model::DenseModel;
+pub use model::{DenseBatch, DenseModel};
 pub use write::GraphWriter;

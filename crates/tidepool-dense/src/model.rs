@@ -6,18 +6,35 @@ use std::{
     sync::Arc,
 };
 
-use tidepool_types::{ModelSpec, Name};
+use tidepool_types::{ModelSpec, Name, Side};
 use tract_onnx::{pb::ModelProto, prelude::*, tract_hir::infer::InferenceFact};
 
 use crate::{
     DenseError,
-    contract::{self, Interface},
+    contract::{self, Fed, Interface},
     file,
     guard::{brief, guarded},
 };
 
 /// The name of the batch dimension in the prepared graph, whatever the file calls it.
 const ROWS: &str = "tidepool_rows";
+/// The name of the batch dimension of user inputs, in a graph that brings them together with rows itself.
+const REQUESTS: &str = "tidepool_requests";
+
+/// What one run computes: rows of one or more requests. User inputs have one row per *request*, candidate inputs one
+/// per *row*; a request's rows need not lie together.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseBatch<'a> {
+    /// Rows to score.
+    pub rows: usize,
+    /// Requests that they belong to.
+    pub requests: usize,
+    /// For each row, the number of its request: `[rows]`, each below `requests`.
+    pub request_of: &'a [u32],
+    /// The inputs in the order of the contract, row-major: `[requests, width]` of the user, `[rows, width]` of the
+    /// candidates.
+    pub inputs: &'a [&'a [f32]],
+}
 
 /// A dense model that fits its contract, ready to run. It may be shared between threads.
 pub struct DenseModel {
@@ -64,48 +81,73 @@ impl DenseModel {
         &self.interface.widths
     }
 
-    /// Runs the graph on `rows` rows. `inputs` are in the order of the contract, each row-major
-    /// `[rows, width]`; so are the outputs, each `[rows]`. No rows give empty outputs. Values are returned
+    /// Runs the graph. The outputs are in the order of the contract, each `[rows]`. No rows give empty outputs. Values are returned
     /// as the graph made them, infinities and NaN included: judging them is the caller's business. So is
     /// judging the inputs, since a NaN that goes in may well come out as a number (a sigmoid clamps it).
     ///
     /// # Errors
-    /// [`DenseError::Input`] when a length is wrong; [`DenseError::Run`] and [`DenseError::Panicked`] when
+    /// [`DenseError::Input`] when a length is wrong or a row belongs to no request; [`DenseError::Run`] and [`DenseError::Panicked`] when
     /// the graph cannot be evaluated.
-    pub fn run(&self, rows: usize, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, DenseError> {
-        self.check_lengths(rows, inputs)?;
-        if rows == 0 {
+    pub fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
+        self.check(batch)?;
+        if batch.rows == 0 {
             return Ok(vec![Vec::new(); self.interface.outputs.len()]);
         }
-        guarded(&self.path, "ran the graph", || self.evaluate(rows, inputs))
+        guarded(&self.path, "ran the graph", || self.evaluate(batch))
     }
 
-    fn check_lengths(&self, rows: usize, inputs: &[Vec<f32>]) -> Result<(), DenseError> {
+    fn check(&self, batch: &DenseBatch<'_>) -> Result<(), DenseError> {
+        let &DenseBatch { rows, requests, request_of, inputs } = batch;
         let widths = &self.interface.widths;
+        let list = |problem| DenseError::Input { input: "list".into(), problem };
         if inputs.len() != widths.len() {
-            return Err(DenseError::Input {
-                input: "list".into(),
-                problem: format!("{} inputs were given, the model has {}", inputs.len(), widths.len()),
-            });
+            return Err(list(format!("{} inputs were given, the model has {}", inputs.len(), widths.len())));
         }
-        for ((name, values), &width) in self.input_names.iter().zip(inputs).zip(widths) {
-            if rows.checked_mul(width) != Some(values.len()) {
+        if request_of.len() != rows {
+            return Err(list(format!("requests were given for {} of {rows} rows", request_of.len())));
+        }
+        if let Some(row) = request_of.iter().position(|&request| request as usize >= requests) {
+            let of = request_of[row];
+            return Err(list(format!("row {row} belongs to request {of}, there are {requests} requests")));
+        }
+        let expected = self.interface.sides.iter().zip(widths);
+        for ((name, values), (&side, &width)) in self.input_names.iter().zip(inputs).zip(expected) {
+            let (count, what) = if side == Side::User { (requests, "requests") } else { (rows, "rows") };
+            if count.checked_mul(width) != Some(values.len()) {
                 return Err(DenseError::Input {
                     input: format!("{name:?}"),
-                    problem: format!("{} numbers were given for {rows} rows of {width}", values.len()),
+                    problem: format!("{} numbers were given for {count} {what} of {width}", values.len()),
                 });
             }
         }
         Ok(())
     }
 
-    fn evaluate(&self, rows: usize, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, DenseError> {
+    fn evaluate(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
+        let rows = batch.rows;
         let failed = |problem| DenseError::Run { path: self.path.clone(), rows, problem };
+        let expands = !self.interface.has_request_index();
         let mut tensors = TVec::new();
-        for &at in &self.interface.inputs {
-            let shape = [rows, self.interface.widths[at]];
-            let tensor = Tensor::from_shape(&shape, &inputs[at]).map_err(|e| failed(brief(&e)))?;
-            tensors.push(tensor.into_tvalue());
+        for &fed in &self.interface.inputs {
+            let tensor = match fed {
+                Fed::RequestIndex => {
+                    let numbers: Vec<i64> = batch.request_of.iter().map(|&r| r.into()).collect();
+                    Tensor::from_shape(&[rows], &numbers)
+                }
+                Fed::Input(at) => {
+                    let (width, values) = (self.interface.widths[at], batch.inputs[at]);
+                    match self.interface.sides[at] {
+                        Side::User if expands => {
+                            let of = |&request: &u32| &values[request as usize * width..][..width];
+                            let expanded: Vec<f32> = batch.request_of.iter().flat_map(of).copied().collect();
+                            Tensor::from_shape(&[rows, width], &expanded)
+                        }
+                        Side::User => Tensor::from_shape(&[batch.requests, width], values),
+                        Side::Candidate => Tensor::from_shape(&[rows, width], values),
+                    }
+                }
+            };
+            tensors.push(tensor.map_err(|e| failed(brief(&e)))?.into_tvalue());
         }
         let results = self.plan.run(tensors).map_err(|e| failed(brief(&e)))?;
         let column = |&at: &usize| {
@@ -132,10 +174,18 @@ fn prepare(
     // Shapes inside the file may speak of the batch by another name, so they are inferred again.
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let mut graph = onnx.model_for_proto_model(model).map_err(failed)?;
-    let rows = graph.sym(ROWS);
-    for (at, &input) in interface.inputs.iter().enumerate() {
-        let shape = [TDim::from(rows.clone()), TDim::from(interface.widths[input])];
-        graph.set_input_fact(at, InferenceFact::dt_shape(f32::datum_type(), shape)).map_err(failed)?;
+    let (rows, requests) = (graph.sym(ROWS), graph.sym(REQUESTS));
+    for (at, &fed) in interface.inputs.iter().enumerate() {
+        let fact = match fed {
+            Fed::RequestIndex => InferenceFact::dt_shape(i64::datum_type(), [TDim::from(rows.clone())]),
+            Fed::Input(input) => {
+                let apart = interface.has_request_index() && interface.sides[input] == Side::User;
+                let batch = if apart { &requests } else { &rows };
+                let shape = [TDim::from(batch.clone()), TDim::from(interface.widths[input])];
+                InferenceFact::dt_shape(f32::datum_type(), shape)
+            }
+        };
+        graph.set_input_fact(at, fact).map_err(failed)?;
     }
     let typed = graph.into_typed().and_then(TypedModel::into_decluttered).map_err(failed)?;
     let mut problems = Vec::new();
@@ -155,7 +205,10 @@ fn prepare(
             _ => false,
         };
         if !fits {
-            let shape: Vec<_> = shape.iter().map(|d| d.to_string().replace(ROWS, "batch")).collect();
+            let shape: Vec<_> = shape
+                .iter()
+                .map(|d| d.to_string().replace(ROWS, "batch").replace(REQUESTS, "requests"))
+                .collect();
             problems.push(format!(
                 "output {:?}: its shape is [{}], it must be [batch] or [batch, 1]",
                 output.name,

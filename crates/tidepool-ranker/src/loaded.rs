@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use tidepool_client::{ClusterMap, ReleaseEntry};
-use tidepool_dense::DenseModel;
+use tidepool_dense::{DenseBatch, DenseModel};
 use tidepool_store::ArtifactStore;
-use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
+use tidepool_types::{InputSource, ModelSpec, Name, Side, TableVersion};
 
 use crate::{counters::Counters, error::LoadError, recent::Told};
 
@@ -64,8 +64,18 @@ impl LoadedRelease {
             map.layout(version).map(|layout| layout.schema.vector_dim())
         };
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
-        let zeros: Vec<_> = dense.widths().iter().map(|width| vec![0.0; WARM_UP_ROWS * width]).collect();
-        dense.run(WARM_UP_ROWS, &zeros)?;
+        let rows = |side| if side == Side::User { 1 } else { WARM_UP_ROWS };
+        let zeros =
+            files.spec.inputs.iter().zip(dense.widths()).map(|(i, width)| vec![0.0; rows(i.side) * width]);
+        let zeros: Vec<_> = zeros.collect();
+        let inputs: Vec<&[f32]> = zeros.iter().map(Vec::as_slice).collect();
+        let request_of = [0; WARM_UP_ROWS];
+        dense.run(&DenseBatch {
+            rows: WARM_UP_ROWS,
+            requests: 1,
+            request_of: &request_of,
+            inputs: &inputs,
+        })?;
         let pooled = files.spec.inputs.iter().zip(&table_of);
         let features = pooled.filter_map(|(input, table)| Some((input.name.clone(), table.clone()?)));
         let told = Told {

@@ -9,6 +9,7 @@ use tidepool_client::{
     Client, FeatureLookup, FeatureVectors, LookupAccount, LookupOptions, LookupRequest, OnUnavailable,
 };
 use tidepool_cluster::{ScoreHistogram, Tally};
+use tidepool_dense::DenseBatch;
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
 use tokio::time;
@@ -303,7 +304,7 @@ impl Ranker {
     }
 }
 
-/// The model's inputs, `[candidates, width]` each: what came once for the user is repeated only here.
+/// The model's inputs: `[1, width]` of the user, `[candidates, width]` of the candidates.
 fn assemble(
     release: &LoadedRelease,
     candidates: usize,
@@ -319,7 +320,7 @@ fn assemble(
             let (input, found) = (input.name.clone(), values.len());
             return Err(RankError::Vectors { input, found, expected });
         }
-        Ok(if input.side == Side::User { values.repeat(candidates) } else { values })
+        Ok(values)
     });
     let assembled: Vec<_> = assembled.collect::<Result<_, _>>()?;
     match release.spec.inputs.get(assembled.len()) {
@@ -336,7 +337,10 @@ fn score(
     inputs: &[Vec<f32>],
     top_k: u32,
 ) -> Result<(Vec<(u32, f32)>, ScoreHistogram), RankError> {
-    let mut outputs = release.dense.run(candidates, inputs)?;
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    let request_of = vec![0; candidates];
+    let batch = DenseBatch { rows: candidates, requests: 1, request_of: &request_of, inputs: &inputs };
+    let mut outputs = release.dense.run(&batch)?;
     let scores = outputs.swap_remove(release.spec.score);
     if let Some(candidate) = scores.iter().position(|score| !score.is_finite()) {
         return Err(RankError::NotFinite {

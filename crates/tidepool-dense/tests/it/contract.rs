@@ -113,3 +113,10 @@ fn weights_among_the_inputs_are_no_inputs() {
     let graph = logistic().input("w", &[fixed(3), fixed(1)]);
     assert!(load(&graph.bytes(), &logistic_spec()).is_ok());
 }
+
+#[test]
+fn the_numbers_of_requests_are_integers() {
+    let graph = logistic().input("request_index", &[open("batch"), fixed(1)]);
+    let expected = "input \"request_index\": it must be INT64 (i64) of shape [rows], rows symbolic";
+    assert_eq!(problems(graph, &logistic_spec()), [expected]);
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use tidepool_dense::{DenseError, DenseModel};
 use tract_onnx::pb::{StringStringEntryProto, tensor_proto::DataLocation};
 
-use crate::{dims, load, logistic, logistic_spec, onnx::Graph};
+use crate::{dims, load, logistic, logistic_spec, onnx::Graph, run};
 
 fn error(graph: Graph) -> DenseError {
     load(&graph.bytes(), &logistic_spec()).unwrap_err()
@@ -39,7 +39,7 @@ fn every_truncation_and_bit_flip_is_survived() {
         flipped[at] ^= 1 << (at % 8);
         // A flipped weight or name of a node is a model all the same; the hash of the file tells it.
         if let Ok(model) = load(&flipped, &logistic_spec()) {
-            let _ = model.run(2, &[vec![0.5; 4], vec![0.5; 2]]);
+            let _ = run(&model, 2, &[vec![0.5; 4], vec![0.5; 2]]);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use onnx::{Graph, fixed, int, open};
 use tempfile::TempDir;
-use tidepool_dense::{DenseError, DenseModel};
+use tidepool_dense::{DenseBatch, DenseError, DenseModel};
 use tidepool_types::{ModelSpec, Name};
 
 /// `probability = sigmoid([user, age] . W + b)`, `margin` = what the sigmoid is taken of.
@@ -58,6 +58,13 @@ fn dims(table: &Name) -> Option<u32> {
 fn load(bytes: &[u8], spec: &ModelSpec) -> Result<DenseModel, DenseError> {
     let (_dir, path) = file(bytes);
     DenseModel::load(&path, spec, &dims)
+}
+
+/// Runs rows each of which is a request of its own.
+fn run(model: &DenseModel, rows: usize, inputs: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, DenseError> {
+    let request_of: Vec<u32> = (0..rows as u32).collect();
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    model.run(&DenseBatch { rows, requests: rows, request_of: &request_of, inputs: &inputs })
 }
 
 fn file(bytes: &[u8]) -> (TempDir, PathBuf) {

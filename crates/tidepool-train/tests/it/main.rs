@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use tidepool_dense::DenseModel;
+use tidepool_dense::{DenseBatch, DenseModel};
 use tidepool_store::ArtifactStore;
 use tidepool_table::LayoutReader;
 use tidepool_train::{
@@ -131,7 +131,12 @@ fn the_onnx_file_says_what_our_own_forward_pass_says() {
     let dense = DenseModel::load(&path, &spec, &|table| dims.get(table.as_str()).copied()).unwrap();
 
     let (inputs, labels) = graph_inputs(data, model, &spec);
-    let from_graph = dense.run(labels.len(), &inputs).unwrap().remove(0);
+    // Each example is a request of its own.
+    let rows = labels.len();
+    let request_of: Vec<u32> = (0..rows as u32).collect();
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    let batch = DenseBatch { rows, requests: rows, request_of: &request_of, inputs: &inputs };
+    let from_graph = dense.run(&batch).unwrap().remove(0);
     // Requests list the test slice in order of user, which is its own order.
     let ours = model.predict(data, &data.test);
     assert_eq!(from_graph.len(), ours.len());
