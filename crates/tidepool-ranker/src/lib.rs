@@ -14,6 +14,8 @@ mod choice;
 mod config;
 mod counters;
 mod error;
+mod features;
+mod finish;
 mod hot_ids;
 mod http;
 mod json;
@@ -39,8 +41,9 @@ pub use asking::{Asking, RawBreaker, RawHedge, RawRetry};
 pub use choice::Choice;
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};
+pub use finish::Finishing;
 pub use rank::RankAnswer;
-pub use request::{InputRows, Limits, RankFeature, RankRequest, check};
+pub use request::{Checked, InputRows, Limits, RankFeature, RankRequest, check};
 pub use running::start;
 pub use tidepool_runtime::{
     error::{ServeError, chain},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_dense::DenseModel;
 use tidepool_store::ArtifactStore;
-use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
+use tidepool_types::{ModelSpec, Name, TableVersion};
 
 use crate::{counters::Counters, error::LoadError, recent::Told};
 
@@ -21,6 +21,8 @@ pub(crate) struct LoadedRelease {
     pub(crate) release: Name,
     /// The contract.
     pub(crate) spec: ModelSpec,
+    /// The identity of the contract.
+    pub(crate) schema_hash: u64,
     /// The table versions that the release pins.
     pub(crate) table_versions: Vec<TableVersion>,
     /// Per input of the contract: what it pools from, if it does.
@@ -50,9 +52,9 @@ impl LoadedRelease {
         }
         let mut table_of = Vec::new();
         for input in &files.spec.inputs {
-            table_of.push(match &input.source {
-                InputSource::Dense { .. } => None,
-                InputSource::Pooled { table, .. } => {
+            table_of.push(match input.source.table() {
+                None => None,
+                Some(table) => {
                     let version = files.manifest.version_of(table).cloned();
                     let unpinned = || LoadError::Unpinned { input: input.name.clone(), table: table.clone() };
                     Some(version.ok_or_else(unpinned)?)
@@ -76,6 +78,7 @@ impl LoadedRelease {
         Ok(Self {
             model: entry.model.clone(),
             release: entry.release.clone(),
+            schema_hash: files.spec.schema_hash(),
             spec: files.spec,
             table_versions: files.manifest.tables,
             table_of,
