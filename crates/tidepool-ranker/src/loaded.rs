@@ -50,6 +50,10 @@ impl LoadedRelease {
         if stored != mapped {
             return Err(LoadError::Tables { stored, mapped });
         }
+        let mismatches = files.golden.as_ref().map(|golden| golden.check(&files.spec)).unwrap_or_default();
+        if !mismatches.is_empty() {
+            return Err(LoadError::Golden(mismatches));
+        }
         let mut table_of = Vec::new();
         for input in &files.spec.inputs {
             table_of.push(match input.source.table() {
