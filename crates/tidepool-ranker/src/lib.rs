@@ -21,6 +21,7 @@ mod http;
 mod json;
 mod loaded;
 mod metrics;
+mod models;
 #[cfg(test)]
 mod overload_tests;
 mod rank;

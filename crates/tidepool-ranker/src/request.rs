@@ -397,6 +397,76 @@ mod tests {
         );
     }
 
+    /// A contract whose features are shared, hashed, cut and weighed.
+    fn ads(policy: &str) -> ModelSpec {
+        ModelSpec::from_toml(&format!(
+            r#"schema_version = 1
+            model = "ads"
+            score = "utility"
+            utility = "p * bid"
+            top_k = 7
+            unknown_features = "{policy}"
+            utility_inputs = [{{ name = "bid", side = "candidate" }}]
+            inputs = [
+                {{ name = "seen", feature = "items", side = "user", table = "item", sequence = 2 }},
+                {{ name = "liked", feature = "items", side = "user", table = "item", transform = [{{ op = "modulo", n = 10 }}] }},
+                {{ name = "price", feature = "bid", side = "candidate", width = 1 }},
+            ]
+            outputs = [{{ name = "p" }}, {{ name = "q" }}]"#
+        ))
+        .unwrap()
+    }
+
+    fn ads_request() -> RankRequest {
+        RankRequest {
+            candidates: 2,
+            user: vec![ids("items", &[11, 22, 33], Some(&[3]))],
+            candidate: vec![numbers("bid", &[0.5, 2.0])],
+            ..RankRequest::default()
+        }
+    }
+
+    #[test]
+    fn inputs_share_a_feature_and_each_makes_its_own_of_it() {
+        let request = RankRequest { outputs: vec!["q".into()], surface: "home".into(), ..ads_request() };
+        let checked = check(request, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap();
+        let bags = |ids: &[u64]| {
+            let lengths = Some(vec![ids.len() as u32]);
+            InputRows::Bags { ids: ids.to_vec(), lengths, weights: None }
+        };
+        let price = InputRows::Numbers(vec![0.5, 2.0]);
+        assert_eq!(checked.rows, [bags(&[22, 33]), bags(&[1, 2, 3]), price]);
+        let utility_inputs = vec![vec![0.5, 2.0]];
+        let finishing = Finishing { surface: "home".into(), outputs: vec![1], utility_inputs, top_k: 7 };
+        assert_eq!(checked.finishing, finishing);
+        let asked = RankRequest { top_k: 3, ..ads_request() };
+        assert_eq!(check(asked, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap().finishing.top_k, 3);
+        // What two inputs make work of counts twice.
+        let limits = Limits { max_ids: 5, ..LIMITS };
+        let many = check(ads_request(), &ads("refuse"), &[4, 2, 1], limits).unwrap_err();
+        assert!(many.to_string().ends_with("6 ids, a request may have 5"), "{many}");
+        let mut weighed = ads_request();
+        weighed.user[0].weights = Some(vec![1.0; 3]);
+        let weighed = check(weighed, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap_err();
+        assert!(weighed.to_string().ends_with("feature \"items\": a sequence has no weights"), "{weighed}");
+    }
+
+    #[test]
+    fn unknown_features_are_refused_or_told() {
+        let mut request = ads_request();
+        request.user.push(numbers("hat", &[f32::NAN]));
+        request.candidate.extend([ids("x", &[1], None), ids(&"x".repeat(1000), &[1], None)]);
+        let refused = check(request.clone(), &ads("refuse"), &[4, 2, 1], LIMITS).unwrap_err();
+        assert!(refused.to_string().ends_with("model ads takes no user feature \"hat\""), "{refused}");
+        let checked = check(request, &ads("ignore"), &[4, 2, 1], LIMITS).unwrap();
+        assert_eq!(checked.ignored_features, ["hat".to_owned(), "x".into(), "x".repeat(256)]);
+        assert_eq!(checked.rows.len(), 3);
+        let mut many = ads_request();
+        many.user.extend((0..100).map(|n| ids(&format!("f{n}"), &[], None)));
+        let checked = check(many, &ads("ignore"), &[4, 2, 1], LIMITS).unwrap();
+        assert_eq!(checked.ignored_features.len(), Checked::MAX_TOLD);
+    }
+
     #[test]
     fn no_candidates_are_fine() {
         let mut request = good();

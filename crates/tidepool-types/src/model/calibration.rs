@@ -113,7 +113,11 @@ impl Calibration {
             entry.problem_of(problems, "surface", format!("{} bytes, it may have {most}", surface.len()));
         }
         let kinds = [("platt", Kind::Platt), ("linear", Kind::Linear), ("isotonic", Kind::Isotonic)];
-        let curve = match entry.word(problems, "kind", &kinds)? {
+        let Some(kind) = entry.word(problems, "kind", &kinds) else {
+            entry.let_pass(&["a", "b", "points"]);
+            return None;
+        };
+        let curve = match kind {
             Kind::Isotonic => {
                 entry.need(problems, "points");
                 Curve::Isotonic { points: points(entry, problems)? }

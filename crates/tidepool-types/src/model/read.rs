@@ -208,6 +208,11 @@ impl<'d> Fields<'d> {
         tables
     }
 
+    /// Lets keys pass of which nothing can be said, for a problem that was told.
+    pub(super) fn let_pass(&mut self, keys: &[&'static str]) {
+        self.asked.extend(keys);
+    }
+
     /// Notes every key that was not asked for.
     pub(super) fn end(self, problems: &mut Problems<'_>) {
         for key in self.table.keys().filter(|key| !self.asked.contains(&key.get_ref().as_ref())) {

@@ -352,13 +352,16 @@ impl Stage {
     fn read(step: &mut Fields<'_>, problems: &mut Problems<'_>) -> Option<Self> {
         step.need(problems, "op");
         let ops = ["hash", "modulo", "bucketize", "last", "default"];
-        let op = step.word(problems, "op", &ops.map(|op| (op, op)))?;
+        let Some(op) = step.word(problems, "op", &ops.map(|op| (op, op))) else {
+            step.let_pass(&["of", "seed", "n", "id", "boundaries"]);
+            return None;
+        };
         match op {
             "hash" => {
                 let of = [("text", Hashed::Text), ("ids", Hashed::Ids)];
-                let of = if step.has("of") { step.word(problems, "of", &of)? } else { Hashed::Text };
-                let seed = if step.has("seed") { step.whole(problems, "seed", 0..=u64::MAX)? } else { 0 };
-                Some(Self::Hash { of, seed })
+                let of = if step.has("of") { step.word(problems, "of", &of) } else { Some(Hashed::Text) };
+                let (said, seed) = (step.has("seed"), step.whole(problems, "seed", 0..=u64::MAX));
+                Some(Self::Hash { of: of?, seed: if said { seed? } else { 0 } })
             }
             "modulo" => {
                 step.need(problems, "n");
