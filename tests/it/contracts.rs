@@ -44,7 +44,8 @@ const MODEL_TOML: &str = r#"
     b = -0.2
 "#;
 
-const GOLDEN: &str = r#"{"schema_version": 1, "inputs": {"item": [{"raw": ["sku-1"], "ids": [2486670271788658016]}]}}"#;
+const GOLDEN: &str =
+    r#"{"schema_version": 1, "inputs": {"item": [{"raw": ["sku-1"], "ids": [2486670271788658016]}]}}"#;
 
 fn build(
     sandbox: &Sandbox,

@@ -135,11 +135,9 @@ impl Metrics {
         self.defaulted.inc_by(answer.defaulted_bags.into());
         self.unavailable.inc_by(answer.unavailable_ids.into());
         self.partial.inc_by(u64::from(answer.unavailable_ids > 0));
-        if !answer.ignored_features.is_empty() {
-            // The model of an answer is one that is loaded: there are few.
-            let ignored = self.ignored.with_label_values(&[answer.model.as_str()]);
-            ignored.inc_by(answer.ignored_features.len() as u64);
-        }
+        // The model of an answer is one that is loaded: there are few.
+        let ignored = self.ignored.with_label_values(&[answer.model.as_str()]);
+        ignored.inc_by(answer.ignored_features.len() as u64);
     }
 
     pub(crate) fn refused(&self, code: ErrorCode, took: Duration) {

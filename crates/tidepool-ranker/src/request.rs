@@ -426,10 +426,14 @@ mod tests {
         }
     }
 
+    fn held(request: RankRequest, policy: &str, limits: Limits) -> Result<Checked, RankError> {
+        check(request, &ads(policy), &[4, 2, 1], limits)
+    }
+
     #[test]
     fn inputs_share_a_feature_and_each_makes_its_own_of_it() {
         let request = RankRequest { outputs: vec!["q".into()], surface: "home".into(), ..ads_request() };
-        let checked = check(request, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap();
+        let checked = held(request, "refuse", LIMITS).unwrap();
         let bags = |ids: &[u64]| {
             let lengths = Some(vec![ids.len() as u32]);
             InputRows::Bags { ids: ids.to_vec(), lengths, weights: None }
@@ -440,14 +444,14 @@ mod tests {
         let finishing = Finishing { surface: "home".into(), outputs: vec![1], utility_inputs, top_k: 7 };
         assert_eq!(checked.finishing, finishing);
         let asked = RankRequest { top_k: 3, ..ads_request() };
-        assert_eq!(check(asked, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap().finishing.top_k, 3);
+        assert_eq!(held(asked, "refuse", LIMITS).unwrap().finishing.top_k, 3);
         // What two inputs make work of counts twice.
         let limits = Limits { max_ids: 5, ..LIMITS };
-        let many = check(ads_request(), &ads("refuse"), &[4, 2, 1], limits).unwrap_err();
+        let many = held(ads_request(), "refuse", limits).unwrap_err();
         assert!(many.to_string().ends_with("6 ids, a request may have 5"), "{many}");
         let mut weighed = ads_request();
         weighed.user[0].weights = Some(vec![1.0; 3]);
-        let weighed = check(weighed, &ads("refuse"), &[4, 2, 1], LIMITS).unwrap_err();
+        let weighed = held(weighed, "refuse", LIMITS).unwrap_err();
         assert!(weighed.to_string().ends_with("feature \"items\": a sequence has no weights"), "{weighed}");
     }
 
@@ -456,14 +460,14 @@ mod tests {
         let mut request = ads_request();
         request.user.push(numbers("hat", &[f32::NAN]));
         request.candidate.extend([ids("x", &[1], None), ids(&"x".repeat(1000), &[1], None)]);
-        let refused = check(request.clone(), &ads("refuse"), &[4, 2, 1], LIMITS).unwrap_err();
+        let refused = held(request.clone(), "refuse", LIMITS).unwrap_err();
         assert!(refused.to_string().ends_with("model ads takes no user feature \"hat\""), "{refused}");
-        let checked = check(request, &ads("ignore"), &[4, 2, 1], LIMITS).unwrap();
+        let checked = held(request, "ignore", LIMITS).unwrap();
         assert_eq!(checked.ignored_features, ["hat".to_owned(), "x".into(), "x".repeat(256)]);
         assert_eq!(checked.rows.len(), 3);
         let mut many = ads_request();
         many.user.extend((0..100).map(|n| ids(&format!("f{n}"), &[], None)));
-        let checked = check(many, &ads("ignore"), &[4, 2, 1], LIMITS).unwrap();
+        let checked = held(many, "ignore", LIMITS).unwrap();
         assert_eq!(checked.ignored_features.len(), Checked::MAX_TOLD);
     }
 

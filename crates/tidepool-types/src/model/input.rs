@@ -161,10 +161,12 @@ impl InputSpec {
         }
         let transform = Transform::read(input, problems);
         let source = source(input, problems);
-        if matches!(source, Some(InputSource::Dense { .. })) && !transform.is_identity() {
+        if matches!(source, Some(InputSource::Dense { .. }))
+            && transform.as_ref().is_some_and(|transform| !transform.is_identity())
+        {
             input.problem(problems, "a transform makes ids, an input of a width takes numbers as they are");
         }
-        let (name, source, side) = (name?, source?, side?);
+        let (name, source, side, transform) = (name?, source?, side?, transform?);
         let feature = feature.map_or_else(|| name.clone(), str::to_owned);
         Some(Self { name, feature, side, source, transform })
     }

@@ -137,6 +137,8 @@ impl ModelSpec {
     pub const SCHEMA_VERSION: u32 = 1;
     /// The most entries of each list of the document.
     pub const MAX_ENTRIES: usize = 10_000;
+    /// The longest document, in bytes.
+    pub const MAX_BYTES: usize = 16 << 20;
     /// What `score` says for the formula.
     pub const UTILITY: &'static str = "utility";
 
@@ -161,6 +163,10 @@ impl ModelSpec {
     /// # Errors
     /// [`ModelError`], with every contradiction found.
     pub fn from_toml(text: &str) -> Result<Self, ModelError> {
+        if text.len() > Self::MAX_BYTES {
+            let problem = format!("it has {} bytes, it may have {}", text.len(), Self::MAX_BYTES);
+            return Err(ModelError::Problems(vec![problem]));
+        }
         let (document, syntax) = DeTable::parse_recoverable(text);
         if !syntax.is_empty() {
             let told: Vec<_> = syntax.iter().map(|error| error.to_string().trim_end().to_owned()).collect();

@@ -7,21 +7,30 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+/// Problems that are told one by one.
+const MAX_TOLD: usize = 200;
+
 /// What is wrong with a document so far.
 pub(super) struct Problems<'t> {
     text: &'t str,
     /// Line and sentence.
     found: Vec<(usize, String)>,
+    /// Those that are not told any more.
+    more: usize,
 }
 
 impl<'t> Problems<'t> {
     /// Of a document with this text.
     pub(super) fn of(text: &'t str) -> Self {
-        Self { text, found: Vec::new() }
+        Self { text, found: Vec::new(), more: 0 }
     }
 
     /// Notes a problem of `place` (empty: the document) at a byte of the text.
     pub(super) fn add(&mut self, at: usize, place: &str, problem: impl Display) {
+        if self.found.len() == MAX_TOLD {
+            self.more += 1;
+            return;
+        }
         let before = self.text.as_bytes().get(..at).unwrap_or_default();
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
@@ -36,7 +45,8 @@ impl<'t> Problems<'t> {
     /// Each problem, in the order of the lines.
     pub(super) fn into_list(mut self) -> Vec<String> {
         self.found.sort_by_key(|(line, _)| *line);
-        self.found.into_iter().map(|(_, problem)| problem).collect()
+        let more = (self.more > 0).then(|| format!("and {} more", self.more));
+        self.found.into_iter().map(|(_, problem)| problem).chain(more).collect()
     }
 }
 

@@ -304,8 +304,8 @@ impl Transform {
         }
     }
 
-    /// The steps of a table's `transform`.
-    pub(super) fn read(input: &mut Fields<'_>, problems: &mut Problems<'_>) -> Self {
+    /// The `transform` of an input; `None` when something is wrong with it.
+    pub(super) fn read(input: &mut Fields<'_>, problems: &mut Problems<'_>) -> Option<Self> {
         let mut stages = Vec::new();
         let mut whole = true;
         for mut step in input.tables(problems, "transform", Self::MAX_STAGES) {
@@ -315,12 +315,14 @@ impl Transform {
             step.end(problems);
         }
         if !whole {
-            return Self::default();
+            return None;
         }
-        Self::new(stages).unwrap_or_else(|found| {
-            found.iter().for_each(|problem| input.problem_of(problems, "transform", problem));
-            Self::default()
-        })
+        let transform = Self::new(stages);
+        transform
+            .map_err(|found| {
+                found.iter().for_each(|problem| input.problem_of(problems, "transform", problem));
+            })
+            .ok()
     }
 }
 
