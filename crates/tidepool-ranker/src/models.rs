@@ -1,6 +1,8 @@
 //! `GET /v1/models`: what the models that are loaded here take, so that clients send that and no more.
 //! `model=NAME` (percent-encoded) asks for one model alone.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use axum::{
     Json, Router,
     extract::State,
@@ -9,7 +11,7 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
-use tidepool_types::{ErrorCode, FeatureKind, ModelSpec, RawKind, Side, UnknownFeatures};
+use tidepool_types::{ErrorCode, FeatureKind, FeatureSpec, ModelSpec, RawKind, Side, UnknownFeatures};
 
 use crate::{http::answer_error, loaded::LoadedRelease, recent::decoded, releases::Releases};
 
@@ -29,9 +31,8 @@ async fn tell(State((ranker, releases)): State<(String, Releases)>, uri: Uri) ->
         },
     };
     let now = releases.snapshot();
-    let wanted = |loaded: &&std::sync::Arc<LoadedRelease>| {
-        model.as_deref().is_none_or(|model| model == loaded.model.as_str())
-    };
+    let wanted =
+        |loaded: &&Arc<LoadedRelease>| model.as_deref().is_none_or(|model| model == loaded.model.as_str());
     let models: Vec<_> = now
         .loaded()
         .filter(wanted)
@@ -61,7 +62,7 @@ fn describe(loaded: &LoadedRelease, current: bool) -> Value {
 fn contract(spec: &ModelSpec) -> Value {
     let features = |side: Side| {
         let features = spec.features().into_iter().filter(move |feature| feature.side == side);
-        let feature = |feature: tidepool_types::FeatureSpec| {
+        let feature = |feature: FeatureSpec| {
             let (kind, width) = match feature.kind {
                 FeatureKind::Bag(kind) => (kind, None),
                 FeatureKind::Row { width } => (RawKind::Numbers, Some(width)),
@@ -71,7 +72,7 @@ fn contract(spec: &ModelSpec) -> Value {
         };
         features.map(feature).collect::<Vec<_>>()
     };
-    let surfaces: std::collections::BTreeSet<_> =
+    let surfaces: BTreeSet<_> =
         spec.calibrations.iter().map(|calibration| calibration.surface.as_str()).collect();
     json!({
         "user": features(Side::User),
