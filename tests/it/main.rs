@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod composite;
+mod contracts;
 mod conventions;
 mod fixture;
 mod lifecycle;

@@ -471,6 +471,7 @@ mod tests {
                 table_manifest_hashes: Vec::new(),
                 model_toml_hash: "toml".into(),
                 model_onnx_hash: "onnx".into(),
+                golden_json_hash: None,
             };
             let event = Event::PublishRelease { manifest, tables: Vec::new(), by: "a test".into() };
             handle.request(event).await.unwrap();

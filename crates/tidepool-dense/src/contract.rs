@@ -58,6 +58,10 @@ pub(crate) fn check(
     for input in &spec.inputs {
         let width = match &input.source {
             InputSource::Dense { width } => Some(*width),
+            InputSource::Sequence { .. } => {
+                problems.push(format!("input {:?}: sequences are not run yet", input.name));
+                None
+            }
             InputSource::Pooled { table, .. } => {
                 let dim = table_dims(table);
                 if dim.is_none() {

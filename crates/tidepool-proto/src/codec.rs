@@ -2,14 +2,15 @@
 //!
 //! An empty repeated message takes two bytes on the wire and a hundred times that in memory, so a limit on
 //! the bytes of a message alone would let a peer fill the memory. The fields are therefore counted before
-//! any is decoded: they are walked over by key and length, which touches a few bytes of each.
+//! any is decoded: they are walked over by key and length, which touches a few bytes of each. The texts of a
+//! ranking's features are messages' worth of memory too, so in those the fields below are counted as well.
 
-use std::marker::PhantomData;
+use std::{any::TypeId, marker::PhantomData};
 
 use bytes::{Buf, Bytes};
 use prost::{
     Message,
-    encoding::{DecodeContext, decode_key, skip_field},
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 use tonic::{
     Status,
@@ -17,7 +18,7 @@ use tonic::{
 };
 use tonic_prost::ProstDecoder;
 
-use crate::WireError;
+use crate::{WireError, v1};
 
 /// The most fields that a message may have at its top level, each repetition counted: four tables of the
 /// largest layout fit a node's report. At 184 bytes for the feature of a lookup, the largest repeated
@@ -73,16 +74,16 @@ impl<T: Message> Encoder for ReservingEncoder<T> {
 #[derive(Debug)]
 pub struct BoundedDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default> Decoder for BoundedDecoder<U> {
+impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece: tonic collects it before it is decoded.
-        if has_too_many_fields(buf.chunk()) {
+        if has_too_many_fields(buf.chunk(), counted_below::<U>()) {
             // As tonic says of a message with too many bytes.
             return Err(Status::out_of_range(format!(
-                "message of more than {MAX_FIELDS} fields at its top level"
+                "message of more than {MAX_FIELDS} fields at its top level, or texts of features"
             )));
         }
         self.0.decode(buf)
@@ -97,8 +98,8 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 ///
 /// # Errors
 /// [`WireError::Malformed`], [`WireError::TooManyFields`].
-pub fn decode_bounded<M: Message + Default>(message: Bytes) -> Result<M, WireError> {
-    if has_too_many_fields(&message) {
+pub fn decode_bounded<M: Message + Default + 'static>(message: Bytes) -> Result<M, WireError> {
+    if has_too_many_fields(&message, counted_below::<M>()) {
         return Err(WireError::TooManyFields);
     }
     Ok(M::decode(message)?)
@@ -106,23 +107,35 @@ pub fn decode_bounded<M: Message + Default>(message: Bytes) -> Result<M, WireErr
 
 /// Whether there are more than [`MAX_FIELDS`]. Bytes that are no message are left to the decoder, which
 /// stops where this does.
-fn has_too_many_fields(mut message: &[u8]) -> bool {
+fn has_too_many_fields(message: &[u8], below: &[u32]) -> bool {
+    count_fields(message, below) > MAX_FIELDS
+}
+
+/// The fields of a message whose own fields are counted too: the features of a ranking, for their texts.
+fn counted_below<M: 'static>() -> &'static [u32] {
+    if TypeId::of::<M>() == TypeId::of::<v1::RankRequest>() { &[7, 8] } else { &[] }
+}
+
+fn count_fields(mut message: &[u8], below: &[u32]) -> usize {
     let mut fields = 0;
     while message.has_remaining() {
-        let skipped = decode_key(&mut message)
-            .and_then(|(tag, wire_type)| skip_field(wire_type, tag, &mut message, DecodeContext::default()));
-        if skipped.is_err() {
+        let Ok((tag, wire_type)) = decode_key(&mut message) else { break };
+        if wire_type == WireType::LengthDelimited && below.contains(&tag) {
+            let len = decode_varint(&mut message).ok().and_then(|len| usize::try_from(len).ok());
+            let Some((field, rest)) = len.and_then(|len| message.split_at_checked(len)) else { break };
+            fields += count_fields(field, &[]);
+            message = rest;
+        } else if skip_field(wire_type, tag, &mut message, DecodeContext::default()).is_err() {
             break;
         }
         fields += 1;
     }
-    fields > MAX_FIELDS
+    fields
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1;
 
     #[test]
     fn fields_are_counted_as_far_as_the_bytes_are_a_message() {
@@ -130,6 +143,7 @@ mod tests {
             let feature = v1::FeatureRequest::default();
             v1::LookupRequest { features: vec![feature; features], ..Default::default() }.encode_to_vec()
         };
+        let has_too_many_fields = |message: &[u8]| has_too_many_fields(message, &[]);
         assert!(!has_too_many_fields(&[]));
         assert!(!has_too_many_fields(&of(MAX_FIELDS)));
         assert!(has_too_many_fields(&of(MAX_FIELDS + 1)));
@@ -150,7 +164,21 @@ mod tests {
     }
 
     #[test]
+    fn the_texts_of_a_ranking_are_counted_and_its_numbers_are_not() {
+        let of = |texts: usize| {
+            let texts = vec![String::new(); texts];
+            let feature = v1::Feature { texts, ids: vec![0x32; 8 * MAX_FIELDS].into(), ..Default::default() };
+            let request = v1::RankRequest { candidate: vec![feature], top_k: 1, ..Default::default() };
+            decode_bounded::<v1::RankRequest>(request.encode_to_vec().into())
+        };
+        // The feature, its ids and the request's own number are fields as well.
+        assert_eq!(of(MAX_FIELDS - 3).map(|request| request.candidate[0].texts.len()), Ok(MAX_FIELDS - 3));
+        assert_eq!(of(MAX_FIELDS - 2), Err(WireError::TooManyFields));
+    }
+
+    #[test]
     fn the_bound_in_memory_is_as_stated() {
+        assert!(size_of::<v1::Feature>() <= 184, "{}", size_of::<v1::Feature>());
         assert!(size_of::<v1::FeatureRequest>() <= 184, "{}", size_of::<v1::FeatureRequest>());
         assert!(size_of::<v1::FeatureRequest>() * MAX_FIELDS <= 46 << 20);
     }

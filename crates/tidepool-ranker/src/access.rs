@@ -16,6 +16,8 @@ pub(crate) const ROUTES: Table = &[
     ("/v1/admin/rollback", &[Write]),
     // What became of requests, of all tenants: no more of them than some ids that were not found.
     ("/v1/requests", &[Read]),
+    // What a request must say, for whoever may make one, and for those who look after them.
+    ("/v1/models", &[Tenant, Read]),
 ];
 
 #[cfg(test)]
@@ -35,6 +37,7 @@ mod tests {
             include_str!("hot_ids.rs"),
             include_str!("admin.rs"),
             include_str!("recent/http.rs"),
+            include_str!("models.rs"),
         ]
         .concat();
         let routes: Vec<_> =

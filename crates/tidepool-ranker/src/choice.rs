@@ -88,7 +88,7 @@ impl RankRequest {
     /// without any is hashed whole, so that such requests spread too.
     #[must_use]
     pub fn implied_key(&self) -> String {
-        let mut user: Vec<_> = self.user.iter().filter(|feature| !feature.ids.is_empty()).collect();
+        let mut user: Vec<_> = self.user.iter().filter(|feature| feature.names_someone()).collect();
         if user.is_empty() {
             user = self.user.iter().chain(&self.candidate).collect();
         }
@@ -103,12 +103,23 @@ impl RankRequest {
     }
 }
 
+impl RankFeature {
+    /// Whether it says who or what, and not only how much.
+    fn names_someone(&self) -> bool {
+        !self.ids.is_empty() || !self.texts.is_empty()
+    }
+}
+
 fn add(hash: &mut Xxh3, feature: &RankFeature) {
     hash.update(feature.name.as_bytes());
     hash.update(&[0]);
     hash.update(&(feature.ids.len() as u64).to_le_bytes());
     feature.ids.iter().for_each(|id| hash.update(&id.to_le_bytes()));
-    if feature.ids.is_empty() {
+    for text in &feature.texts {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    }
+    if !feature.names_someone() {
         feature.values.iter().for_each(|value| hash.update(&value.to_le_bytes()));
     }
 }

@@ -81,14 +81,14 @@ pub enum RankError {
     /// The model failed.
     #[error("running the model")]
     Dense(#[from] DenseError),
-    /// The model's score is NaN or infinite.
+    /// The score, or an output that was asked for, is NaN or infinite.
     #[error("output {output:?} of release {release} of model {model} is {value} for candidate {candidate}")]
     NotFinite {
         /// The model.
         model: Name,
         /// The release.
         release: Name,
-        /// The output that ranks.
+        /// The output, or "utility".
         output: String,
         /// Position in the request.
         candidate: usize,
@@ -170,6 +170,9 @@ pub enum LoadError {
         /// Its table.
         table: Name,
     },
+    /// This build makes other ids or scores than training did.
+    #[error("the golden vectors are not kept: {}", .0.join("; "))]
+    Golden(Vec<String>),
     /// The model does not load, or its first run failed.
     #[error("loading the model")]
     Dense(#[from] DenseError),

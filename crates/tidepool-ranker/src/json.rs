@@ -5,12 +5,14 @@
 //!  "user": {"user": 196, "age": [0.3], "seen": {"ids": [1, 2], "weights": [0.5, 1.0]}},
 //!  "candidates": {"item": [242, 302], "genres": [[1, 2], [3]]}}
 //! ```
-//! A user feature is a number or a list; a candidate feature is a list with one entry per candidate, each a
-//! number or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id. Optional keys:
-//! `release`, `top_k` (0: all), `deadline_ms`, `request_id`, `tenant`, `routing_key`. Ids are whole numbers up to 2^64-1.
+//! A user feature is a number, a text or a list of one of the two; a candidate feature is a list with one entry per
+//! candidate, each a number, a text or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id,
+//! text or number of a bag. Optional keys: `release`, `top_k` (0: as the contract says), `outputs`, `surface`,
+//! `deadline_ms`, `request_id`, `tenant`, `routing_key`. Ids are whole numbers up to 2^64-1.
 //!
 //! Whether numbers are ids is for the model's contract to say, not for how they are written. (A feature that the
-//! contract does not have is refused later, by name; until then it is what it looks like.)
+//! contract does not have is refused later, by name; until then it is what it looks like. Where the contract ignores
+//! such features, nothing but the name is kept of it.)
 
 use std::fmt;
 
@@ -24,9 +26,9 @@ use tidepool_proto::{
     pack::{pack, unpack},
     v1,
 };
-use tidepool_types::{InputSource, ModelSpec, Side};
+use tidepool_types::{FeatureKind, ModelSpec, RawKind, Side, UnknownFeatures};
 
-use crate::choice::Choice;
+use crate::{choice::Choice, features::declared};
 
 /// A document that is no ranking request.
 #[derive(Debug, Error)]
@@ -35,7 +37,7 @@ pub(crate) enum JsonError {
     #[error("the request does not parse")]
     Syntax(#[from] serde_json::Error),
     /// A feature is not of the shapes above.
-    #[error("{side} feature {name:?}: {problem}", side = word(*.side))]
+    #[error("{side} feature {name:?}: {problem}", side = .side.as_str())]
     Feature {
         /// Where it stands.
         side: Side,
@@ -67,9 +69,15 @@ pub(crate) struct JsonRequest {
     /// That very release; absent: the current one.
     #[serde(default)]
     pub(crate) release: Option<String>,
-    /// How many of the best to return; 0: all.
+    /// How many of the best to return; 0: as the contract says.
     #[serde(default)]
     pub(crate) top_k: u32,
+    /// Outputs to return beside the score.
+    #[serde(default)]
+    pub(crate) outputs: Vec<String>,
+    /// Where the candidates are to be shown.
+    #[serde(default)]
+    pub(crate) surface: String,
     /// The whole budget, in milliseconds; absent: the ranker's default.
     #[serde(default)]
     pub(crate) deadline_ms: Option<u64>,
@@ -112,13 +120,6 @@ impl<'de> Deserialize<'de> for Features {
     }
 }
 
-const fn word(side: Side) -> &'static str {
-    match side {
-        Side::User => "user",
-        Side::Candidate => "candidate",
-    }
-}
-
 impl JsonRequest {
     /// Reads the text of a request.
     ///
@@ -135,11 +136,21 @@ impl JsonRequest {
     pub(crate) fn to_message(&self, spec: &ModelSpec) -> Result<v1::RankRequest, JsonError> {
         let mut candidates: Option<(&str, usize)> = None;
         let mut user = Vec::new();
+        let ignored =
+            |name: &str| spec.unknown_features == UnknownFeatures::Ignore && declared(spec, name).is_none();
+        let only_named = |name: &String| v1::Feature { name: name.clone(), ..v1::Feature::default() };
         for (name, value) in &self.user.0 {
-            user.push(message(Side::User, name, &one_row(value), spec)?);
+            user.push(match ignored(name) {
+                true => only_named(name),
+                false => message(Side::User, name, &one_row(value), spec)?,
+            });
         }
         let mut candidate = Vec::new();
         for (name, value) in &self.candidates.0 {
+            if ignored(name) {
+                candidate.push(only_named(name));
+                continue;
+            }
             let rows = self::rows(value).map_err(|problem| fail(Side::Candidate, name, problem))?;
             match candidates {
                 Some((first, expected)) if expected != rows.entries.len() => {
@@ -161,6 +172,8 @@ impl JsonRequest {
             candidate,
             top_k: self.top_k,
             routing_key: self.routing_key.clone(),
+            surface: self.surface.clone(),
+            outputs: self.outputs.clone(),
         })
     }
 }
@@ -169,7 +182,7 @@ fn fail(side: Side, name: &str, problem: String) -> JsonError {
     JsonError::Feature { side, name: name.to_owned(), problem }
 }
 
-/// The numbers of a feature, row by row.
+/// The values of a feature, row by row.
 struct Rows<'v> {
     entries: Vec<&'v [Value]>,
     weights: Option<Vec<&'v [Value]>>,
@@ -189,10 +202,10 @@ fn one_row(value: &Value) -> Result<Rows<'_>, String> {
     weighted(value, |value| Ok(vec![entry(value)]))
 }
 
-/// An entry is a list, or what may be a number.
+/// An entry is a list, or what may be a number or a text.
 fn entry(value: &Value) -> &[Value] {
     match value {
-        Value::Array(numbers) => numbers,
+        Value::Array(values) => values,
         single => std::slice::from_ref(single),
     }
 }
@@ -222,42 +235,69 @@ fn message(
 ) -> Result<v1::Feature, JsonError> {
     let fail = |problem: String| fail(side, name, problem);
     let rows = rows.as_ref().map_err(|problem| fail(problem.clone()))?;
-    let mut numbers = Vec::new();
-    for value in rows.entries.iter().copied().flatten() {
-        let Value::Number(number) = value else { return Err(fail(format!("{value} is no number"))) };
-        numbers.push(number);
-    }
-    let declared = spec.inputs.iter().find(|input| input.name == name);
-    let is_ids = match declared.map(|input| &input.source) {
-        Some(InputSource::Pooled { .. }) => true,
-        Some(InputSource::Dense { .. }) => rows.weights.is_some(),
-        None => rows.weights.is_some() || numbers.iter().all(|number| number.is_u64()),
-    };
+    let values = rows.entries.iter().copied().flatten();
     let mut feature = v1::Feature { name: name.to_owned(), ..v1::Feature::default() };
-    if is_ids {
-        let id = |number: &&Number| {
-            number.as_u64().ok_or_else(|| fail(format!("{number} is no id: a whole number up to 2^64-1")))
-        };
-        feature.ids = pack(&numbers.iter().map(id).collect::<Result<Vec<u64>, _>>()?);
-        let lengths = rows.entries.iter().map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX));
-        feature.lengths = pack(&lengths.collect::<Vec<u32>>());
-        if let Some(weights) = &rows.weights {
-            let weights = weights.iter().copied().flatten().map(|weight| match weight {
-                Value::Number(number) => float(number).map_err(fail),
-                other => Err(fail(format!("weight {other} is no number"))),
-            });
-            feature.weights = pack(&weights.collect::<Result<Vec<f32>, _>>()?);
+    let kind = match declared(spec, name) {
+        Some((_, FeatureKind::Bag(kind))) => Some(kind),
+        Some((_, FeatureKind::Row { .. })) => rows.weights.is_some().then_some(RawKind::Ids),
+        None => looks_like(rows),
+    };
+    match kind {
+        Some(RawKind::Texts) => {
+            let text = |value: &Value| match value {
+                Value::String(text) => Ok(text.clone()),
+                other => Err(fail(format!("{other} is no text"))),
+            };
+            feature.texts = values.map(text).collect::<Result<_, _>>()?;
         }
-    } else {
+        Some(RawKind::Ids) => {
+            let id = |value: &Value| {
+                let number = number(value).map_err(fail)?;
+                number.as_u64().ok_or_else(|| fail(format!("{number} is no id: a whole number up to 2^64-1")))
+            };
+            feature.ids = pack(&values.map(id).collect::<Result<Vec<u64>, _>>()?);
+        }
+        Some(RawKind::Numbers) | None => {
+            let value = |value: &Value| number(value).and_then(float).map_err(fail);
+            feature.values = pack(&values.map(value).collect::<Result<Vec<f32>, _>>()?);
+        }
+    }
+    if kind.is_none() {
         let width = rows.entries.first().map_or(0, |row| row.len());
         if let Some(at) = rows.entries.iter().position(|row| row.len() != width) {
             let found = rows.entries[at].len();
             return Err(fail(format!("entry {at} has {found} numbers, entry 0 has {width}")));
         }
-        let values = numbers.iter().map(|number| float(number).map_err(fail));
-        feature.values = pack(&values.collect::<Result<Vec<f32>, _>>()?);
+        return Ok(feature);
+    }
+    let lengths = rows.entries.iter().map(|row| u32::try_from(row.len()).unwrap_or(u32::MAX));
+    feature.lengths = pack(&lengths.collect::<Vec<u32>>());
+    if let Some(weights) = &rows.weights {
+        let weight = |weight: &Value| match weight {
+            Value::Number(number) => float(number).map_err(fail),
+            other => Err(fail(format!("weight {other} is no number"))),
+        };
+        let weights = weights.iter().copied().flatten().map(weight);
+        feature.weights = pack(&weights.collect::<Result<Vec<f32>, _>>()?);
     }
     Ok(feature)
+}
+
+/// What a bag is made of that the contract says nothing of; `None`: numbers that are no bag.
+fn looks_like(rows: &Rows<'_>) -> Option<RawKind> {
+    let mut values = rows.entries.iter().copied().flatten();
+    if values.clone().any(Value::is_string) {
+        return Some(RawKind::Texts);
+    }
+    (rows.weights.is_some() || values.all(|value| !value.is_number() || value.is_u64()))
+        .then_some(RawKind::Ids)
+}
+
+fn number(value: &Value) -> Result<&Number, String> {
+    match value {
+        Value::Number(number) => Ok(number),
+        other => Err(format!("{other} is no number")),
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "to the nearest f32; what is too large becomes infinite")]
@@ -270,7 +310,20 @@ fn float(number: &Number) -> Result<f32, String> {
 pub(crate) fn answer(response: &v1::RankResponse) -> Value {
     let indexes = unpack::<u32>(&response.indexes).into_iter().flatten();
     let scores = unpack::<f32>(&response.scores).into_iter().flatten();
-    let results = indexes.zip(scores).map(|(index, score)| json!({ "index": index, "score": short(score) }));
+    let outputs: Vec<(&str, Vec<f32>)> = response
+        .outputs
+        .iter()
+        .map(|output| (output.name.as_str(), unpack(&output.values).into_iter().flatten().collect()))
+        .collect();
+    let results = indexes.zip(scores).enumerate().map(|(at, (index, score))| {
+        let mut result = json!({ "index": index, "score": short(score) });
+        if !outputs.is_empty() {
+            let value = |values: &Vec<f32>| values.get(at).map(|value| short(*value));
+            let named = outputs.iter().map(|(name, values)| ((*name).to_owned(), json!(value(values))));
+            result["outputs"] = Value::Object(named.collect());
+        }
+        result
+    });
     let versions = response.table_versions.iter();
     json!({
         "request_id": response.request_id,
@@ -282,6 +335,8 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
         "table_versions":
             versions.map(|t| json!({ "table": t.table, "version": t.version })).collect::<Vec<_>>(),
         "results": results.collect::<Vec<_>>(),
+        "schema_hash": format!("{:016x}", response.schema_hash),
+        "ignored_features": response.ignored_features,
         "missing_ids": response.missing_ids,
         "defaulted_bags": response.defaulted_bags,
         "unavailable_ids": response.unavailable_ids,
@@ -376,7 +431,7 @@ mod tests {
             refusal(&format!(r#"{{"model": "m", "user": {user}, "candidates": {candidates}}}"#))
         };
         assert!(refusal(r#"{"model": "m", "user": {}, "candidates": {}, "topk": 1}"#).contains("topk"));
-        assert_eq!(rank(r#"{"a": "x"}"#, "{}"), "user feature \"a\": \"x\" is no number");
+        assert_eq!(rank(r#"{"a": ["x", 1]}"#, "{}"), "user feature \"a\": 1 is no text");
         assert_eq!(rank(r#"{"a": [null]}"#, "{}"), "user feature \"a\": null is no number");
         assert!(rank(r#"{"a": 1e39}"#, "{}").contains("beyond f32"));
         assert!(rank(r#"{"a": {"ids": [1], "weights": [1, 2]}}"#, "{}").contains("shape of the ids"));
@@ -391,10 +446,73 @@ mod tests {
         assert!(rank("[]", "{}").contains("an object of features"));
     }
 
+    /// A contract with texts, buckets and a formula, which ignores what it does not have.
+    fn ads() -> ModelSpec {
+        ModelSpec::from_toml(
+            r#"schema_version = 1
+            model = "ads"
+            score = "utility"
+            utility = "ctr * bid"
+            unknown_features = "ignore"
+            utility_inputs = [{ name = "bid", side = "candidate" }]
+            inputs = [
+                { name = "age", side = "user", table = "age", transform = [{ op = "bucketize", boundaries = [18] }] },
+                { name = "item", side = "candidate", table = "item", transform = [{ op = "hash", seed = 7 }] },
+            ]
+            outputs = [{ name = "ctr" }]"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn texts_buckets_and_numbers_of_the_formula_are_what_the_contract_says() {
+        let text = r#"{"model": "ads", "surface": "home", "outputs": ["ctr"],
+            "user": {"age": 17, "hat": {"size": null}},
+            "candidates": {"item": ["a", ["b", "c"]], "bid": [1, 2.5], "color": 5}}"#;
+        let request = convert(text, &ads()).unwrap();
+        assert_eq!(
+            (request.surface.as_str(), request.outputs, request.candidates),
+            ("home", vec!["ctr".into()], 2)
+        );
+        assert_eq!((&request.user[0].values, &request.user[0].lengths), (&pack(&[17f32]), &pack(&[1u32])));
+        assert_eq!(request.user[1], v1::Feature { name: "hat".into(), ..v1::Feature::default() });
+        let item = &request.candidate[0];
+        assert_eq!((item.texts.join(""), &item.lengths), ("abc".to_owned(), &pack(&[1u32, 2])));
+        assert_eq!(
+            (&request.candidate[1].values, request.candidate[1].lengths.len()),
+            (&pack(&[1f32, 2.5]), 0)
+        );
+        let said = |candidates: &str| {
+            let text = format!(r#"{{"model": "ads", "user": {{}}, "candidates": {candidates}}}"#);
+            convert(&text, &ads()).unwrap_err().to_string()
+        };
+        assert_eq!(said(r#"{"item": ["a", 5]}"#), "candidate feature \"item\": 5 is no text");
+        assert_eq!(said(r#"{"bid": ["1"]}"#), "candidate feature \"bid\": \"1\" is no number");
+    }
+
     #[test]
     fn a_repeated_name_is_kept_for_the_ranker_to_refuse() {
         let text = r#"{"model": "m", "user": {"a": 1, "a": 2}, "candidates": {}}"#;
         assert_eq!(convert(text, &unrelated()).unwrap().user.len(), 2);
+    }
+
+    #[test]
+    fn chosen_outputs_stand_beside_the_score() {
+        let ctr = v1::NamedValues { name: "ctr".into(), values: pack(&[0.25f32, 0.5]) };
+        let response = v1::RankResponse {
+            indexes: pack(&[1u32, 0]),
+            scores: pack(&[2f32, 1.0]),
+            outputs: vec![ctr],
+            schema_hash: 0xab,
+            ignored_features: vec!["hat".into()],
+            ..v1::RankResponse::default()
+        };
+        let answer = answer(&response);
+        assert_eq!(answer["results"][1], json!({ "index": 0, "score": 1.0, "outputs": { "ctr": 0.5 } }));
+        assert_eq!(
+            (&answer["schema_hash"], &answer["ignored_features"]),
+            (&json!("00000000000000ab"), &json!(["hat"]))
+        );
     }
 
     #[test]

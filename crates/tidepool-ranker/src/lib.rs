@@ -14,11 +14,14 @@ mod choice;
 mod config;
 mod counters;
 mod error;
+mod features;
+mod finish;
 mod hot_ids;
 mod http;
 mod json;
 mod loaded;
 mod metrics;
+mod models;
 #[cfg(test)]
 mod overload_tests;
 mod rank;
@@ -39,8 +42,9 @@ pub use asking::{Asking, RawBreaker, RawHedge, RawRetry};
 pub use choice::Choice;
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};
+pub use finish::Finishing;
 pub use rank::RankAnswer;
-pub use request::{InputRows, Limits, RankFeature, RankRequest, check};
+pub use request::{Checked, InputRows, Limits, RankFeature, RankRequest, check};
 pub use running::start;
 pub use tidepool_runtime::{
     error::{ServeError, chain},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_dense::{DenseBatch, DenseModel};
 use tidepool_store::ArtifactStore;
-use tidepool_types::{InputSource, ModelSpec, Name, Side, TableVersion};
+use tidepool_types::{ModelSpec, Name, Side, TableVersion};
 
 use crate::{counters::Counters, error::LoadError, recent::Told};
 
@@ -21,6 +21,8 @@ pub(crate) struct LoadedRelease {
     pub(crate) release: Name,
     /// The contract.
     pub(crate) spec: ModelSpec,
+    /// The identity of the contract.
+    pub(crate) schema_hash: u64,
     /// The table versions that the release pins.
     pub(crate) table_versions: Vec<TableVersion>,
     /// Per input of the contract: what it pools from, if it does.
@@ -48,11 +50,15 @@ impl LoadedRelease {
         if stored != mapped {
             return Err(LoadError::Tables { stored, mapped });
         }
+        let mismatches = files.golden.as_ref().map(|golden| golden.check(&files.spec)).unwrap_or_default();
+        if !mismatches.is_empty() {
+            return Err(LoadError::Golden(mismatches));
+        }
         let mut table_of = Vec::new();
         for input in &files.spec.inputs {
-            table_of.push(match &input.source {
-                InputSource::Dense { .. } => None,
-                InputSource::Pooled { table, .. } => {
+            table_of.push(match input.source.table() {
+                None => None,
+                Some(table) => {
                     let version = files.manifest.version_of(table).cloned();
                     let unpinned = || LoadError::Unpinned { input: input.name.clone(), table: table.clone() };
                     Some(version.ok_or_else(unpinned)?)
@@ -86,6 +92,7 @@ impl LoadedRelease {
         Ok(Self {
             model: entry.model.clone(),
             release: entry.release.clone(),
+            schema_hash: files.spec.schema_hash(),
             spec: files.spec,
             table_versions: files.manifest.tables,
             table_of,

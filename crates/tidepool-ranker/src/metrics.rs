@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     unavailable: IntCounter,
     /// Answers that were made without some ids.
     partial: IntCounter,
+    /// Features that nothing of the contract takes, by model, where it ignores them.
+    ignored: IntCounterVec,
     /// Releases in the cluster map, by state: `loading`, `ready`, `failed`.
     releases: IntGaugeVec,
     /// Epoch of the cluster map in use.
@@ -73,6 +75,13 @@ impl Metrics {
                 "tidepool_ranker_partial_answers_total",
                 "Answers that were made without some ids",
             )?,
+            ignored: IntCounterVec::new(
+                Opts::new(
+                    "tidepool_ranker_ignored_features_total",
+                    "Features of requests that their model does not take, and says are ignored",
+                ),
+                &["model"],
+            )?,
             releases: IntGaugeVec::new(
                 Opts::new("tidepool_ranker_releases", "Releases in the cluster map, by state here"),
                 &["state"],
@@ -96,6 +105,7 @@ impl Metrics {
         registry.register(Box::new(metrics.defaulted.clone()))?;
         registry.register(Box::new(metrics.unavailable.clone()))?;
         registry.register(Box::new(metrics.partial.clone()))?;
+        registry.register(Box::new(metrics.ignored.clone()))?;
         registry.register(Box::new(metrics.releases.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         registry.register(Box::new(metrics.choices.clone()))?;
@@ -125,6 +135,9 @@ impl Metrics {
         self.defaulted.inc_by(answer.defaulted_bags.into());
         self.unavailable.inc_by(answer.unavailable_ids.into());
         self.partial.inc_by(u64::from(answer.unavailable_ids > 0));
+        // The model of an answer is one that is loaded: there are few.
+        let ignored = self.ignored.with_label_values(&[answer.model.as_str()]);
+        ignored.inc_by(answer.ignored_features.len() as u64);
     }
 
     pub(crate) fn refused(&self, code: ErrorCode, took: Duration) {

@@ -17,13 +17,13 @@ use tokio::time;
 use crate::{
     RankError,
     choice::Choice,
-    counters::{Counters, histogram},
+    counters::Counters,
+    finish::finish,
     loaded::LoadedRelease,
     recent::{Counts, Noting, Recent},
     releases::{Chosen, Releases},
-    request::{self, InputRows, Limits, RankRequest},
+    request::{self, Checked, InputRows, Limits, RankRequest},
     shadow::Shadows,
-    topk,
 };
 
 /// The answer to a [`RankRequest`].
@@ -45,6 +45,12 @@ pub struct RankAnswer {
     pub candidates: u32,
     /// Position in the request and score, best first; equal scores in request order.
     pub ranked: Vec<(u32, f32)>,
+    /// The outputs that were asked for, by name, calibrated, in the order of `ranked`.
+    pub outputs: Vec<(String, Vec<f32>)>,
+    /// Identity of the contract that the request was held against.
+    pub schema_hash: u64,
+    /// Features of the request that no input takes, as far as they are told.
+    pub ignored_features: Vec<String>,
     /// Ids that no table had.
     pub missing_ids: u32,
     /// Bags that became a default row.
@@ -158,11 +164,12 @@ impl Ranker {
             record.told = Some(release.told.clone());
         });
         let deadline = arrived + budget;
-        let (candidates, top_k) = (request.candidates, request.top_k);
+        let candidates = request.candidates;
         let request_id = request.request_id.clone();
         let traceparent = request.traceparent;
         let tenant = (!request.tenant.is_empty()).then(|| request.tenant.clone());
-        let rows = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
+        let checked = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
+        let Checked { rows, finishing, ignored_features } = checked;
         let of_row = |rows: &InputRows| match rows {
             InputRows::Bags { ids, .. } => ids.len() as u64,
             InputRows::Numbers(_) => 0,
@@ -178,6 +185,9 @@ impl Ranker {
             epoch,
             candidates,
             ranked: Vec::new(),
+            outputs: Vec::new(),
+            schema_hash: release.schema_hash,
+            ignored_features,
             missing_ids: 0,
             defaulted_bags: 0,
             unavailable_ids: 0,
@@ -216,17 +226,22 @@ impl Ranker {
             }
             let begun = Instant::now();
             let inputs = assemble(&release, candidates as usize, vectors, numbers)?;
-            let (ranked, scores) = score(&release, candidates as usize, &inputs, top_k)?;
-            Ok((ranked, scores, begun.elapsed(), queued))
+            let rows = candidates as usize;
+            let slices: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+            let request_of = vec![0; rows];
+            let batch = DenseBatch { rows, requests: 1, request_of: &request_of, inputs: &slices };
+            let outputs = release.dense.run(&batch)?;
+            let finished = finish((&release.spec, &release.release), rows, &outputs, &finishing)?;
+            Ok((finished, begun.elapsed(), queued))
         });
         let ran = time::timeout_at(deadline.into(), run).await;
-        let (scores, queued);
-        (answer.ranked, scores, answer.dense_time, queued) =
-            ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        let (finished, queued);
+        (finished, answer.dense_time, queued) = ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        (answer.ranked, answer.outputs) = (finished.ranked, finished.outputs);
         noting.note(|record| {
             (record.queued, record.dense_took) = (Some(queued), Some(answer.dense_time));
         });
-        Ok(Ranked { answer, ids, scores })
+        Ok(Ranked { answer, ids, scores: finished.scores })
     }
 
     /// One lookup for every pooled input: user features once, candidate features per candidate. Gives, per
@@ -249,7 +264,7 @@ impl Ranker {
                 (InputRows::Bags { ids, lengths, weights }, Some(table_version)) => {
                     let pooling = match &input.source {
                         InputSource::Pooled { pooling, .. } => *pooling,
-                        InputSource::Dense { .. } => Pooling::Sum,
+                        InputSource::Sequence { .. } | InputSource::Dense { .. } => Pooling::Sum,
                     };
                     let table_version = table_version.clone();
                     features.push(FeatureLookup { table_version, pooling, ids, lengths, weights });
@@ -328,28 +343,4 @@ fn assemble(
         Some(input) => Err(RankError::Vectors { input: input.name.clone(), found: 0, expected: candidates }),
         None => Ok(assembled),
     }
-}
-
-/// The best candidates, and how the scores of all are spread.
-fn score(
-    release: &Arc<LoadedRelease>,
-    candidates: usize,
-    inputs: &[Vec<f32>],
-    top_k: u32,
-) -> Result<(Vec<(u32, f32)>, ScoreHistogram), RankError> {
-    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
-    let request_of = vec![0; candidates];
-    let batch = DenseBatch { rows: candidates, requests: 1, request_of: &request_of, inputs: &inputs };
-    let mut outputs = release.dense.run(&batch)?;
-    let scores = outputs.swap_remove(release.spec.score);
-    if let Some(candidate) = scores.iter().position(|score| !score.is_finite()) {
-        return Err(RankError::NotFinite {
-            model: release.model.clone(),
-            release: release.release.clone(),
-            output: release.spec.outputs[release.spec.score].name.clone(),
-            candidate,
-            value: scores[candidate],
-        });
-    }
-    Ok((topk::best(&scores, top_k), histogram(&scores)))
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tidepool_client::TraceParent;
-use tidepool_types::{InputSource, InputSpec, ModelSpec, Name, NameError, Side};
+use tidepool_types::{Calibration, InputSpec, ModelSpec, Name, NameError, Side, UnknownFeatures};
 
-use crate::RankError;
+use crate::{RankError, features, finish::Finishing};
 
 /// The most numbers that the inputs of one dense run may have together (256 MiB as f32): the bound that
 /// `max_candidates` alone would not give for a model with wide inputs.
@@ -32,10 +32,14 @@ pub struct RankRequest {
     pub user: Vec<RankFeature>,
     /// One row per candidate each.
     pub candidate: Vec<RankFeature>,
-    /// How many of the best to return; 0: all.
+    /// How many of the best to return; 0: as many as the contract says, which may be all.
     pub top_k: u32,
     /// Whose request it is, as far as the choice of a release goes; empty: the ids of the user features say.
     pub routing_key: String,
+    /// Where the candidates are to be shown; empty: nowhere in particular.
+    pub surface: String,
+    /// Outputs of the model to return beside the score.
+    pub outputs: Vec<String>,
 }
 
 impl RankRequest {
@@ -45,19 +49,21 @@ impl RankRequest {
     pub const MAX_ROUTING_KEY_BYTES: usize = 1024;
 }
 
-/// A feature: a bag of ids per row, or numbers per row.
+/// A feature: a bag of ids, texts or numbers per row, or a fixed count of numbers per row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RankFeature {
-    /// Name of the model's input.
+    /// Its name in the contract.
     pub name: String,
     /// The ids of all rows.
     pub ids: Vec<u64>,
-    /// Ids per row; `None`: one per row.
+    /// Ids, texts or numbers of a bag per row; `None`: one per row.
     pub lengths: Option<Vec<u32>>,
-    /// A weight per id; `None`: ones.
+    /// A weight per id, text or number of a bag; `None`: ones.
     pub weights: Option<Vec<f32>>,
     /// The numbers of all rows.
     pub values: Vec<f32>,
+    /// The texts of all rows.
+    pub texts: Vec<String>,
 }
 
 /// What one request may ask for.
@@ -65,14 +71,31 @@ pub struct RankFeature {
 pub struct Limits {
     /// Candidates.
     pub max_candidates: u32,
-    /// Ids of all features together.
+    /// Ids of all inputs together, and what they are made from.
     pub max_ids: u64,
+}
+
+/// A request that fits its contract.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// Of each input, in the contract's order.
+    pub rows: Vec<InputRows>,
+    /// What is done after the graph.
+    pub finishing: Finishing,
+    /// Features that nothing takes, at most [`Checked::MAX_TOLD`] of them.
+    pub ignored_features: Vec<String>,
+}
+
+impl Checked {
+    /// Ignored features that are told by name.
+    pub const MAX_TOLD: usize = 64;
 }
 
 /// The rows of one input, in the shape that the model wants.
 #[derive(Clone, Debug, PartialEq)]
 pub enum InputRows {
-    /// Bags to look up: one (user side) or one per candidate.
+    /// Bags to look up, or sequences of ids: one (user side) or one per candidate. A sequence is no longer than the
+    /// contract allows, and has no weights.
     Bags {
         /// The ids of all bags.
         ids: Vec<u64>,
@@ -85,7 +108,8 @@ pub enum InputRows {
     Numbers(Vec<f32>),
 }
 
-/// Holds `request` against the contract, and gives the rows of each input in the contract's order.
+/// Holds `request` against the contract: makes ids of its features, and gives the rows of each input in the
+/// contract's order.
 ///
 /// # Errors
 /// [`RankError::Invalid`] names the feature.
@@ -94,7 +118,7 @@ pub fn check(
     spec: &ModelSpec,
     widths: &[usize],
     limits: Limits,
-) -> Result<Vec<InputRows>, RankError> {
+) -> Result<Checked, RankError> {
     let candidates = request.candidates;
     if candidates > limits.max_candidates {
         let limit = limits.max_candidates;
@@ -123,112 +147,112 @@ pub fn check(
             "{candidates} candidates of {width} numbers each are {elements}, a request may have {MAX_ELEMENTS}"
         )));
     }
-    let features = || request.user.iter().chain(&request.candidate);
-    let ids: u64 = features().map(|f| f.ids.len() as u64).sum();
+    let outputs = chosen_outputs(&request, spec)?;
+    let ids = features::count(&request, spec);
     if ids > limits.max_ids {
         return Err(invalid(format!("{ids} ids, a request may have {}", limits.max_ids)));
     }
+    let mut ignored_features = Vec::new();
     let mut sides = [(Side::User, request.user), (Side::Candidate, request.candidate)];
-    for (side, features) in &sides {
-        check_names(*side, features, spec)?;
+    for (side, features) in &mut sides {
+        check_names(*side, features, spec, &mut ignored_features)?;
     }
-    let mut rows_of = |input: &InputSpec| {
-        let (side, features) = &mut sides[usize::from(input.side == Side::Candidate)];
-        let Some(at) = features.iter().position(|f| f.name == input.name) else {
-            return Err(invalid(format!("{} feature {:?} is missing", word(*side), input.name)));
-        };
-        let rows = if *side == Side::User { 1 } else { candidates };
-        check_rows(features.swap_remove(at), input, rows)
+    let rows_of = |side: Side| if side == Side::User { 1 } else { candidates };
+    // Several inputs may take the same feature: all but the last of them take a copy.
+    let mut take = |name: &str, side: Side, again: bool| {
+        let (side, features) = &mut sides[usize::from(side == Side::Candidate)];
+        match features.iter().position(|feature| feature.name == name) {
+            Some(at) if again => Ok(features[at].clone()),
+            Some(at) => Ok(features.swap_remove(at)),
+            None => Err(invalid(format!("{} feature {name:?} is missing", side.as_str()))),
+        }
     };
-    spec.inputs.iter().map(&mut rows_of).collect()
+    let taken_later = |name: &str, rest: &[InputSpec]| {
+        rest.iter().any(|input| input.feature == name)
+            || spec.utility_inputs.iter().any(|input| input.name == name)
+    };
+    let mut rows = Vec::with_capacity(spec.inputs.len());
+    for (at, input) in spec.inputs.iter().enumerate() {
+        let again = taken_later(&input.feature, &spec.inputs[at + 1..]);
+        let feature = take(&input.feature, input.side, again)?;
+        rows.push(features::rows(feature, input, rows_of(input.side))?);
+    }
+    let mut utility_inputs = Vec::with_capacity(spec.utility_inputs.len());
+    for input in &spec.utility_inputs {
+        let feature = take(&input.name, input.side, false)?;
+        utility_inputs.push(features::numbers(feature, 1, rows_of(input.side))?);
+    }
+    let top_k = if request.top_k == 0 { spec.top_k } else { request.top_k };
+    let finishing = Finishing { surface: request.surface, outputs, utility_inputs, top_k };
+    Ok(Checked { rows, finishing, ignored_features })
 }
 
-fn invalid(problem: String) -> RankError {
+pub(crate) fn invalid(problem: String) -> RankError {
     RankError::Invalid(problem)
 }
 
-const fn word(side: Side) -> &'static str {
-    match side {
-        Side::User => "user",
-        Side::Candidate => "candidate",
+/// The outputs that are to be returned, and whether the surface is one.
+fn chosen_outputs(request: &RankRequest, spec: &ModelSpec) -> Result<Vec<usize>, RankError> {
+    let (surface_bytes, limit) = (request.surface.len(), Calibration::MAX_SURFACE_BYTES);
+    if surface_bytes > limit {
+        return Err(invalid(format!("surface: {surface_bytes} bytes, it may have {limit}")));
     }
+    let mut chosen = Vec::new();
+    for name in &request.outputs {
+        let Some(at) = spec.output(name) else {
+            let name = features::shown(name);
+            let known: Vec<_> = spec.outputs.iter().map(|output| output.name.as_str()).collect();
+            let known = known.join(", ");
+            return Err(invalid(format!("model {} has no output {name:?}: it has {known}", spec.model)));
+        };
+        if chosen.contains(&at) {
+            return Err(invalid(format!("output {name:?} is asked for twice")));
+        }
+        chosen.push(at);
+    }
+    Ok(chosen)
 }
 
-fn check_names(side: Side, features: &[RankFeature], spec: &ModelSpec) -> Result<(), RankError> {
+/// Leaves the features that the contract has, each once and on its side.
+fn check_names(
+    side: Side,
+    features: &mut Vec<RankFeature>,
+    spec: &ModelSpec,
+    ignored: &mut Vec<String>,
+) -> Result<(), RankError> {
+    if spec.unknown_features == UnknownFeatures::Ignore {
+        features.retain(|feature| {
+            let known = features::declared(spec, &feature.name).is_some();
+            if !known && ignored.len() < Checked::MAX_TOLD {
+                ignored.push(features::shown(&feature.name).to_owned());
+            }
+            known
+        });
+    }
     for (at, feature) in features.iter().enumerate() {
-        let name = &feature.name;
-        match spec.inputs.iter().find(|i| &i.name == name) {
+        let name = features::shown(&feature.name);
+        match features::declared(spec, &feature.name) {
             None => {
                 return Err(invalid(format!(
                     "model {} takes no {} feature {name:?}",
                     spec.model,
-                    word(side)
+                    side.as_str()
                 )));
             }
-            Some(input) if input.side != side => {
+            Some((declared, _)) if declared != side => {
                 return Err(invalid(format!(
                     "feature {name:?} belongs to the {} side, it came on the {} side",
-                    word(input.side),
-                    word(side)
+                    declared.as_str(),
+                    side.as_str()
                 )));
             }
             Some(_) => {}
         }
-        if features[..at].iter().any(|earlier| &earlier.name == name) {
-            return Err(invalid(format!("{} feature {name:?} stands twice", word(side))));
+        if features[..at].iter().any(|earlier| earlier.name == feature.name) {
+            return Err(invalid(format!("{} feature {name:?} stands twice", side.as_str())));
         }
     }
     Ok(())
-}
-
-fn check_rows(feature: RankFeature, input: &InputSpec, rows: u32) -> Result<InputRows, RankError> {
-    let fail = |problem: String| Err(invalid(format!("feature {:?}: {problem}", input.name)));
-    let finite = |what: &str, numbers: &[f32]| match numbers.iter().position(|v| !v.is_finite()) {
-        Some(at) => Err(invalid(format!("feature {:?}: {what} {at} is {}", input.name, numbers[at]))),
-        None => Ok(()),
-    };
-    match &input.source {
-        InputSource::Pooled { .. } => {
-            if !feature.values.is_empty() {
-                return fail("the model takes ids here, not numbers".into());
-            }
-            let ids = feature.ids.len() as u64;
-            match &feature.lengths {
-                None if ids != u64::from(rows) => {
-                    return fail(format!("{ids} ids without lengths, there must be {rows}, one per row"));
-                }
-                Some(lengths) if lengths.len() as u64 != u64::from(rows) => {
-                    return fail(format!("{} lengths, there must be {rows}, one per row", lengths.len()));
-                }
-                Some(lengths) => {
-                    let sum: u64 = lengths.iter().map(|l| u64::from(*l)).sum();
-                    if sum != ids {
-                        return fail(format!("the lengths add up to {sum}, there are {ids} ids"));
-                    }
-                }
-                None => {}
-            }
-            if let Some(weights) = &feature.weights {
-                if weights.len() as u64 != ids {
-                    return fail(format!("{} weights for {ids} ids", weights.len()));
-                }
-                finite("weight", weights)?;
-            }
-            Ok(InputRows::Bags { ids: feature.ids, lengths: feature.lengths, weights: feature.weights })
-        }
-        InputSource::Dense { width } => {
-            if !feature.ids.is_empty() || feature.weights.is_some() || feature.lengths.is_some() {
-                return fail("the model takes numbers here, not ids".into());
-            }
-            let expected = u64::from(rows) * u64::from(*width);
-            if feature.values.len() as u64 != expected {
-                let found = feature.values.len();
-                return fail(format!("{found} numbers, there must be {expected}: {rows} rows of {width}"));
-            }
-            finite("number", &feature.values)?;
-            Ok(InputRows::Numbers(feature.values))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -276,7 +300,7 @@ mod tests {
     }
 
     fn run(request: RankRequest) -> Result<Vec<InputRows>, RankError> {
-        check(request, &spec(), &[4, 4, 2], LIMITS)
+        check(request, &spec(), &[4, 4, 2], LIMITS).map(|checked| checked.rows)
     }
 
     /// What is said of the good request after `change`.
@@ -371,6 +395,80 @@ mod tests {
             refusal(|r| r.routing_key = "x".repeat(2000)),
             "routing_key: 2000 bytes, it may have 1024"
         );
+    }
+
+    /// A contract whose features are shared, hashed, cut and weighed.
+    fn ads(policy: &str) -> ModelSpec {
+        ModelSpec::from_toml(&format!(
+            r#"schema_version = 1
+            model = "ads"
+            score = "utility"
+            utility = "p * bid"
+            top_k = 7
+            unknown_features = "{policy}"
+            utility_inputs = [{{ name = "bid", side = "candidate" }}]
+            inputs = [
+                {{ name = "seen", feature = "items", side = "user", table = "item", sequence = 2 }},
+                {{ name = "liked", feature = "items", side = "user", table = "item", transform = [{{ op = "modulo", n = 10 }}] }},
+                {{ name = "price", feature = "bid", side = "candidate", width = 1 }},
+            ]
+            outputs = [{{ name = "p" }}, {{ name = "q" }}]"#
+        ))
+        .unwrap()
+    }
+
+    fn ads_request() -> RankRequest {
+        RankRequest {
+            candidates: 2,
+            user: vec![ids("items", &[11, 22, 33], Some(&[3]))],
+            candidate: vec![numbers("bid", &[0.5, 2.0])],
+            ..RankRequest::default()
+        }
+    }
+
+    fn held(request: RankRequest, policy: &str, limits: Limits) -> Result<Checked, RankError> {
+        check(request, &ads(policy), &[4, 2, 1], limits)
+    }
+
+    #[test]
+    fn inputs_share_a_feature_and_each_makes_its_own_of_it() {
+        let request = RankRequest { outputs: vec!["q".into()], surface: "home".into(), ..ads_request() };
+        let checked = held(request, "refuse", LIMITS).unwrap();
+        let bags = |ids: &[u64]| {
+            let lengths = Some(vec![ids.len() as u32]);
+            InputRows::Bags { ids: ids.to_vec(), lengths, weights: None }
+        };
+        let price = InputRows::Numbers(vec![0.5, 2.0]);
+        assert_eq!(checked.rows, [bags(&[22, 33]), bags(&[1, 2, 3]), price]);
+        let utility_inputs = vec![vec![0.5, 2.0]];
+        let finishing = Finishing { surface: "home".into(), outputs: vec![1], utility_inputs, top_k: 7 };
+        assert_eq!(checked.finishing, finishing);
+        let asked = RankRequest { top_k: 3, ..ads_request() };
+        assert_eq!(held(asked, "refuse", LIMITS).unwrap().finishing.top_k, 3);
+        // What two inputs make work of counts twice.
+        let limits = Limits { max_ids: 5, ..LIMITS };
+        let many = held(ads_request(), "refuse", limits).unwrap_err();
+        assert!(many.to_string().ends_with("6 ids, a request may have 5"), "{many}");
+        let mut weighed = ads_request();
+        weighed.user[0].weights = Some(vec![1.0; 3]);
+        let weighed = held(weighed, "refuse", LIMITS).unwrap_err();
+        assert!(weighed.to_string().ends_with("feature \"items\": a sequence has no weights"), "{weighed}");
+    }
+
+    #[test]
+    fn unknown_features_are_refused_or_told() {
+        let mut request = ads_request();
+        request.user.push(numbers("hat", &[f32::NAN]));
+        request.candidate.extend([ids("x", &[1], None), ids(&"x".repeat(1000), &[1], None)]);
+        let refused = held(request.clone(), "refuse", LIMITS).unwrap_err();
+        assert!(refused.to_string().ends_with("model ads takes no user feature \"hat\""), "{refused}");
+        let checked = held(request, "ignore", LIMITS).unwrap();
+        assert_eq!(checked.ignored_features, ["hat".to_owned(), "x".into(), "x".repeat(256)]);
+        assert_eq!(checked.rows.len(), 3);
+        let mut many = ads_request();
+        many.user.extend((0..100).map(|n| ids(&format!("f{n}"), &[], None)));
+        let checked = held(many, "ignore", LIMITS).unwrap();
+        assert_eq!(checked.ignored_features.len(), Checked::MAX_TOLD);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::{
     hot_ids::{self, Warming},
     http,
     metrics::Metrics,
+    models,
     rank::Ranker,
     recent::{self, Recent},
     releases::{Loader, Releases},
@@ -209,13 +210,14 @@ fn last_rollbacks(file: &Path) -> Rollbacks {
     })
 }
 
-/// The routes of rankings, traces, hot ids and what became of requests.
+/// The routes of rankings, traces, hot ids, what became of requests, and what models take.
 fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router {
     let client = &service.ranker.client;
     http::routes(service.clone(), config.max_request_bytes)
         .merge(trace::routes(config.ranker.to_string(), client.clone(), shutdown.clone()))
         .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0))
         .merge(recent::routes(config.ranker.to_string(), service.ranker.recent.clone()))
+        .merge(models::routes(config.ranker.to_string(), service.ranker.releases.clone()))
 }
 
 /// How the ranker's client asks the cluster.

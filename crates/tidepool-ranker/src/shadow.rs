@@ -131,7 +131,9 @@ impl Ranker {
             let request = RankRequest {
                 release: Some(loaded.release.to_string()),
                 tenant: String::new(),
-                top_k: 0,
+                // All, also of a model that gives fewer by itself.
+                top_k: u32::MAX,
+                outputs: Vec::new(),
                 ..shadowed.request.clone()
             };
             let (ranker, given) = (self.clone(), answer.ranked.clone());

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tidepool_runtime::pool::CpuPool;
-use tidepool_types::{InputSource, Side};
+use tidepool_types::InputSource;
 
 use crate::{
     loaded::LoadedRelease,
@@ -71,14 +71,13 @@ fn contract(loaded: &LoadedRelease) -> Value {
     let inputs = inputs.map(|((input, table), width)| {
         let pooling = match &input.source {
             InputSource::Pooled { pooling, .. } => Some(pooling.as_str()),
-            InputSource::Dense { .. } => None,
+            InputSource::Sequence { .. } | InputSource::Dense { .. } => None,
         };
-        let side = if input.side == Side::User { "user" } else { "candidate" };
-        json!({ "name": input.name, "side": side, "width": width, "table": table, "pooling": pooling })
+        json!({ "name": input.name, "side": input.side.as_str(), "width": width, "table": table, "pooling": pooling })
     });
     json!({
         "inputs": inputs.collect::<Vec<_>>(),
         "outputs": spec.outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>(),
-        "score": spec.outputs[spec.score].name,
+        "score": spec.score_name(),
     })
 }

@@ -34,6 +34,8 @@ impl TryFrom<v1::RankRequest> for RankRequest {
             candidate: features("candidate", from.candidate)?,
             top_k: from.top_k,
             routing_key: from.routing_key,
+            surface: from.surface,
+            outputs: from.outputs,
         })
     }
 }
@@ -50,6 +52,7 @@ impl TryFrom<v1::Feature> for RankFeature {
             lengths: (!lengths.is_empty()).then_some(lengths),
             weights: (!weights.is_empty()).then_some(weights),
             values: numbers(&name, "values", &from.values)?,
+            texts: from.texts,
             name,
         })
     }
@@ -85,6 +88,13 @@ impl From<RankAnswer> for v1::RankResponse {
             dense_us: micros(from.dense_time),
             choice: v1::Choice::from(from.choice).into(),
             bucket: from.bucket,
+            outputs: from
+                .outputs
+                .into_iter()
+                .map(|(name, values)| v1::NamedValues { name, values: pack(&values) })
+                .collect(),
+            schema_hash: from.schema_hash,
+            ignored_features: from.ignored_features,
             // The service knows it.
             request_id: String::new(),
         }

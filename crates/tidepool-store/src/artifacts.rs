@@ -12,7 +12,7 @@ use tidepool_types::{Name, TableManifest, TableVersion, paths};
 
 use crate::{
     Store, StoreLocation,
-    documents::{self, MODEL_ONNX, MODEL_TOML, RELEASE_MANIFEST, check_hash, release_words},
+    documents::{self, GOLDEN_JSON, MODEL_ONNX, MODEL_TOML, RELEASE_MANIFEST, check_hash, release_words},
     error::StoreError,
     gc::References,
     hash::file_hash,
@@ -182,6 +182,12 @@ impl Artifacts {
 
         let toml = remote.read_document(&relative(MODEL_TOML)).await?.ok_or_else(|| missing(MODEL_TOML))?;
         documents::contract(&remote.shown(&relative(MODEL_TOML)), &toml, &manifest)?;
+        if let Some(promised) = &manifest.golden_json_hash {
+            let golden =
+                remote.read_document(&relative(GOLDEN_JSON)).await?.ok_or_else(|| missing(GOLDEN_JSON))?;
+            documents::golden(&remote.shown(&relative(GOLDEN_JSON)), &golden, &manifest, promised)?;
+            write_whole(dir.join(GOLDEN_JSON), golden.into()).await?;
+        }
         let onnx_path = dir.join(MODEL_ONNX);
         let promised = manifest.model_onnx_hash.clone();
         let has = {

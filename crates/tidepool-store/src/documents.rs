@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use tidepool_types::{ModelSpec, Name, ReleaseManifest, TableManifest, TableVersion};
+use tidepool_types::{Golden, ModelSpec, Name, ReleaseManifest, TableManifest, TableVersion};
 
 use crate::{error::StoreError, hash::content_hash};
 
@@ -14,6 +14,7 @@ pub(crate) const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 pub(crate) const RELEASE_MANIFEST: &str = "release.json";
 pub(crate) const MODEL_TOML: &str = "model.toml";
 pub(crate) const MODEL_ONNX: &str = "model.onnx";
+pub(crate) const GOLDEN_JSON: &str = "golden.json";
 
 pub(crate) fn release_words(model: &Name, release: &Name) -> String {
     format!("release {model}@{release}")
@@ -73,6 +74,19 @@ pub(crate) fn contract(
     Err(StoreError::Misplaced { path: path.to_owned(), expected, found: problems.join("; ") })
 }
 
+/// The `golden.json` that lies at `path`, as its release promises it. Whether the contract keeps it is for whoever
+/// serves by the contract to compute.
+pub(crate) fn golden(
+    path: &Path,
+    bytes: &[u8],
+    manifest: &ReleaseManifest,
+    promised: &str,
+) -> Result<Golden, StoreError> {
+    let what = release_words(&manifest.model, &manifest.release);
+    check_hash(path, &what, promised, content_hash(bytes))?;
+    parse_json(path, bytes)
+}
+
 /// What a release that is to be written is made of, held against each other.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRelease<'a> {
@@ -86,6 +100,8 @@ pub struct NewRelease<'a> {
     pub model_toml: &'a str,
     /// The content of `model.onnx`.
     pub onnx: &'a [u8],
+    /// The content of `golden.json`, if there are golden vectors.
+    pub golden: Option<&'a str>,
 }
 
 impl NewRelease<'_> {
@@ -94,10 +110,14 @@ impl NewRelease<'_> {
         release_words(self.model, self.release)
     }
 
-    /// Whether the contract is one of this model, and pools from no other tables.
+    /// Whether the contract is one of this model, takes vectors from no other tables, and keeps the golden vectors.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         let problems = match ModelSpec::from_toml(self.model_toml) {
-            Ok(spec) => contract_problems(&spec, self.model, self.tables),
+            Ok(spec) => {
+                let mut problems = contract_problems(&spec, self.model, self.tables);
+                problems.extend(self.golden.into_iter().flat_map(|golden| golden_problems(&spec, golden)));
+                problems
+            }
             Err(e) => vec![e.to_string()],
         };
         if problems.is_empty() { Ok(()) } else { Err(self.refused(problems)) }
@@ -117,6 +137,7 @@ impl NewRelease<'_> {
             table_manifest_hashes,
             model_toml_hash: content_hash(self.model_toml.as_bytes()),
             model_onnx_hash: content_hash(self.onnx),
+            golden_json_hash: self.golden.map(|golden| content_hash(golden.as_bytes())),
         };
         manifest.validate().map_err(|e| self.refused(vec![e.to_string()]))?;
         let mut json = serde_json::to_vec_pretty(&manifest)
@@ -128,6 +149,18 @@ impl NewRelease<'_> {
     fn refused(&self, problems: Vec<String>) -> StoreError {
         StoreError::Refused { what: self.words(), problems }
     }
+}
+
+/// What keeps the text of a `golden.json` from being what `spec` gives.
+fn golden_problems(spec: &ModelSpec, golden: &str) -> Vec<String> {
+    if golden.len() as u64 > MAX_DOCUMENT_BYTES {
+        return vec![format!("golden.json has {} bytes, it may have {MAX_DOCUMENT_BYTES}", golden.len())];
+    }
+    let problems = match serde_json::from_str::<Golden>(golden) {
+        Ok(golden) => golden.check(spec),
+        Err(error) => vec![error.to_string()],
+    };
+    problems.into_iter().map(|problem| format!("golden.json: {problem}")).collect()
 }
 
 /// What keeps `spec` from being the contract of a release of `model` that pins `tables`.

@@ -7,13 +7,14 @@ use std::{
 };
 
 use tidepool_types::{
-    ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion, paths,
+    Golden, ModelSpec, Name, PartitionCount, PartitionIndex, ReleaseManifest, TableManifest, TableVersion,
+    paths,
 };
 
 use crate::{
     documents::{
-        self, MAX_DOCUMENT_BYTES, MODEL_ONNX, MODEL_TOML, NewRelease, RELEASE_MANIFEST, check_hash,
-        release_words, table_words,
+        self, GOLDEN_JSON, MAX_DOCUMENT_BYTES, MODEL_ONNX, MODEL_TOML, NewRelease, RELEASE_MANIFEST,
+        check_hash, release_words, table_words,
     },
     error::StoreError,
     hash::{content_hash, file_hash},
@@ -36,6 +37,8 @@ pub struct ReleaseFiles {
     pub manifest_hash: String,
     /// `model.toml`.
     pub spec: ModelSpec,
+    /// `golden.json`, if the release has one.
+    pub golden: Option<Golden>,
     /// Where `model.onnx` lies.
     pub onnx_path: PathBuf,
 }
@@ -134,7 +137,7 @@ impl ArtifactStore {
         self.root.join("releases").join(model.as_str()).join(release.as_str())
     }
 
-    /// Reads a release and verifies it: the manifest, the hashes of `model.toml` and `model.onnx`, and that
+    /// Reads a release and verifies it: the manifest, the hashes of `model.toml`, `golden.json` and `model.onnx`, and that
     /// the table versions it pins are still those it was made with.
     ///
     /// # Errors
@@ -153,6 +156,16 @@ impl ArtifactStore {
             .ok_or_else(|| StoreError::Missing { what: what.clone(), path: toml_path.clone() })?;
         let spec = documents::contract(&toml_path, &toml, &manifest)?;
 
+        let golden = match &manifest.golden_json_hash {
+            None => None,
+            Some(promised) => {
+                let path = dir.join(GOLDEN_JSON);
+                let bytes = read_document(&path)?
+                    .ok_or_else(|| StoreError::Missing { what: what.clone(), path: path.clone() })?;
+                Some(documents::golden(&path, &bytes, &manifest, promised)?)
+            }
+        };
+
         let onnx_path = dir.join(MODEL_ONNX);
         let onnx_hash = file_hash(&onnx_path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => StoreError::Missing { what: what.clone(), path: onnx_path.clone() },
@@ -164,17 +177,13 @@ impl ArtifactStore {
             let (_, found) = self.table_manifest(table)?;
             check_hash(&self.table_dir(table).join(paths::MANIFEST_FILE), &what, expected, found)?;
         }
-        Ok(ReleaseFiles { manifest, manifest_hash: content_hash(&bytes), spec, onnx_path })
+        Ok(ReleaseFiles { manifest, manifest_hash: content_hash(&bytes), spec, golden, onnx_path })
     }
 
-    /// Writes a release, all of it or nothing: `release.json`, `model.toml` and `model.onnx`. The table
-    /// versions must lie in the store, complete; their hashes and those of the files go into `release.json`.
+    /// Writes a release without golden vectors.
     ///
     /// # Errors
-    /// [`StoreError::AlreadyExists`] when the name is taken, also by a writer at the same time;
-    /// [`StoreError::Refused`] when `model_toml` is no contract, is that of another model, or pools from a table
-    /// that is not in `tables`; what [`table_manifest`](Self::table_manifest) and
-    /// [`partition_file`](Self::partition_file) say of the tables; [`StoreError::Io`].
+    /// What [`write`](Self::write) says.
     pub fn write_release(
         &self,
         model: &Name,
@@ -183,20 +192,33 @@ impl ArtifactStore {
         model_toml: &str,
         onnx: &[u8],
     ) -> Result<ReleaseManifest, StoreError> {
-        let new = NewRelease { model, release, tables, model_toml, onnx };
+        self.write(NewRelease { model, release, tables, model_toml, onnx, golden: None })
+    }
+
+    /// Writes a release, all of it or nothing: `release.json`, `model.toml`, `model.onnx`, and `golden.json` if there is
+    /// one. The table versions must lie in the store, complete; their hashes and those of the files go into
+    /// `release.json`.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] when the name is taken, also by a writer at the same time;
+    /// [`StoreError::Refused`] when `model_toml` is no contract, is that of another model, takes vectors from a table
+    /// that is not in `tables`, or does not keep the golden vectors; what [`table_manifest`](Self::table_manifest) and
+    /// [`partition_file`](Self::partition_file) say of the tables; [`StoreError::Io`].
+    pub fn write(&self, new: NewRelease<'_>) -> Result<ReleaseManifest, StoreError> {
         new.check()?;
-        let mut table_manifest_hashes = Vec::with_capacity(tables.len());
-        for table in tables {
+        let mut table_manifest_hashes = Vec::with_capacity(new.tables.len());
+        for table in new.tables {
             let (manifest, hash) = self.table_manifest(table)?;
             for partition in manifest.schema.partitions.indexes() {
                 self.partition_file(&manifest, partition)?;
             }
             table_manifest_hashes.push(hash);
         }
-        let dir = self.release_dir(model, release);
+        let dir = self.release_dir(new.model, new.release);
         let (manifest, json) = new.manifest(&dir.join(RELEASE_MANIFEST), table_manifest_hashes)?;
-        let files: [(&str, &[u8]); 3] =
-            [(MODEL_TOML, model_toml.as_bytes()), (MODEL_ONNX, onnx), (RELEASE_MANIFEST, &json)];
+        let mut files: Vec<(&str, &[u8])> =
+            vec![(MODEL_TOML, new.model_toml.as_bytes()), (MODEL_ONNX, new.onnx), (RELEASE_MANIFEST, &json)];
+        files.extend(new.golden.map(|golden| (GOLDEN_JSON, golden.as_bytes())));
         publish_dir(&dir, &new.words(), &files)?;
         Ok(manifest)
     }

@@ -83,12 +83,10 @@ impl Store {
     /// Writes a release, all of it or nothing. The table versions must lie in this store.
     ///
     /// # Errors
-    /// As [`ArtifactStore::write_release`]; what the object store says.
+    /// As [`ArtifactStore::write`]; what the object store says.
     pub async fn write_release(&self, new: NewRelease<'_>) -> Result<(), StoreError> {
         match self {
-            Self::Directory(store) => {
-                store.write_release(new.model, new.release, new.tables, new.model_toml, new.onnx).map(|_| ())
-            }
+            Self::Directory(store) => store.write(new).map(|_| ()),
             Self::Remote(store) => store.write_release(new).await.map(|_| ()),
         }
     }

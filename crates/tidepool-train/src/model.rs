@@ -152,16 +152,12 @@ impl TrainedModel {
     pub fn spec(&self, model: Name) -> Result<ModelSpec, NameError> {
         let pooled = |name: &str, side, table: usize, pooling| {
             let table = Name::new(self.tables[table].name.as_str())?;
-            Ok(InputSpec { name: name.into(), side, source: InputSource::Pooled { table, pooling } })
+            Ok(InputSpec::new(name, side, InputSource::Pooled { table, pooling }))
         };
-        let number = |name: &str| InputSpec {
-            name: name.into(),
-            side: Side::User,
-            source: InputSource::Dense { width: 1 },
-        };
-        Ok(ModelSpec {
+        let number = |name: &str| InputSpec::new(name, Side::User, InputSource::Dense { width: 1 });
+        Ok(ModelSpec::new(
             model,
-            inputs: vec![
+            vec![
                 pooled(FEATURE_USER, Side::User, 0, Pooling::Sum)?,
                 pooled(FEATURE_ITEM, Side::Candidate, 1, Pooling::Sum)?,
                 pooled(FEATURE_GENRES, Side::Candidate, 2, Pooling::Mean)?,
@@ -169,9 +165,8 @@ impl TrainedModel {
                 number(FEATURE_AGE),
                 number(FEATURE_GENDER),
             ],
-            outputs: vec![OutputSpec { name: OUTPUT_PROBABILITY.into() }],
-            score: 0,
-        })
+            vec![OutputSpec { name: OUTPUT_PROBABILITY.into() }],
+        ))
     }
 
     /// The dense model as the bytes of an ONNX file: graph inputs `[batch, width]` by the names in `model.toml`,

@@ -28,7 +28,11 @@ pub use ids::{Epoch, NodeId, PartitionCount, PartitionIndex, TableVersion};
 pub use keying::{Keying, Location};
 pub use manifest::{ManifestError, PartitionEntry, ReleaseManifest, TableManifest, TableSchema};
 pub use mix::{mix64, unmix64};
-pub use model::{InputSource, InputSpec, ModelError, ModelSpec, OutputSpec, Side};
+pub use model::{
+    Bags, Calibration, Column, Curve, FeatureKind, FeatureSpec, Golden, GoldenBag, GoldenScore, Hashed,
+    InputSource, InputSpec, ModelError, ModelSpec, OutputSpec, RawBag, RawKind, RawValues, Score, Side,
+    Stage, Transform, TransformError, UnknownFeatures, Utility, UtilityError, UtilityInput, rounded,
+};
 pub use name::{Name, NameError};
 pub use pooling::Pooling;
 pub use quantizer::Quantizer;

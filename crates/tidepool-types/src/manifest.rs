@@ -169,6 +169,9 @@ pub struct ReleaseManifest {
     pub model_toml_hash: String,
     /// Hash of `model.onnx`.
     pub model_onnx_hash: String,
+    /// Hash of `golden.json`; absent when the release has no golden vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden_json_hash: Option<String>,
 }
 
 impl ReleaseManifest {

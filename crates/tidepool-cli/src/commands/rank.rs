@@ -80,15 +80,29 @@ fn show(answer: &Value, output: Output) {
         answer["dense_us"],
     ));
     output.line(format!("request {}: `tidepool why` with it tells more", harmless(&word("request_id"))));
+    let ignored: Vec<_> = list("ignored_features").iter().filter_map(Value::as_str).map(harmless).collect();
+    if !ignored.is_empty() {
+        output.line(format!("features that the model does not take, and ignores: {}", ignored.join(", ")));
+    }
     if answer["partial"].as_bool() == Some(true) {
         output.line(format!("made without {} ids that no node answered for", answer["unavailable_ids"]));
     }
     let results = list("results");
     for (rank, result) in (1..).zip(results.iter().take(SHOWN)) {
         let score = result["score"].as_f64().unwrap_or(f64::NAN);
-        output.line(format!("{rank:>4}. candidate {:>6}  {score:.6}", result["index"].to_string()));
+        let index = result["index"].to_string();
+        output.line(format!("{rank:>4}. candidate {index:>6}  {score:.6}{}", outputs(result)));
     }
     if results.len() > SHOWN {
         output.line(format!("... {} in all, --json has them", results.len()));
     }
+}
+
+/// The outputs that were asked for, beside the score.
+fn outputs(result: &Value) -> String {
+    let outputs = result["outputs"].as_object().into_iter().flatten();
+    let shown = |(name, value): (&String, &Value)| {
+        format!("  {} {:.6}", harmless(name), value.as_f64().unwrap_or(f64::NAN))
+    };
+    outputs.map(shown).collect()
 }

@@ -2,6 +2,7 @@
 //! traffic, promote it, take it back.
 
 mod check;
+mod golden;
 mod list;
 mod show;
 mod traffic;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Publish(Publish),
     /// Say everything that is wrong with the files and tables of a release, and publish nothing.
     Check(Check),
+    /// Freeze what a model.toml makes of samples, as the golden vectors of a release.
+    Golden(golden::Freeze),
     /// Give a release a share of its model's traffic, under guards that take it back when it does badly.
     Ramp(traffic::Ramp),
     /// Give several releases a share each, at once.
@@ -119,8 +122,17 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
         Command::Check(args) => {
             let checked = check::check(&args.files, args.release.as_ref()).await?;
             output.line(format!("a release of model {}: nothing is wrong with it", checked.model));
-            output.object(json!({ "model": checked.model, "problems": [] }));
+            output.line(format!("golden vectors: {}, all of them kept", checked.golden_cases));
+            if !checked.not_golden.is_empty() {
+                let inputs = checked.not_golden.join(", ");
+                output.line(format!("no golden vector speaks of the transforms of: {inputs}"));
+            }
+            output.object(json!({
+                "model": checked.model, "problems": [], "golden_vectors": checked.golden_cases,
+                "inputs_without_golden_vectors": checked.not_golden,
+            }));
         }
+        Command::Golden(args) => golden::freeze(&args, output)?,
         Command::Ramp(args) => traffic::ramp(args, remote, output).await?,
         Command::Experiment(args) => traffic::experiment(args, remote, output).await?,
         Command::Shadow(args) => traffic::shadow(args, remote, output).await?,
@@ -137,9 +149,10 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
 /// Validates the files against each other and writes the release into the store; returns its model.
 async fn write(args: &Publish) -> Result<Name> {
     let checked = check::check(&args.files, Some(&args.release)).await?;
-    let check::Checked { store, model, model_toml, onnx } = checked;
+    let check::Checked { store, model, model_toml, onnx, golden, .. } = checked;
     let (release, tables) = (&args.release, args.files.tables.as_slice());
-    let new = NewRelease { model: &model, release, tables, model_toml: &model_toml, onnx: &onnx };
+    let (model_toml, onnx, golden) = (model_toml.as_str(), onnx.as_slice(), golden.as_deref());
+    let new = NewRelease { model: &model, release, tables, model_toml, onnx, golden };
     match store.write_release(new).await {
         Ok(()) => Ok(model),
         // Somebody else was faster.

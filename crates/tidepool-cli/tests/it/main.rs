@@ -9,6 +9,7 @@ mod composite;
 mod demo;
 mod doors;
 mod drills;
+mod golden;
 mod hostile;
 mod lookup_bench;
 mod metastore;

@@ -64,6 +64,7 @@ fn manifest(model: &str, release: &str, tables: &[TableVersion]) -> ReleaseManif
         table_manifest_hashes: tables.iter().map(|t| format!("hash of {t}")).collect(),
         model_toml_hash: "toml".into(),
         model_onnx_hash: "onnx".into(),
+        golden_json_hash: None,
     }
 }
 

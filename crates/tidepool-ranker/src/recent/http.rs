@@ -111,7 +111,7 @@ fn asked(query: &str) -> Result<Asked, String> {
 }
 
 /// Takes the percent-encoding away; None: it is broken, or what it stands for is no text.
-fn decoded(text: &str) -> Option<String> {
+pub(crate) fn decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

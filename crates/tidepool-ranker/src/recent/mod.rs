@@ -25,7 +25,7 @@ use tidepool_types::mix64;
 
 use self::record::End;
 pub(crate) use self::{
-    http::routes,
+    http::{decoded, routes},
     record::{Counts, Record, Told, cut_id},
 };
 use crate::{RankError, request::RankRequest};

@@ -20,7 +20,9 @@ use tidepool_types::{Name, ReleaseManifest, TableVersion, paths};
 
 use super::{Answer, RemoteStore, fetch::blocking, partition_key, release_key, table_key, told};
 use crate::{
-    documents::{MODEL_ONNX, MODEL_TOML, NewRelease, RELEASE_MANIFEST, release_words, table_words},
+    documents::{
+        GOLDEN_JSON, MODEL_ONNX, MODEL_TOML, NewRelease, RELEASE_MANIFEST, release_words, table_words,
+    },
     error::StoreError,
     hash::content_hash,
     local::{ArtifactStore, read_document},
@@ -107,6 +109,8 @@ impl RemoteStore {
         self.pinned_documents(&files.manifest).await?;
         let (dir, what) = (from.release_dir(model, release), release_words(model, release));
         let toml = document(&dir.join(MODEL_TOML), &what)?;
+        let promised = files.manifest.golden_json_hash.is_some();
+        let golden = promised.then(|| document(&dir.join(GOLDEN_JSON), &what)).transpose()?;
         let content = document(&dir.join(RELEASE_MANIFEST), &what)?;
         let publication =
             Publication { what, dir: release_key(model, release), document: RELEASE_MANIFEST, content };
@@ -114,6 +118,9 @@ impl RemoteStore {
             return Ok(Uploaded::Before);
         }
         self.put(&format!("{}/{MODEL_TOML}", publication.dir), toml).await?;
+        if let Some(golden) = golden {
+            self.put(&format!("{}/{GOLDEN_JSON}", publication.dir), golden).await?;
+        }
         self.upload(&format!("{}/{MODEL_ONNX}", publication.dir), &files.onnx_path).await?;
         self.show(publication).await
     }
@@ -121,7 +128,7 @@ impl RemoteStore {
     /// Writes a release, all of it or nothing. The table versions must lie in this store.
     ///
     /// # Errors
-    /// As [`ArtifactStore::write_release`]; what the object store says.
+    /// As [`ArtifactStore::write`]; what the object store says.
     pub async fn write_release(&self, new: NewRelease<'_>) -> Result<ReleaseManifest, StoreError> {
         new.check()?;
         let mut hashes = Vec::with_capacity(new.tables.len());
@@ -138,6 +145,9 @@ impl RemoteStore {
         }
         let file = |name| format!("{}/{name}", publication.dir);
         self.put(&file(MODEL_TOML), Bytes::copy_from_slice(new.model_toml.as_bytes())).await?;
+        if let Some(golden) = new.golden {
+            self.put(&file(GOLDEN_JSON), Bytes::copy_from_slice(golden.as_bytes())).await?;
+        }
         self.put(&file(MODEL_ONNX), Bytes::copy_from_slice(new.onnx)).await?;
         // Shown before by now: by a put of ours whose answer was lost, or by a writer of the same content.
         self.show(publication).await?;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tidepool_store::{ArtifactStore, StoreError, content_hash};
+use tidepool_store::{ArtifactStore, NewRelease, StoreError, content_hash};
 use tidepool_types::{
     ErrorCode, Keying, Name, PartitionCount, PartitionEntry, PartitionIndex, ReleaseManifest, RowFormat,
     TableManifest, TableSchema, TableVersion,
@@ -141,6 +141,48 @@ fn a_release_comes_back_as_it_was_written() {
     assert_eq!(written.table_manifest_hashes[1], hash);
     assert_eq!(fixture.store.list_releases().unwrap(), [(name("movielens"), name("r-été"))]);
     assert_eq!(fixture.store.list_tables().unwrap(), [table("user", "v1"), table("表", "nœud-1")]);
+}
+
+#[test]
+fn golden_vectors_travel_in_the_release_and_must_be_kept() {
+    let fixture = Fixture::new();
+    let (model, r1, tables) = (name("movielens"), name("r1"), [table("user", "v1")]);
+    let model_toml = contract("movielens", &["user"]);
+    let golden = |ids: &str| {
+        format!(r#"{{"schema_version": 1, "inputs": {{"user": [{{"raw": [7, 8], "ids": {ids}}}]}}}}"#)
+    };
+    let write = |golden: &str| {
+        let (release, tables) = (&r1, &tables);
+        let new = NewRelease {
+            model: &model,
+            release,
+            tables,
+            model_toml: &model_toml,
+            onnx: ONNX,
+            golden: Some(golden),
+        };
+        fixture.store.write(new)
+    };
+    let refusal = |golden: &str| match write(golden) {
+        Err(StoreError::Refused { problems, .. }) => problems.join("; "),
+        other => panic!("{other:?}"),
+    };
+    let said = refusal(&golden("[7, 9]"));
+    assert_eq!(said, "golden.json: input \"user\", case 0: [7, 8] gives ids [7, 8], training gave [7, 9]");
+    assert!(refusal("{}").contains("golden.json: missing field"));
+    let written = write(&golden("[7, 8]")).unwrap();
+    assert_eq!(written.golden_json_hash, Some(content_hash(golden("[7, 8]").as_bytes())));
+    assert_eq!(fixture.read("r1").unwrap().golden.map(|golden| golden.cases()), Some(1));
+    let path = fixture.release_file("r1", "golden.json");
+    tamper(&path, "[7, 8]}", "[7, 9]}");
+    assert!(matches!(fixture.read("r1"), Err(StoreError::Hash { path: at, .. }) if at == path));
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(fixture.read("r1"), Err(StoreError::Missing { path: at, .. }) if at == path));
+    // One that has none says nothing of them, as releases of before do.
+    fixture.write("r2").unwrap();
+    let text = fs::read_to_string(fixture.release_file("r2", "release.json")).unwrap();
+    assert!(!text.contains("golden"), "{text}");
+    assert_eq!(fixture.read("r2").unwrap().golden, None);
 }
 
 #[test]

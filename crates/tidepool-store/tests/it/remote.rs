@@ -300,13 +300,15 @@ async fn of_uploads_with_different_content_at_the_same_time_one_is_whole_and_the
     }
 }
 
+const GOLDEN: &str = r#"{"schema_version": 1, "inputs": {"user": [{"raw": [7, 8], "ids": [7, 8]}]}}"#;
+
 fn new_release<'a>(
     release: &'a tidepool_types::Name,
     model: &'a tidepool_types::Name,
     tables: &'a [tidepool_types::TableVersion],
     toml: &'a str,
 ) -> NewRelease<'a> {
-    NewRelease { model, release, tables, model_toml: toml, onnx: ONNX }
+    NewRelease { model, release, tables, model_toml: toml, onnx: ONNX, golden: Some(GOLDEN) }
 }
 
 #[tokio::test]
@@ -326,6 +328,7 @@ async fn a_release_goes_up_and_comes_down_whole_and_a_copy_serves_when_the_store
     artifacts.bring_release(&model, &r1).await.unwrap();
     let files = artifacts.files().release(&model, &r1).unwrap();
     assert_eq!((&files.manifest, fs::read(&files.onnx_path).unwrap()), (&written, ONNX.to_vec()));
+    assert_eq!(files.golden.map(|golden| golden.cases()), Some(1));
 
     cloud.objects.set_down(true);
     artifacts.bring_release(&model, &r1).await.unwrap();

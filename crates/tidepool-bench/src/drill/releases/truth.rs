@@ -148,10 +148,10 @@ pub(super) fn model_toml() -> Result<String, BenchError> {
     let mut inputs = Vec::new();
     for ((name, side), table) in FEATURES.into_iter().zip(sides).zip(TABLES) {
         let source = InputSource::Pooled { table: Name::new(table)?, pooling: Pooling::Sum };
-        inputs.push(InputSpec { name: name.into(), side, source });
+        inputs.push(InputSpec::new(name, side, source));
     }
     let outputs = vec![OutputSpec { name: SCORE.into() }];
-    Ok(ModelSpec { model: Name::new(MODEL)?, inputs, outputs, score: 0 }.to_toml())
+    Ok(ModelSpec::new(Name::new(MODEL)?, inputs, outputs).to_toml())
 }
 
 /// A release as those who check answers believe it to be.

@@ -11,7 +11,7 @@ use clap::Args;
 use tidepool_dense::{DenseError, DenseModel};
 use tidepool_runtime::error::chain;
 use tidepool_store::{Store, StoreError, StoreLocation};
-use tidepool_types::{ModelError, ModelSpec, Name, TableVersion};
+use tidepool_types::{Golden, ModelError, ModelSpec, Name, TableVersion};
 
 use super::super::control;
 
@@ -24,6 +24,10 @@ pub(crate) struct Files {
     /// The dense model.
     #[arg(long, value_name = "FILE", requires = "model_toml")]
     pub(super) onnx: Option<PathBuf>,
+    /// Golden vectors: what training says that features become. Without it, `golden.json` beside the model.toml, if
+    /// it is there.
+    #[arg(long, value_name = "FILE", requires = "model_toml")]
+    pub(super) golden: Option<PathBuf>,
     /// A table version that the model was trained with; once per table.
     #[arg(long = "table", value_name = "TABLE@VERSION", value_parser = control::table_version)]
     pub(super) tables: Vec<TableVersion>,
@@ -38,9 +42,15 @@ pub(super) struct Checked {
     pub(super) model: Name,
     pub(super) model_toml: String,
     pub(super) onnx: Vec<u8>,
+    /// The content of `golden.json`.
+    pub(super) golden: Option<String>,
+    /// How many golden vectors there are.
+    pub(super) golden_cases: usize,
+    /// Inputs that a transform makes ids for, and that no golden vector speaks of.
+    pub(super) not_golden: Vec<String>,
 }
 
-/// Holds model.toml, graph and tables against each other, and a release name against the store.
+/// Holds model.toml, golden vectors, graph and tables against each other, and a release name against the store.
 ///
 /// # Errors
 /// One that lists every problem.
@@ -51,7 +61,9 @@ pub(super) async fn check(files: &Files, release: Option<&Name>) -> Result<Check
     let store = Store::open_existing(store)?;
     let text = fs::read_to_string(model_toml).with_context(|| format!("reading {}", model_toml.display()))?;
     let bytes = fs::read(onnx).with_context(|| format!("reading {}", onnx.display()))?;
+    let golden = golden_text(files, model_toml)?;
     let mut problems = Vec::new();
+    let (mut golden_cases, mut not_golden) = (0, Vec::new());
     let dims = tables(&store, &files.tables, &mut problems).await?;
     let model = match ModelSpec::from_toml(&text) {
         Ok(spec) => {
@@ -60,6 +72,7 @@ pub(super) async fn check(files: &Files, release: Option<&Name>) -> Result<Check
                 problems.push(format!("model.toml pools from table {table}: add --table {table}@VERSION"));
             }
             graph(onnx, &spec, &dims, &mut problems);
+            (golden_cases, not_golden) = vectors(golden.as_deref(), &spec, &mut problems);
             if let Some(release) = release
                 && store.has_release(&spec.model, release).await?
             {
@@ -81,7 +94,10 @@ pub(super) async fn check(files: &Files, release: Option<&Name>) -> Result<Check
         }
     };
     match model {
-        Some(model) if problems.is_empty() => Ok(Checked { store, model, model_toml: text, onnx: bytes }),
+        Some(model) if problems.is_empty() => {
+            let (model_toml, onnx) = (text, bytes);
+            Ok(Checked { store, model, model_toml, onnx, golden, golden_cases, not_golden })
+        }
         _ => {
             let list: Vec<_> = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
             bail!("this is no release, {} things are wrong with it:{}", list.len(), list.concat());
@@ -118,6 +134,35 @@ async fn tables(
         dims.insert(version.table.clone(), dim);
     }
     Ok(dims)
+}
+
+/// The text of the golden vectors: of the file that is named, or of the one beside the contract, if it is there.
+fn golden_text(files: &Files, model_toml: &Path) -> Result<Option<String>> {
+    let beside = model_toml.with_file_name("golden.json");
+    let path = match &files.golden {
+        Some(path) => path,
+        None if beside.exists() => &beside,
+        None => return Ok(None),
+    };
+    fs::read_to_string(path).map(Some).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Computes the golden vectors again. Gives how many there are, and the inputs with a transform that have none.
+fn vectors(text: Option<&str>, spec: &ModelSpec, problems: &mut Vec<String>) -> (usize, Vec<String>) {
+    let golden = match text.map(serde_json::from_str::<Golden>).transpose() {
+        Ok(golden) => golden,
+        Err(error) => {
+            problems.push(format!("golden.json: {error}"));
+            None
+        }
+    };
+    if let Some(golden) = &golden {
+        problems.extend(golden.check(spec).into_iter().map(|problem| format!("golden.json: {problem}")));
+    }
+    let spoken_of = |name: &str| golden.as_ref().is_some_and(|golden| golden.inputs.contains_key(name));
+    let transformed = spec.inputs.iter().filter(|input| !input.transform.is_identity());
+    let without = transformed.map(|input| input.name.clone()).filter(|name| !spoken_of(name)).collect();
+    (golden.map_or(0, |golden| golden.cases()), without)
 }
 
 /// Holds the graph against the contract, as far as tables are known.
@@ -165,6 +210,7 @@ mod tests {
         let files = Files {
             model_toml: Some(model_toml.clone()),
             onnx: Some(onnx),
+            golden: None,
             tables: vec![version("user@v1"), version("user@v2"), version("genre@v1")],
             store: Some(StoreLocation::Directory(store)),
         };
@@ -184,6 +230,76 @@ mod tests {
         fs::write(&model_toml, "schema_version = 1\nmodel = \"m\"\nscore = \"p\"\ninputs = []\noutputs = []")
             .unwrap();
         let text = told(&files).await;
-        assert!(text.contains("model.toml: there are no inputs") && text.contains("genre@v1"), "{text}");
+        assert!(text.contains("model.toml: line 4: inputs: there are no inputs"), "{text}");
+        assert!(text.contains("genre@v1"), "{text}");
+    }
+
+    /// So is a contract with five mistakes, and so are golden vectors that the contract does not give.
+    #[tokio::test]
+    async fn every_mistake_of_a_contract_and_its_golden_vectors_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        tidepool_store::ArtifactStore::open(&store).unwrap();
+        let (model_toml, onnx) = (dir.path().join("model.toml"), dir.path().join("model.onnx"));
+        fs::write(&onnx, "no graph").unwrap();
+        let files = Files {
+            model_toml: Some(model_toml.clone()),
+            onnx: Some(onnx),
+            golden: None,
+            tables: Vec::new(),
+            store: Some(StoreLocation::Directory(store)),
+        };
+        let told =
+            async |files: &Files| check(files, None).await.err().map(|error| error.to_string()).unwrap();
+        let five = r#"schema_version = 1
+model = "m"
+score = "utility"
+utility = "ctr * bdi"
+top_n = 3
+[[inputs]]
+name = "item"
+side = "candidates"
+width = 1
+[[inputs]]
+name = "age"
+side = "user"
+table = "age"
+transform = [{ op = "bucketise", boundaries = [18] }]
+[[outputs]]
+name = "ctr"
+[[calibrations]]
+output = "cvr"
+kind = "platt"
+a = 1
+b = 0
+"#;
+        fs::write(&model_toml, five).unwrap();
+        let text = told(&files).await;
+        assert!(text.starts_with("this is no release, 5 things are wrong with it"), "{text}");
+        for problem in [
+            "model.toml: line 4: utility: \"bdi\" is neither an output (ctr) nor a utility input ()",
+            "model.toml: line 5: unknown key \"top_n\"",
+            "model.toml: line 8: inputs[0] \"item\": side: \"candidates\" is none of \"user\", \"candidate\"",
+            "model.toml: line 14: inputs[1] \"age\": transform[0]: op: \"bucketise\" is none of \"hash\"",
+            "model.toml: line 18: calibrations[0]: output: \"cvr\" is not one of the outputs",
+        ] {
+            assert!(text.contains(problem), "{problem}: {text}");
+        }
+        let one = five
+            .replace("candidates", "candidate")
+            .replace("ctr * bdi", "ctr")
+            .replace("top_n", "top_k")
+            .replace("bucketise", "bucketize")
+            .replace("cvr", "ctr");
+        fs::write(&model_toml, one).unwrap();
+        let golden = r#"{"schema_version": 1, "inputs": {"age": [{"raw": [17], "ids": [1]}]}}"#;
+        fs::write(dir.path().join("golden.json"), golden).unwrap();
+        let text = told(&files).await;
+        let problem = "golden.json: input \"age\", case 0: [17] gives ids [0], training gave [1]";
+        assert!(text.contains(problem) && !text.contains("model.toml: line"), "{text}");
+        let elsewhere = dir.path().join("frozen.json");
+        fs::write(&elsewhere, golden.replace("[1]", "[0]")).unwrap();
+        let text = told(&Files { golden: Some(elsewhere), ..files }).await;
+        assert!(!text.contains("golden"), "{text}");
     }
 }
