@@ -156,6 +156,12 @@ impl LookupAccount {
         self.note(std::mem::take)
     }
 
+    /// A copy of what has been noted so far.
+    #[must_use]
+    pub fn notes(&self) -> LookupNotes {
+        self.note(|noted| noted.clone())
+    }
+
     fn note<T>(&self, note: impl FnOnce(&mut LookupNotes) -> T) -> T {
         note(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -285,6 +285,7 @@ pub(crate) fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors,
         unavailable_ids: 0,
         unavailable: Vec::new(),
         defaulted_bags: 0,
+        defaulted: Vec::new(),
     };
     // A sum that begins with 0 has no negative zeros.
     let sums = table.composite.as_ref().is_some_and(|composite| composite.combine == Combine::Sum);
@@ -324,6 +325,7 @@ pub(crate) fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors,
         if found == 0 {
             acc.clone_from(&default);
             out.defaulted_bags += 1;
+            out.defaulted.push(out.found.len() as u32);
         }
         out.values.extend(acc);
         out.found.push(found);

@@ -154,19 +154,26 @@ fn vectors(
         unavailable_ids,
         unavailable: if unavailable_ids > 0 { lost } else { Vec::new() },
         defaulted_bags: 0,
+        defaulted: Vec::new(),
     }
 }
 
-/// Makes `vector` the default row when nothing was found, or when it is not finite.
-fn settle(table: &TableSplit<'_>, vector: &mut [f32], found: u32, defaulted: &mut u32) {
+/// Makes `vector` the default row when nothing was found, or when it is not finite; says whether it did.
+fn settle(table: &TableSplit<'_>, vector: &mut [f32], found: u32) -> bool {
     if found > 0 && vector.iter().all(|v| v.is_finite()) {
-        return;
+        return false;
     }
-    *defaulted += 1;
     match table.layout.schema.default_row.as_slice() {
         row if row.len() == vector.len() => vector.copy_from_slice(row),
         _ => vector.fill(0.0),
     }
+    true
+}
+
+/// Which of the vectors are the default row.
+fn defaulted(mut out: FeatureVectors, defaulted: Vec<u32>) -> FeatureVectors {
+    out.defaulted_bags = as_u32(defaulted.len());
+    FeatureVectors { defaulted, ..out }
 }
 
 fn unpooled(
@@ -186,10 +193,14 @@ fn unpooled(
     let found_of = |members: &[u32]| u32::from(members.iter().all(|member| rows[*member as usize].is_some()));
     let found = feature.members.chunks_exact(feature.members_per_id()).map(found_of).collect();
     let mut out = vectors(feature, table, values, found, lost);
-    for (vector, found) in out.values.chunks_exact_mut(out.dim as usize).zip(&out.found) {
-        settle(table, vector, *found, &mut out.defaulted_bags);
+    let mut settled = Vec::new();
+    let vectors = out.values.chunks_exact_mut(out.dim as usize).zip(&out.found);
+    for (at, (vector, found)) in vectors.enumerate() {
+        if settle(table, vector, *found) {
+            settled.push(as_u32(at));
+        }
     }
-    out
+    defaulted(out, settled)
 }
 
 fn pooled(
@@ -206,6 +217,7 @@ fn pooled(
         found.iter_mut().zip(&lost).for_each(|(found, lost)| *found = found.saturating_sub(*lost));
     }
     let mut out = vectors(feature, table, values, found, lost);
+    let mut settled = Vec::new();
     for (bag, vector) in out.values.chunks_exact_mut(out.dim as usize).enumerate() {
         let found = out.found[bag];
         if feature.pooling == Pooling::Mean && found > 0 {
@@ -217,9 +229,11 @@ fn pooled(
         }
         // A vector that lacks some rows of an id is none.
         let torn = feature.composed.is_some() && out.unavailable.get(bag).is_some_and(|lost| *lost > 0);
-        settle(table, vector, if torn { 0 } else { found }, &mut out.defaulted_bags);
+        if settle(table, vector, if torn { 0 } else { found }) {
+            settled.push(as_u32(bag));
+        }
     }
-    out
+    defaulted(out, settled)
 }
 
 /// The sums of a feature, bag by bag as they were asked for.

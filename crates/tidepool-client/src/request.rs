@@ -207,4 +207,6 @@ pub struct FeatureVectors {
     /// found with [`Pooling::None`], and of bags that have no finite result (a weighted mean whose weights
     /// add up to 0 or beyond f32, a sum beyond f32).
     pub defaulted_bags: u32,
+    /// Which of the vectors those are, in order.
+    pub defaulted: Vec<u32>,
 }

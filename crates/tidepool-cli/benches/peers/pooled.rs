@@ -23,6 +23,7 @@ pub(crate) fn pooled(kernel: &RowKernel, request: &LookupRequest, rows: &[&[u8]]
         found: lengths,
         missing_ids: 0,
         defaulted_bags: 0,
+        defaulted: Vec::new(),
         unavailable_ids: 0,
         unavailable: Vec::new(),
     };

@@ -63,6 +63,7 @@ fn answer(table: BenchTable, request: &LookupRequest) -> LookupOutcome {
         unavailable_ids: 0,
         unavailable: Vec::new(),
         defaulted_bags: 0,
+        defaulted: Vec::new(),
     };
     LookupOutcome { features: vec![vectors], ..LookupOutcome::default() }
 }
