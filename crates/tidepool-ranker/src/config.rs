@@ -1,6 +1,6 @@
 //! What a ranker is told when it starts: `config/ranker.toml` explains every key.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::{
@@ -15,6 +15,7 @@ use tidepool_types::{Name, ports};
 
 use crate::{
     asking::{Asking, RawBreaker, RawHedge, RawRetry},
+    batch::{self, BatchOptions, ModelLimits, RawBatch, RawModel},
     request::Limits,
 };
 
@@ -86,6 +87,12 @@ pub struct RawConfig {
     pub retry: RawRetry,
     /// When a node is left alone for a while.
     pub breaker: RawBreaker,
+    /// How requests share batches.
+    pub batch: RawBatch,
+    /// What single models may have.
+    pub models: BTreeMap<String, RawModel>,
+    /// The model of each scenario.
+    pub scenarios: BTreeMap<String, String>,
     /// TLS on both ports, and with other roles.
     pub tls: RawTls,
     /// Who may do what.
@@ -114,7 +121,7 @@ impl Default for RawConfig {
             warm_timeout_ms: 10_000,
             pool_threads: 0,
             pool_queue_len: 256,
-            max_candidates: 10_000,
+            max_candidates: 100_000,
             max_ids: 1_000_000,
             max_request_bytes: 32 << 20,
             recent_requests: 4096,
@@ -129,6 +136,9 @@ impl Default for RawConfig {
             hedge: RawHedge::default(),
             retry: RawRetry::default(),
             breaker: RawBreaker::default(),
+            batch: RawBatch::default(),
+            models: BTreeMap::new(),
+            scenarios: BTreeMap::new(),
             tls: RawTls::default(),
             auth: RawAuth::default(),
             log: LogOptions::default(),
@@ -173,6 +183,12 @@ pub struct Config {
     pub pool_queue_len: usize,
     /// What one request may ask for.
     pub limits: Limits,
+    /// How requests share batches.
+    pub batch: BatchOptions,
+    /// What single models may have.
+    pub models: BTreeMap<Name, ModelLimits>,
+    /// The model of each scenario.
+    pub scenarios: BTreeMap<String, Name>,
     /// Size of the largest request, in bytes.
     pub max_request_bytes: usize,
     /// The last requests of which it is kept what became of them; 0: none.
@@ -263,6 +279,15 @@ impl TryFrom<RawConfig> for Config {
             0 => CpuPool::default_threads(),
             threads => threads as usize,
         };
+        let limits = Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids };
+        let (batch, models) =
+            batch::check(&mut problems, &raw.batch, &raw.models, (pool_threads, limits, raw.exact));
+        let scenario = |(scenario, model): (&String, &String)| {
+            problems.parse::<Name>("scenarios", scenario);
+            let model = problems.parse::<Name>(&format!("scenarios.{scenario}"), model);
+            Some((scenario.clone(), model?))
+        };
+        let scenarios = raw.scenarios.iter().filter_map(scenario).collect();
         problems.finish(|| {
             Some(Self {
                 ranker: ranker?,
@@ -281,7 +306,10 @@ impl TryFrom<RawConfig> for Config {
                 warm_timeout,
                 pool_threads,
                 pool_queue_len: raw.pool_queue_len as usize,
-                limits: Limits { max_candidates: raw.max_candidates, max_ids: raw.max_ids },
+                limits,
+                batch,
+                models,
+                scenarios,
                 max_request_bytes: raw.max_request_bytes as usize,
                 recent_requests: raw.recent_requests as usize,
                 default_deadline,

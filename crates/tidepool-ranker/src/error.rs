@@ -1,6 +1,6 @@
 //! What can go wrong: with one ranking, with loading a release, and with starting a ranker.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tidepool_client::ClientError;
@@ -75,9 +75,34 @@ pub enum RankError {
     /// An undo where nothing was rolled back.
     #[error("model {0} is not rolled back here: nothing is to be undone")]
     NotRolledBack(Name),
-    /// The vectors could not be had.
+    /// No model is asked for by that name of a scenario.
+    #[error("there is no scenario {scenario:?}, there {}", scenarios(.known))]
+    UnknownScenario {
+        /// As asked for; at most 64 characters of it.
+        scenario: String,
+        /// Those that the ranker's configuration has.
+        known: Vec<String>,
+    },
+    /// More of the model waits than may.
+    #[error(
+        "model {model} is busy: {waiting_requests} requests with {waiting_rows} rows are waiting, it may be \
+         {max_waiting_requests} with {max_waiting_rows}"
+    )]
+    Busy {
+        /// The model.
+        model: Name,
+        /// Rows that wait.
+        waiting_rows: u64,
+        /// Requests that wait.
+        waiting_requests: usize,
+        /// Rows that may wait.
+        max_waiting_rows: u64,
+        /// Requests that may wait.
+        max_waiting_requests: usize,
+    },
+    /// The vectors could not be had. Requests that shared the lookup share the reason.
     #[error("looking up the features")]
-    Lookup(#[from] ClientError),
+    Lookup(#[source] Arc<ClientError>),
     /// The model failed.
     #[error("running the model")]
     Dense(#[from] DenseError),
@@ -105,6 +130,16 @@ pub enum RankError {
         /// Numbers there should be.
         expected: usize,
     },
+    /// The model's answer does not have the shape that it is to have: a defect.
+    #[error("output {output} of the model has {found} numbers, {expected} were expected")]
+    Outputs {
+        /// Which output of the contract, from 0.
+        output: usize,
+        /// Numbers that came.
+        found: usize,
+        /// Rows that were run.
+        expected: usize,
+    },
     /// The CPU pool is full, closed, or its work panicked.
     #[error("the dense model was not run")]
     Pool(#[from] PoolError),
@@ -122,7 +157,9 @@ impl RankError {
             Self::OtherTenant { .. } => ErrorCode::Forbidden,
             Self::NotWrittenDown(AuditError::Busy) => ErrorCode::Overloaded,
             Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
-            Self::NoCurrent { .. } | Self::UnknownRelease { .. } => ErrorCode::NotFound,
+            Self::NoCurrent { .. } | Self::UnknownRelease { .. } | Self::UnknownScenario { .. } => {
+                ErrorCode::NotFound
+            }
             Self::NotLoaded { .. } => ErrorCode::NotServed,
             Self::NothingBefore { .. } | Self::NotRolledBack(_) => ErrorCode::Conflict,
             // What this ranker asked of its own accord: the caller's request is not to blame.
@@ -131,9 +168,11 @@ impl RankError {
                 ErrorCode::NotFound => ErrorCode::NotServed,
                 code => code,
             },
-            Self::Pool(PoolError::Full { .. }) => ErrorCode::Overloaded,
+            Self::Pool(PoolError::Full { .. }) | Self::Busy { .. } => ErrorCode::Overloaded,
             Self::DeadlineExceeded(_) => ErrorCode::DeadlineExceeded,
-            Self::Dense(_) | Self::NotFinite { .. } | Self::Vectors { .. } => ErrorCode::Internal,
+            Self::Dense(_) | Self::NotFinite { .. } | Self::Vectors { .. } | Self::Outputs { .. } => {
+                ErrorCode::Internal
+            }
             Self::Pool(PoolError::Panicked(_)) => ErrorCode::Internal,
         }
     }
@@ -146,6 +185,16 @@ impl RankError {
             _ => None,
         }
     }
+}
+
+impl From<ClientError> for RankError {
+    fn from(error: ClientError) -> Self {
+        Self::Lookup(Arc::new(error))
+    }
+}
+
+fn scenarios(known: &[String]) -> String {
+    if known.is_empty() { "are none".into() } else { format!("are {}", known.join(", ")) }
 }
 
 /// Why a release could not be loaded. The ranker reports the text and goes on with what it has.
@@ -176,6 +225,39 @@ pub enum LoadError {
     /// The model does not load, or its first run failed.
     #[error("loading the model")]
     Dense(#[from] DenseError),
+    /// The model may not have so much memory.
+    #[error(
+        "model {model} may have {limit} bytes of memory (models.{model}.max_memory_bytes): this release takes \
+         {release}, those that are loaded take {loaded}, and its batches up to {batches}"
+    )]
+    Memory {
+        /// The model.
+        model: Name,
+        /// Bytes of the release.
+        release: u64,
+        /// Bytes of the other releases of the model.
+        loaded: u64,
+        /// Bytes of the inputs of all batches that may be under way.
+        batches: u64,
+        /// What the configuration grants.
+        limit: u64,
+    },
+    /// The model's file cannot be looked at.
+    #[error("how large is {path}?", path = path.display())]
+    Size {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// One row of the model is more than a batch may have.
+    #[error("a candidate and its user have {elements} numbers, a batch may have {limit}")]
+    TooWide {
+        /// Numbers of one row.
+        elements: u64,
+        /// Numbers of a batch.
+        limit: u64,
+    },
     /// The thread that loaded it ended without a result: a defect.
     #[error("loading broke down: {0}")]
     Broken(String),
@@ -240,9 +322,9 @@ mod tests {
 
     #[test]
     fn a_lookup_that_this_ranker_got_wrong_is_not_the_callers_fault() {
-        let error = RankError::Lookup(ClientError::NoMap);
+        let error = RankError::from(ClientError::NoMap);
         assert_eq!(error.code(), ErrorCode::Unavailable);
-        let error = RankError::Lookup(ClientError::Config(vec![]));
+        let error = RankError::from(ClientError::Config(vec![]));
         assert_eq!(error.code(), ErrorCode::Internal);
     }
 }

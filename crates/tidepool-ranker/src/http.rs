@@ -69,7 +69,7 @@ async fn answer(
     arrived: Instant,
 ) -> Result<Response, RankError> {
     let message = match JsonRequest::parse(body).map_err(invalid) {
-        Ok(request) => convert(service, &request).map_err(|error| {
+        Ok(mut request) => convert(service, &mut request).map_err(|error| {
             let JsonRequest { request_id, tenant, model, release, .. } = request;
             let release = release.unwrap_or_default();
             (error, v1::RankRequest { request_id, tenant, model, release, ..Default::default() })
@@ -89,7 +89,9 @@ async fn answer(
 
 /// The message of a document. The contract says which numbers are ids, and which contract that is, the request's
 /// key; where the ids of the user stand for one, they are first read by the contract of the current release.
-fn convert(service: &RankService, request: &JsonRequest) -> Result<v1::RankRequest, RankError> {
+fn convert(service: &RankService, request: &mut JsonRequest) -> Result<v1::RankRequest, RankError> {
+    service.ranker.scenarios.resolve(&request.scenario, &mut request.model)?;
+    request.scenario.clear();
     let (releases, model) = (&service.ranker.releases, request.model.as_str());
     let (named, key) = (request.release.as_deref(), request.routing_key.as_str());
     // No arm has the bucket after the last.

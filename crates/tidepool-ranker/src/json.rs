@@ -8,7 +8,8 @@
 //! A user feature is a number, a text or a list of one of the two; a candidate feature is a list with one entry per
 //! candidate, each a number, a text or a list; `{"ids": ..., "weights": ...}` of the same shape gives a weight per id,
 //! text or number of a bag. Optional keys: `release`, `top_k` (0: as the contract says), `outputs`, `surface`,
-//! `deadline_ms`, `request_id`, `tenant`, `routing_key`. Ids are whole numbers up to 2^64-1.
+//! `deadline_ms`, `request_id`, `tenant`, `routing_key`; a `scenario` may stand in
+//! place of the `model`. Ids are whole numbers up to 2^64-1.
 //!
 //! Whether numbers are ids is for the model's contract to say, not for how they are written. (A feature that the
 //! contract does not have is refused later, by name; until then it is what it looks like. Where the contract ignores
@@ -18,7 +19,7 @@ use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{Error as _, MapAccess, Visitor},
 };
 use serde_json::{Number, Value, json};
 use thiserror::Error;
@@ -64,8 +65,12 @@ pub(crate) enum JsonError {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct JsonRequest {
-    /// The model.
+    /// The model; empty when a scenario says which.
+    #[serde(default)]
     pub(crate) model: String,
+    /// What stands for a model.
+    #[serde(default)]
+    pub(crate) scenario: String,
     /// That very release; absent: the current one.
     #[serde(default)]
     pub(crate) release: Option<String>,
@@ -126,7 +131,11 @@ impl JsonRequest {
     /// # Errors
     /// [`JsonError::Syntax`] says where it does not parse.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, JsonError> {
-        Ok(serde_json::from_slice(text)?)
+        let request: Self = serde_json::from_slice(text)?;
+        if request.model.is_empty() && request.scenario.is_empty() {
+            return Err(serde_json::Error::missing_field("model").into());
+        }
+        Ok(request)
     }
 
     /// The message to send. `spec` says which features are ids.
@@ -172,6 +181,7 @@ impl JsonRequest {
             candidate,
             top_k: self.top_k,
             routing_key: self.routing_key.clone(),
+            scenario: self.scenario.clone(),
             surface: self.surface.clone(),
             outputs: self.outputs.clone(),
         })
@@ -343,7 +353,10 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
         "partial": response.partial,
         "rows_looked_up": response.rows_looked_up,
         "nodes_touched": response.nodes_touched,
+        "batch_requests": response.batch_requests,
+        "batch_wait_us": response.batch_wait_us,
         "lookup_us": response.lookup_us,
+        "queue_us": response.queue_us,
         "dense_us": response.dense_us,
     })
 }

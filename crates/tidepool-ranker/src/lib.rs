@@ -1,15 +1,16 @@
 //! The ranker: it follows the cluster map, loads every release that the map lists, and answers rankings: one
-//! lookup for all features of a request, the dense model, the best candidates.
+//! lookup for all features of the requests that share a batch, the dense model, the best candidates of each.
 //!
 //! **Invariant:** it must not open a table nor know where a partition lives: vectors come from the lookup
 //! client. A request is answered by one release, pinned when it begins; nothing that computes runs on the
 //! threads that move bytes; a release that cannot be loaded never disturbs those that serve.
 //!
-//! Read first: [`Config`], [`start`], `rank::Ranker`.
+//! Read first: [`Config`], [`start`], `rank::Ranker`, [`batch`].
 
 mod access;
 mod admin;
 mod asking;
+pub mod batch;
 mod choice;
 mod config;
 mod counters;
@@ -30,6 +31,7 @@ mod releases;
 mod request;
 mod rollback;
 mod running;
+mod scenario;
 mod service;
 mod session;
 mod shadow;

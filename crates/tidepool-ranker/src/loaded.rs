@@ -1,13 +1,18 @@
-//! One release, loaded: its model, and which table version each input pools from.
+//! One release, loaded: its model, which table version each input pools from, and the batches of its model.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_dense::{DenseBatch, DenseModel};
 use tidepool_store::ArtifactStore;
-use tidepool_types::{ModelSpec, Name, Side, TableVersion};
+use tidepool_types::{InputSource, ModelSpec, Name, Side, TableVersion};
 
-use crate::{counters::Counters, error::LoadError, recent::Told};
+use crate::{
+    batch::{BatchInput, BatchModel, Batcher, Batchers, InputFrom, MAX_ELEMENTS, Reserved},
+    counters::Counters,
+    error::LoadError,
+    recent::Told,
+};
 
 /// Rows of the run that warms a model up: enough to go through its vectorised loops.
 const WARM_UP_ROWS: usize = 16;
@@ -27,8 +32,14 @@ pub(crate) struct LoadedRelease {
     pub(crate) table_versions: Vec<TableVersion>,
     /// Per input of the contract: what it pools from, if it does.
     pub(crate) table_of: Vec<Option<TableVersion>>,
-    /// The model.
-    pub(crate) dense: DenseModel,
+    /// Elements per row of each input.
+    pub(crate) widths: Vec<usize>,
+    /// What batches of it are made with.
+    pub(crate) batch_model: Arc<BatchModel>,
+    /// Where its requests share batches, with those of the model's other releases beside them.
+    pub(crate) batcher: Batcher,
+    /// Its memory.
+    _reserved: Reserved,
     /// What it has answered since it was loaded.
     pub(crate) counters: Counters,
     /// What records of requests say of it.
@@ -42,6 +53,7 @@ impl LoadedRelease {
         store: &ArtifactStore,
         map: &ClusterMap,
         entry: &ReleaseEntry,
+        batchers: &Batchers,
     ) -> Result<Self, LoadError> {
         let files = store.release(&entry.model, &entry.release)?;
         let (mut stored, mut mapped) = (files.manifest.tables.clone(), entry.tables.clone());
@@ -70,18 +82,16 @@ impl LoadedRelease {
             map.layout(version).map(|layout| layout.schema.vector_dim())
         };
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
-        let rows = |side| if side == Side::User { 1 } else { WARM_UP_ROWS };
-        let zeros =
-            files.spec.inputs.iter().zip(dense.widths()).map(|(i, width)| vec![0.0; rows(i.side) * width]);
-        let zeros: Vec<_> = zeros.collect();
-        let inputs: Vec<&[f32]> = zeros.iter().map(Vec::as_slice).collect();
-        let request_of = [0; WARM_UP_ROWS];
-        dense.run(&DenseBatch {
-            rows: WARM_UP_ROWS,
-            requests: 1,
-            request_of: &request_of,
-            inputs: &inputs,
-        })?;
+        let widths = dense.widths().to_vec();
+        let batch_model = Arc::new(BatchModel {
+            model: entry.model.clone(),
+            release: entry.release.clone(),
+            inputs: batch_inputs(&files.spec, &table_of, &widths),
+            scorer: Arc::new(dense),
+        });
+        let batcher = batchers.of(&entry.model);
+        let reserved = reserve(&batcher, &batch_model, &files.onnx_path)?;
+        warm_up(&batch_model)?;
         let pooled = files.spec.inputs.iter().zip(&table_of);
         let features = pooled.filter_map(|(input, table)| Some((input.name.clone(), table.clone()?)));
         let told = Told {
@@ -96,9 +106,67 @@ impl LoadedRelease {
             spec: files.spec,
             table_versions: files.manifest.tables,
             table_of,
-            dense,
+            widths,
+            batch_model,
+            batcher,
+            _reserved: reserved,
             counters: Counters::default(),
             told: Arc::new(told),
         })
     }
+}
+
+/// The inputs of the contract, as batches see them.
+fn batch_inputs(spec: &ModelSpec, table_of: &[Option<TableVersion>], widths: &[usize]) -> Vec<BatchInput> {
+    let inputs = spec.inputs.iter().zip(table_of).zip(widths);
+    let inputs = inputs.map(|((input, table_version), &width)| {
+        let from = match (&input.source, table_version.clone()) {
+            (InputSource::Pooled { pooling, .. }, Some(table_version)) => {
+                InputFrom::Bags(table_version, *pooling)
+            }
+            (InputSource::Sequence { max_len, mask, .. }, Some(table_version)) => {
+                InputFrom::Sequence { table_version, max_len: *max_len as usize, mask: mask.is_some() }
+            }
+            // The one is not in a table, and of the others each has its version.
+            (InputSource::Dense { .. }, _) | (_, None) => InputFrom::Request,
+        };
+        BatchInput { name: input.name.clone(), side: input.side, width, from }
+    });
+    inputs.collect()
+}
+
+/// Makes sure that a batch can have a row of the model, and that the model may have the memory for it. A graph takes
+/// about as much as its file, which is its weights.
+fn reserve(batcher: &Batcher, model: &BatchModel, onnx: &Path) -> Result<Reserved, LoadError> {
+    let (user, candidate) = model.elements();
+    let elements = user.saturating_add(candidate);
+    if elements > MAX_ELEMENTS {
+        return Err(LoadError::TooWide { elements, limit: MAX_ELEMENTS });
+    }
+    let unread = |source| LoadError::Size { path: onnx.to_path_buf(), source };
+    let release = fs::metadata(onnx).map_err(unread)?.len();
+    let batches = batcher.batch_bytes(model);
+    batcher.reserve(release, batches).map_err(|(loaded, limit)| LoadError::Memory {
+        model: model.model.clone(),
+        release,
+        loaded,
+        batches,
+        limit,
+    })
+}
+
+/// Runs the model once on zeros.
+fn warm_up(model: &BatchModel) -> Result<(), LoadError> {
+    let rows = |side| if side == Side::User { 1 } else { WARM_UP_ROWS };
+    let of_contract = model.inputs.iter().map(|input| rows(input.side) * input.width);
+    let of_masks = model.inputs.iter().filter_map(|input| match &input.from {
+        InputFrom::Sequence { max_len, mask: true, .. } => Some(rows(input.side) * max_len),
+        _ => None,
+    });
+    let zeros: Vec<_> = of_contract.chain(of_masks).map(|numbers| vec![0.0; numbers]).collect();
+    let inputs: Vec<&[f32]> = zeros.iter().map(Vec::as_slice).collect();
+    let request_of = [0; WARM_UP_ROWS];
+    let batch = DenseBatch { rows: WARM_UP_ROWS, requests: 1, request_of: &request_of, inputs: &inputs };
+    model.scorer.run(&batch)?;
+    Ok(())
 }

@@ -1,25 +1,28 @@
 //! What happens to a ranking when no thread is free for it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use tidepool_client::{Client, ClientConfig, ClusterMap};
 use tidepool_proto::v1;
-use tidepool_runtime::pool::CpuPool;
+use tidepool_runtime::{config::Problems, pool::CpuPool};
 use tidepool_store::ArtifactStore;
 use tidepool_types::{ErrorCode, Name};
 use tokio::sync::watch;
 
 use crate::{
     RankError,
+    batch::{self, BatchMetrics, Batchers, RawBatch},
     loaded::LoadedRelease,
     rank::{RankAnswer, Ranker},
     recent::{Noting, Recent},
     releases::Releases,
     request::Limits,
     request::{RankFeature, RankRequest},
+    scenario::Scenarios,
     shadow::Shadows,
 };
 
@@ -50,14 +53,21 @@ fn ranker() -> Ranker {
     };
     let map = v1::ClusterMap { epoch: 1, releases: vec![entry], ..v1::ClusterMap::default() };
     let map = Arc::new(ClusterMap::try_from(map).unwrap());
-    let loaded = LoadedRelease::load(&store, &map, &map.releases[0]).unwrap();
     let (_, maps) = watch::channel(map.clone());
+    let client = Client::with_map(ClientConfig::default(), maps).unwrap();
+    let pool = CpuPool::new(1, 1).unwrap();
+    let limits = Limits { max_candidates: 10, max_ids: 10 };
+    let (mut problems, raw) = (Problems::default(), RawBatch::default());
+    let (options, _) = batch::check(&mut problems, &raw, &BTreeMap::new(), (1, limits, false));
+    let (source, metrics) = (Arc::new(client.clone()), BatchMetrics::new().unwrap());
+    let batchers = Batchers::new(options, BTreeMap::new(), pool.clone(), source, metrics);
+    let loaded = LoadedRelease::load(&store, &map, &map.releases[0], &batchers).unwrap();
     Ranker {
         releases: Releases::of(map, loaded),
-        client: Client::with_map(ClientConfig::default(), maps).unwrap(),
-        pool: CpuPool::new(1, 1).unwrap(),
-        limits: Limits { max_candidates: 10, max_ids: 10 },
-        exact: false,
+        client,
+        pool,
+        limits,
+        scenarios: Scenarios::default(),
         default_deadline: Duration::from_secs(30),
         max_deadline: Duration::from_secs(30),
         shadows: Shadows::of_pool(1),

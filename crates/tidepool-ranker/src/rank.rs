@@ -1,28 +1,26 @@
-//! One ranking: pin a release, look its features up at once, run the model, take the best.
+//! One ranking: pin a release, hold the request against its contract, have it scored in a batch, take the best.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tidepool_client::{
-    Client, FeatureLookup, FeatureVectors, LookupAccount, LookupOptions, LookupRequest, OnUnavailable,
-};
+use tidepool_client::Client;
 use tidepool_cluster::{ScoreHistogram, Tally};
-use tidepool_dense::DenseBatch;
 use tidepool_runtime::pool::CpuPool;
-use tidepool_types::{Epoch, InputSource, Name, Pooling, Side, TableVersion};
-use tokio::time;
+use tidepool_types::{Epoch, Name, TableVersion};
 
 use crate::{
     RankError,
+    batch::Job,
     choice::Choice,
     counters::Counters,
     finish::finish,
     loaded::LoadedRelease,
-    recent::{Counts, Noting, Recent},
+    recent::{Noting, Recent},
     releases::{Chosen, Releases},
     request::{self, Checked, InputRows, Limits, RankRequest},
+    scenario::Scenarios,
     shadow::Shadows,
 };
 
@@ -57,18 +55,22 @@ pub struct RankAnswer {
     pub defaulted_bags: u32,
     /// Ids whose partition nobody answered for: the scores are made from the others.
     pub unavailable_ids: u32,
-    /// Rows asked of the tables, after deduplication.
+    /// Rows asked of the tables by its batches, after deduplication.
     pub rows_looked_up: u32,
     /// Nodes that were asked.
     pub nodes_touched: u32,
+    /// Requests in the batch that it was in; of a request that was cut, in the largest. Rows, nodes and times are those
+    /// of its batches.
+    pub batch_requests: u32,
+    /// From its arrival at the batcher until its first batch left.
+    pub batch_wait: Duration,
     /// Time of the lookup.
     pub lookup_time: Duration,
+    /// The wait for a thread.
+    pub queue_time: Duration,
     /// Time of the dense part: expansion, model, top-k; not the wait for a thread.
     pub dense_time: Duration,
 }
-
-/// With defaults for what is unavailable, a lookup leaves one part in so many of the time to the model.
-const DENSE_SHARE: u32 = 4;
 
 /// Answers rankings.
 #[derive(Debug)]
@@ -77,7 +79,7 @@ pub(crate) struct Ranker {
     pub(crate) client: Client,
     pub(crate) pool: CpuPool,
     pub(crate) limits: Limits,
-    pub(crate) exact: bool,
+    pub(crate) scenarios: Scenarios,
     pub(crate) default_deadline: Duration,
     pub(crate) max_deadline: Duration,
     pub(crate) shadows: Shadows,
@@ -92,13 +94,6 @@ pub(crate) struct Ranked {
     ids: u64,
     /// Some of all scores, also of those that are not returned.
     scores: ScoreHistogram,
-}
-
-/// What the lookup brought.
-#[derive(Default)]
-struct Looked {
-    vectors: Vec<Option<FeatureVectors>>,
-    counts: Counts,
 }
 
 /// Counts a request as failed when it is dropped: whoever gives up waiting has no answer either, and a release that
@@ -133,7 +128,8 @@ impl Ranker {
         // Who names a release tries it out: guards judge by those who do not.
         let counted = (chosen.choice != Choice::Named).then_some(&chosen.release.counters);
         let mut unanswered = Unanswered(counted.map(|counters| (counters, key)));
-        let ranked = self.answer_with((&chosen.release, chosen.epoch), request, arrived, noting).await;
+        let ranked =
+            self.answer_with((&chosen.release, chosen.epoch), request, (arrived, false), noting).await;
         if let Some((counters, key)) = unanswered.0.take() {
             let tally = match &ranked {
                 Ok(ranked) => Tally {
@@ -150,25 +146,24 @@ impl Ranker {
         Ok(RankAnswer { choice: chosen.choice, bucket, ..ranked?.answer })
     }
 
-    /// Ranks with a release, and counts nothing.
+    /// Ranks with a release, and counts nothing. In the `background`, others go before it.
     pub(crate) async fn answer_with(
         &self,
         (release, epoch): (&Arc<LoadedRelease>, Epoch),
         request: RankRequest,
-        arrived: Instant,
+        (arrived, background): (Instant, bool),
         noting: &mut Noting,
     ) -> Result<Ranked, RankError> {
         let budget = request.budget.unwrap_or(self.default_deadline).min(self.max_deadline);
         noting.note(|record| {
-            (record.budget, record.counts.epoch) = (Some(budget), epoch);
+            (record.budget, record.epoch) = (Some(budget), epoch);
             record.told = Some(release.told.clone());
         });
-        let deadline = arrived + budget;
         let candidates = request.candidates;
         let request_id = request.request_id.clone();
         let traceparent = request.traceparent;
         let tenant = (!request.tenant.is_empty()).then(|| request.tenant.clone());
-        let checked = request::check(request, &release.spec, release.dense.widths(), self.limits)?;
+        let checked = request::check(request, &release.spec, self.limits)?;
         let Checked { rows, finishing, ignored_features } = checked;
         let of_row = |rows: &InputRows| match rows {
             InputRows::Bags { ids, .. } => ids.len() as u64,
@@ -193,154 +188,51 @@ impl Ranker {
             unavailable_ids: 0,
             rows_looked_up: 0,
             nodes_touched: 0,
+            batch_requests: 0,
+            batch_wait: Duration::ZERO,
             lookup_time: Duration::ZERO,
+            queue_time: Duration::ZERO,
             dense_time: Duration::ZERO,
         };
         if candidates == 0 {
             return Ok(Ranked { answer, ids, scores: ScoreHistogram::default() });
         }
-        let begun = Instant::now();
-        let options =
-            LookupOptions { exact: self.exact, tenant, traceparent, ..self.client.default_options() };
-        let asked =
-            self.look_up(release, rows, (request_id, options), epoch, (deadline, budget), noting.account());
-        let asked = asked.await;
-        answer.lookup_time = begun.elapsed();
-        noting.note(|record| record.lookup_took = Some(answer.lookup_time));
-        let (looked, numbers) = asked?;
-        let counts = looked.counts;
-        noting.note(|record| record.counts = counts);
-        answer.epoch = counts.epoch;
+        let job = Job {
+            model: release.batch_model.clone(),
+            rows: candidates,
+            inputs: rows,
+            tenant,
+            deadline: arrived + budget,
+            budget,
+            request_id,
+            traceparent,
+            background,
+            noted: noting.is_on(),
+        };
+        let by = release.clone();
+        let rows = candidates as usize;
+        let ticket = release
+            .batcher
+            .submit(job, move |outputs| finish((&by.spec, &by.release), rows, &outputs, &finishing))?;
+        let progress = ticket.progress().clone();
+        noting.follow(&progress);
+        let finished = ticket.wait().await?;
+        let share = progress.share();
+        let counts = share.counts;
+        if counts.epoch != Epoch(0) {
+            answer.epoch = counts.epoch;
+        }
         answer.rows_looked_up = u32::try_from(counts.rows).unwrap_or(u32::MAX);
         answer.nodes_touched = counts.nodes;
         answer.missing_ids = counts.missing;
         answer.defaulted_bags = counts.defaulted;
         answer.unavailable_ids = counts.unavailable;
-
-        let (vectors, release) = (looked.vectors, release.clone());
-        let submitted = Instant::now();
-        let run = self.pool.run(move || {
-            let queued = submitted.elapsed();
-            if Instant::now() >= deadline {
-                return Err(RankError::DeadlineExceeded(budget));
-            }
-            let begun = Instant::now();
-            let inputs = assemble(&release, candidates as usize, vectors, numbers)?;
-            let rows = candidates as usize;
-            let slices: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
-            let request_of = vec![0; rows];
-            let batch = DenseBatch { rows, requests: 1, request_of: &request_of, inputs: &slices };
-            let outputs = release.dense.run(&batch)?;
-            let finished = finish((&release.spec, &release.release), rows, &outputs, &finishing)?;
-            Ok((finished, begun.elapsed(), queued))
-        });
-        let ran = time::timeout_at(deadline.into(), run).await;
-        let (finished, queued);
-        (finished, answer.dense_time, queued) = ran.map_err(|_| RankError::DeadlineExceeded(budget))???;
+        answer.batch_requests = share.batch_requests;
+        answer.batch_wait = share.waited.unwrap_or_default();
+        answer.lookup_time = share.lookup.unwrap_or_default();
+        answer.queue_time = share.queued.unwrap_or_default();
+        answer.dense_time = share.dense.unwrap_or_default();
         (answer.ranked, answer.outputs) = (finished.ranked, finished.outputs);
-        noting.note(|record| {
-            (record.queued, record.dense_took) = (Some(queued), Some(answer.dense_time));
-        });
         Ok(Ranked { answer, ids, scores: finished.scores })
-    }
-
-    /// One lookup for every pooled input: user features once, candidate features per candidate. Gives, per
-    /// input, its vectors or its numbers.
-    async fn look_up(
-        &self,
-        release: &LoadedRelease,
-        rows: Vec<InputRows>,
-        (request_id, options): (String, LookupOptions),
-        epoch: Epoch,
-        (deadline, budget): (Instant, Duration),
-        account: Option<&LookupAccount>,
-    ) -> Result<(Looked, Vec<Vec<f32>>), RankError> {
-        let mut features = Vec::new();
-        let mut numbers = Vec::new();
-        // Per input: whether the lookup brings it.
-        let mut pooled = Vec::new();
-        for ((row, input), table) in rows.into_iter().zip(&release.spec.inputs).zip(&release.table_of) {
-            match (row, table) {
-                (InputRows::Bags { ids, lengths, weights }, Some(table_version)) => {
-                    let pooling = match &input.source {
-                        InputSource::Pooled { pooling, .. } => *pooling,
-                        InputSource::Sequence { .. } | InputSource::Dense { .. } => Pooling::Sum,
-                    };
-                    let table_version = table_version.clone();
-                    features.push(FeatureLookup { table_version, pooling, ids, lengths, weights });
-                    numbers.push(Vec::new());
-                    pooled.push(true);
-                }
-                (InputRows::Numbers(values), _) => {
-                    numbers.push(values);
-                    pooled.push(false);
-                }
-                (InputRows::Bags { ids, .. }, None) => {
-                    // The contract says which inputs are bags, and each of those has its table.
-                    let (input, found) = (input.name.clone(), ids.len());
-                    return Err(RankError::Vectors { input, found, expected: 0 });
-                }
-            }
-        }
-        if features.is_empty() {
-            let vectors = pooled.iter().map(|_| None).collect();
-            let counts = Counts { epoch, ..Counts::default() };
-            return Ok((Looked { vectors, counts }, numbers));
-        }
-        let mut timeout = deadline.saturating_duration_since(Instant::now());
-        if timeout.is_zero() {
-            return Err(RankError::DeadlineExceeded(budget));
-        }
-        if options.on_unavailable == OnUnavailable::Default {
-            // What has come by then is scored, which takes its time too.
-            timeout -= timeout / DENSE_SHARE;
-        }
-        let request = LookupRequest { request_id, features };
-        let options = LookupOptions { timeout, ..options };
-        let outcome = self.client.lookup_noting(&request, &options, account).await?;
-        let sum = |count: fn(&FeatureVectors) -> u32| {
-            outcome.features.iter().fold(0u32, |sum, f| sum.saturating_add(count(f)))
-        };
-        let counts = Counts {
-            epoch: outcome.epoch,
-            rows: outcome.rows_requested,
-            cache_hits: outcome.cache_hits,
-            nodes: outcome.nodes_touched,
-            retries: outcome.retries,
-            hedges: outcome.hedges,
-            hedges_won: outcome.hedges_won,
-            missing: sum(|f| f.missing_ids),
-            defaulted: sum(|f| f.defaulted_bags),
-            unavailable: sum(|f| f.unavailable_ids),
-        };
-        let mut brought = outcome.features.into_iter();
-        let vectors = pooled.into_iter().map(|pooled| if pooled { brought.next() } else { None }).collect();
-        Ok((Looked { vectors, counts }, numbers))
-    }
-}
-
-/// The model's inputs: `[1, width]` of the user, `[candidates, width]` of the candidates.
-fn assemble(
-    release: &LoadedRelease,
-    candidates: usize,
-    vectors: Vec<Option<FeatureVectors>>,
-    numbers: Vec<Vec<f32>>,
-) -> Result<Vec<Vec<f32>>, RankError> {
-    let inputs = release.spec.inputs.iter().zip(release.dense.widths());
-    let values = vectors.into_iter().zip(numbers).map(|(v, numbers)| v.map_or(numbers, |v| v.values));
-    let assembled = inputs.zip(values).map(|((input, &width), values)| {
-        let rows = if input.side == Side::User { 1 } else { candidates };
-        let expected = rows.saturating_mul(width);
-        if values.len() != expected {
-            let (input, found) = (input.name.clone(), values.len());
-            return Err(RankError::Vectors { input, found, expected });
-        }
-        Ok(values)
-    });
-    let assembled: Vec<_> = assembled.collect::<Result<_, _>>()?;
-    match release.spec.inputs.get(assembled.len()) {
-        // The lists were not as long as the contract: a defect, and the first input without values is named.
-        Some(input) => Err(RankError::Vectors { input: input.name.clone(), found: 0, expected: candidates }),
-        None => Ok(assembled),
     }
 }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::{
     RankError,
     admin::{Asked, Stands},
+    batch::Batchers,
     choice::Choice,
     error::LoadError,
     hot_ids::Warming,
@@ -283,6 +284,8 @@ impl Slot {
 /// What the loader needs.
 pub(crate) struct Loader {
     pub(crate) artifacts: Artifacts,
+    /// What the requests of each model are put into.
+    pub(crate) batchers: Batchers,
     pub(crate) maps: watch::Receiver<Arc<ClusterMap>>,
     pub(crate) releases: Releases,
     /// The report as it is to be sent; its epoch and releases are kept up to date.
@@ -315,11 +318,12 @@ struct Loads {
 /// Brings a release here if it is elsewhere, and loads it.
 async fn load(
     artifacts: Artifacts,
+    batchers: Batchers,
     map: Arc<ClusterMap>,
     entry: ReleaseEntry,
 ) -> Result<LoadedRelease, LoadError> {
     artifacts.bring_release(&entry.model, &entry.release).await?;
-    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry);
+    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry, &batchers);
     let loaded = idle::run(load).await;
     loaded.unwrap_or_else(|e| Err(LoadError::Broken(chain(&e))))
 }
@@ -447,10 +451,11 @@ impl Loader {
             let number = loads.count;
             slot.loading = Some(number);
             let (artifacts, map, entry) = (self.artifacts.clone(), now.map.clone(), slot.entry.clone());
+            let batchers = self.batchers.clone();
             let (permits, warming) = (loads.permits.clone(), self.warming.clone());
             loads.tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                let result = load(artifacts, map, entry).await;
+                let result = load(artifacts, batchers, map, entry).await;
                 if let Ok(loaded) = &result
                     && warming.ids > 0
                 {

@@ -31,6 +31,7 @@ use crate::{
     Config, StartError,
     access::{CALLS, ROUTES},
     admin::{self, Desk},
+    batch::{BatchMetrics, Batchers},
     counters::ReleaseMetrics,
     hot_ids::{self, Warming},
     http,
@@ -40,6 +41,7 @@ use crate::{
     recent::{self, Recent},
     releases::{Loader, Releases},
     rollback::{self, Rollbacks},
+    scenario::Scenarios,
     service::RankService,
     session::{self, Session},
     shadow::Shadows,
@@ -88,13 +90,18 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let connected = Arc::new(ArcSwapOption::empty());
     let releases = Releases::default();
     registry.register(Box::new(ReleaseMetrics::new(releases.clone())?))?;
+    let client = Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?;
+    let batch_metrics = BatchMetrics::new()?;
+    batch_metrics.register(&registry)?;
+    let source = Arc::new(client.clone());
+    let batchers = Batchers::new(config.batch, config.models.clone(), pool.clone(), source, batch_metrics);
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),
-            client: Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?,
+            client: client.clone(),
+            scenarios: Scenarios::new(config.scenarios.clone()),
             pool: pool.clone(),
             limits: config.limits,
-            exact: config.exact,
             default_deadline: config.default_deadline,
             max_deadline: config.max_deadline,
             shadows: Shadows::of_pool(config.pool_threads),
@@ -117,7 +124,6 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
             document(&facts, &releases.snapshot())
         }
     };
-    let client = service.ranker.client.clone();
     let desk = Desk::new(&audit, &releases, &shutdown, &metrics);
     let (rollback_route, asked) = admin::routes(desk);
     let routes = routes(&config, &service, &shutdown).merge(rollback_route);
@@ -134,6 +140,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());
     let loader = Loader {
         artifacts,
+        batchers,
         maps: followed,
         releases,
         reports,

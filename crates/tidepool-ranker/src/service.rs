@@ -40,10 +40,12 @@ impl RankService {
         traceparent: Option<TraceParent>,
         arrived: Instant,
     ) -> Result<v1::RankResponse, RankError> {
+        let named = self.ranker.scenarios.resolve(&message.scenario, &mut message.model);
         let id_given = self.ranker.recent.identify(&mut message.request_id);
         let mut noting = self.ranker.recent.begin(&message, id_given, arrived);
         let request_id = message.request_id.clone();
-        let result = match check_tenant(caller, &message.tenant).and_then(|()| message.try_into()) {
+        let allowed = named.and_then(|()| check_tenant(caller, &message.tenant));
+        let result = match allowed.and_then(|()| message.try_into()) {
             Ok(request) => self.rank(RankRequest { traceparent, ..request }, arrived, &mut noting).await,
             Err(error) => Err(error),
         };

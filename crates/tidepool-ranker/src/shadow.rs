@@ -87,7 +87,8 @@ impl Shadows {
         Answering(self.answering.clone())
     }
 
-    /// Whether there is nobody whom a shadow would keep waiting: who asks has been answered.
+    /// Whether there is nobody whom a shadow would keep waiting: who asks has been answered. (In the line before its
+    /// model's batches it stands behind everybody.)
     fn has_room(&self, pool: &CpuPool) -> bool {
         let others = self.answering.load(Ordering::Relaxed);
         pool.depth() == 0 && (!self.only_when_idle || others == 0)
@@ -140,7 +141,8 @@ impl Ranker {
             tokio::spawn(async move {
                 let arrived = Instant::now();
                 let mut noting = ranker.recent.begin_shadow(&request, arrived);
-                let answered = ranker.answer_with((&loaded, epoch), request, arrived, &mut noting).await;
+                let answered =
+                    ranker.answer_with((&loaded, epoch), request, (arrived, true), &mut noting).await;
                 let tally = match answered {
                     Ok(ranked) => {
                         noting.answered();

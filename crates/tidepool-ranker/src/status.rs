@@ -67,7 +67,7 @@ fn release(slot: &Slot, now: &Snapshot) -> Value {
 
 fn contract(loaded: &LoadedRelease) -> Value {
     let spec = &loaded.spec;
-    let inputs = spec.inputs.iter().zip(&loaded.table_of).zip(loaded.dense.widths());
+    let inputs = spec.inputs.iter().zip(&loaded.table_of).zip(&loaded.widths);
     let inputs = inputs.map(|((input, table), width)| {
         let pooling = match &input.source {
             InputSource::Pooled { pooling, .. } => Some(pooling.as_str()),

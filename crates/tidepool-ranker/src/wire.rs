@@ -88,6 +88,9 @@ impl From<RankAnswer> for v1::RankResponse {
             dense_us: micros(from.dense_time),
             choice: v1::Choice::from(from.choice).into(),
             bucket: from.bucket,
+            batch_requests: from.batch_requests,
+            batch_wait_us: micros(from.batch_wait),
+            queue_us: micros(from.queue_time),
             outputs: from
                 .outputs
                 .into_iter()

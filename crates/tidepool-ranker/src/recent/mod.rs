@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tidepool_client::LookupAccount;
 use tidepool_proto::v1;
 use tidepool_runtime::error::chain;
 use tidepool_types::mix64;
@@ -26,9 +25,9 @@ use tidepool_types::mix64;
 use self::record::End;
 pub(crate) use self::{
     http::{decoded, routes},
-    record::{Counts, Record, Told, cut_id},
+    record::{Record, Told, cut_id},
 };
-use crate::{RankError, request::RankRequest};
+use crate::{RankError, batch::Progress, request::RankRequest};
 
 /// The last requests of a ranker. Clones share them.
 #[derive(Clone, Debug)]
@@ -55,7 +54,8 @@ struct Noted {
     ring: Arc<Ring>,
     arrived: Instant,
     record: Box<Record>,
-    account: LookupAccount,
+    /// How far its batches are; None: it has come to none.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Recent {
@@ -101,7 +101,7 @@ impl Recent {
         let now = SystemTime::now().checked_sub(arrived.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
         record.arrived = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (ring, record) = (ring.clone(), Box::new(record));
-        Noting(Some(Box::new(Noted { ring, arrived, record, account: LookupAccount::default() })))
+        Noting(Some(Box::new(Noted { ring, arrived, record, progress: None })))
     }
 
     /// How many requests can be kept.
@@ -171,9 +171,16 @@ impl Noting {
         }
     }
 
-    /// Where the lookup of the request is noted.
-    pub(crate) fn account(&self) -> Option<&LookupAccount> {
-        self.0.as_ref().map(|noted| &noted.account)
+    /// Whether anything is kept.
+    pub(crate) const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// What becomes of the request in its batches is kept, however far it comes.
+    pub(crate) fn follow(&mut self, progress: &Arc<Progress>) {
+        if let Some(noted) = &mut self.0 {
+            noted.progress = Some(progress.clone());
+        }
     }
 
     /// The request was answered.
@@ -190,9 +197,12 @@ impl Noting {
 impl Drop for Noting {
     fn drop(&mut self) {
         let Some(noted) = self.0.take() else { return };
-        let Noted { ring, arrived, mut record, account } = *noted;
+        let Noted { ring, arrived, mut record, progress } = *noted;
         record.took = arrived.elapsed();
-        record.lookup = account.take();
+        if let Some(progress) = progress {
+            record.share = progress.share();
+            record.lookup = progress.account().map(|account| account.notes()).unwrap_or_default();
+        }
         ring.push(record);
     }
 }

@@ -7,7 +7,7 @@ use tidepool_client::{CallEnd, CallNote, FeatureNote, LookupNotes};
 use tidepool_types::{Epoch, ErrorCode, Name, TableVersion};
 
 use super::micros;
-use crate::{choice::Choice, request::RankRequest};
+use crate::{batch::Share, choice::Choice, request::RankRequest};
 
 /// No record takes more, whatever a request or a node says. A usual one takes about one KiB.
 #[cfg(test)]
@@ -37,32 +37,17 @@ pub(crate) struct Record {
     pub(crate) shadows: u8,
     /// Ids of all features, repetitions included.
     pub(crate) ids: u64,
-    pub(crate) counts: Counts,
+    /// Of the map that its release was chosen by.
+    pub(crate) epoch: Epoch,
+    /// What of its batches is its own.
+    pub(super) share: Share,
     /// The time that there was.
     pub(crate) budget: Option<Duration>,
     /// From its arrival to its end.
     pub(super) took: Duration,
-    pub(crate) lookup_took: Option<Duration>,
-    /// The wait for a thread.
-    pub(crate) queued: Option<Duration>,
-    pub(crate) dense_took: Option<Duration>,
+    /// Of the last lookup that it was in.
     pub(super) lookup: LookupNotes,
     pub(super) end: End,
-}
-
-/// What a lookup that was answered counted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) epoch: Epoch,
-    pub(crate) rows: u64,
-    pub(crate) cache_hits: u64,
-    pub(crate) nodes: u32,
-    pub(crate) retries: u32,
-    pub(crate) hedges: u32,
-    pub(crate) hedges_won: u32,
-    pub(crate) missing: u32,
-    pub(crate) defaulted: u32,
-    pub(crate) unavailable: u32,
 }
 
 /// How a request ended.
@@ -130,7 +115,7 @@ impl Record {
         };
         let us = |time: Option<Duration>| time.map(micros);
         let stages = self.lookup.stages;
-        let counts = self.counts;
+        let (share, counts) = (self.share, self.share.counts);
         let feature = |note: &FeatureNote| of_feature(note, told);
         json!({
             "request_id": self.request_id,
@@ -146,10 +131,13 @@ impl Record {
             "bucket": self.bucket,
             "shadow": self.shadow,
             "shadows_asked": self.shadows,
-            "epoch": self.lookup.epoch.or(Some(counts.epoch)).filter(|epoch| *epoch != Epoch(0)),
+            "epoch": self.lookup.epoch.or(Some(self.epoch)).filter(|epoch| *epoch != Epoch(0)),
             "table_versions": told.map(|told| told.table_versions.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "candidates": self.candidates,
             "ids": self.ids,
+            "batches": share.batches,
+            "batch_requests": share.batch_requests,
+            "batch_rows": share.batch_rows,
             "rows_looked_up": counts.rows,
             "cache_hits": counts.cache_hits,
             "nodes_touched": counts.nodes,
@@ -165,12 +153,13 @@ impl Record {
             "took_us": micros(self.took),
             "deadline_us": us(self.budget),
             "left_us": self.budget.map(|budget| micros(budget.saturating_sub(self.took))),
-            "lookup_us": us(self.lookup_took),
+            "lookup_us": us(share.lookup),
             "lookup_stages": stages.map(|stages| json!({
                 "split_us": micros(stages.split), "wait_us": micros(stages.wait), "merge_us": micros(stages.merge),
             })),
-            "queue_us": us(self.queued),
-            "dense_us": us(self.dense_took),
+            "batch_wait_us": us(share.waited),
+            "queue_us": us(share.queued),
+            "dense_us": us(share.dense),
         })
     }
 

@@ -1,6 +1,6 @@
 //! The ring: what is kept, what is forgotten, and how much it can take.
 
-use tidepool_client::{CallEnd, CallKind, CallNote, FeatureNote, LookupNotes};
+use tidepool_client::{CallEnd, CallKind, CallNote, FeatureNote, LookupAccount, LookupNotes};
 use tidepool_types::{ErrorCode, Name, NodeId};
 
 use super::*;
@@ -54,7 +54,7 @@ fn nothing_is_kept_where_nothing_is_wanted_but_ids_are_given() {
     let recent = Recent::new(0);
     let mut noting = recent.begin(&request("a"), true, Instant::now());
     noting.note(|_| panic!("there is no record"));
-    assert!(noting.account().is_none());
+    assert!(!noting.is_on());
     drop(noting);
     assert_eq!((ids(&recent).len(), recent.capacity()), (0, 0));
     let (mut first, mut second, mut own) = (String::new(), String::new(), "own".to_owned());

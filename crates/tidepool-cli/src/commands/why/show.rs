@@ -37,6 +37,9 @@ fn one(request: &Value, output: Output) {
         line(format!("tables: {}", tables.join(", ")));
     }
     line(time(request));
+    if let Some(text) = batches(request) {
+        line(text);
+    }
     line(format!(
         "looked up {} ids as {} rows from {} nodes, {} from the cache; {} ids missing, {} bags defaulted, {} ids \
          unavailable",
@@ -108,12 +111,30 @@ fn time(request: &Value) -> String {
         String::new()
     };
     format!(
-        "time: lookup {}{of_lookup}, waiting for a thread {}, dense {}, in all {}",
+        "time: lookup {}{of_lookup}, waiting for a batch {}, for a thread {}, dense {}, in all {}",
         milliseconds(&request["lookup_us"]),
+        milliseconds(&request["batch_wait_us"]),
         milliseconds(&request["queue_us"]),
         milliseconds(&request["dense_us"]),
         milliseconds(&request["took_us"])
     )
+}
+
+/// With whom it shared what is told next; None: with nobody.
+fn batches(request: &Value) -> Option<String> {
+    let number = |key: &str| request[key].as_u64().unwrap_or(0);
+    let (requests, rows, batches) = (number("batch_requests"), number("batch_rows"), number("batches"));
+    match (requests, batches) {
+        (0 | 1, 0 | 1) => None,
+        (_, 0 | 1) => Some(format!(
+            "in a batch of {requests} requests with {rows} rows: the rows and nodes below, the ids of each feature that \
+             were not found, and the calls are those of the whole batch"
+        )),
+        (_, batches) => Some(format!(
+            "cut into {batches} batches, with up to {requests} requests and {rows} rows: the rows below are those of all \
+             of them, the ids of each feature that were not found, and the calls, those of the last"
+        )),
+    }
 }
 
 /// The ids of a feature that were not found, and what became of its bags.

@@ -1,0 +1,485 @@
+//! Requests of a model share batches: one lookup and one dense run for all that wait.
+//!
+//! A request goes at once while its model has a place: two batches per thread of the CPU pool. While all places are taken,
+//! requests gather, and leave together as soon as one ends. So an idle ranker makes nobody wait, and a busy one makes
+//! larger batches the busier it is. Where it is lookups that take long, and threads that have nothing to do, who has waited
+//! long enough leaves all the same. Each batch is fetched on the threads that move bytes and run on the CPU pool, so that
+//! the lookup of the next passes beside the dense run of this one (`run.rs`). docs/batching.md tells it whole.
+//!
+//! **Invariant:** a request fails by itself and not by those it shares a batch with; what waits, and what is under way, is
+//! bounded; requests of two releases, or of two tenants, are never in one batch.
+
+mod form;
+mod metrics;
+mod model;
+mod options;
+mod queue;
+mod run;
+mod share;
+#[cfg(test)]
+mod tests;
+
+mod work;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tidepool_client::OnUnavailable;
+use tidepool_runtime::pool::CpuPool;
+use tidepool_types::Name;
+use tokio::{runtime::Handle, time};
+
+pub(crate) use self::options::check;
+use self::{
+    form::Passenger,
+    metrics::{Dropped, ModelMetrics},
+    queue::{Entry, Limits, Part, Queue},
+    run::Batch,
+    work::Work,
+};
+pub use self::{
+    metrics::BatchMetrics,
+    model::{BatchInput, BatchModel, InputFrom, Looking, MAX_ELEMENTS, Scorer, VectorSource},
+    options::{BatchOptions, ModelLimits, RawBatch, RawModel},
+    share::{Counts, Progress, Share},
+    work::{Job, Outputs, Ticket},
+};
+use crate::{RankError, request::InputRows};
+
+/// The batchers of a ranker, one per model. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Batchers {
+    inner: Arc<All>,
+}
+
+#[derive(Debug)]
+struct All {
+    options: BatchOptions,
+    models: BTreeMap<Name, ModelLimits>,
+    pool: CpuPool,
+    source: Arc<dyn VectorSource>,
+    metrics: BatchMetrics,
+    known: Mutex<BTreeMap<Name, Batcher>>,
+}
+
+/// Takes the requests of one model, of all its releases. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Batcher {
+    inner: Arc<Inner>,
+}
+
+/// What requests of one batch have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Key {
+    /// The address of their [`BatchModel`], which each of them keeps alive.
+    release: usize,
+    /// Quotas are counted by it.
+    tenant: Option<String>,
+    /// Inputs whose ids have weights: ones in their place need not give the same bits as none.
+    weighted: Vec<usize>,
+    /// Where defaults stand in for what does not come in time: the order of the time that there is.
+    time: u32,
+    behind: bool,
+}
+
+/// What all batches of a model share.
+pub(super) struct Inner {
+    model: Name,
+    options: BatchOptions,
+    limits: ModelLimits,
+    pool: CpuPool,
+    source: Arc<dyn VectorSource>,
+    metrics: ModelMetrics,
+    /// Every lookup is exact.
+    exact: bool,
+    /// Batches that had several requests.
+    shared: AtomicU64,
+    /// Bytes of the releases that are loaded.
+    loaded_bytes: Mutex<u64>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Queue<Key, Arc<Work>>,
+    /// Batches that have left and not ended.
+    under_way: usize,
+    /// Those of them that have been fetched: they run, or wait for a thread.
+    fetched: usize,
+    /// Somebody will look again once the first of those who wait has waited long enough.
+    watched: bool,
+    fastest: Fastest,
+}
+
+/// The shortest time that a batch took, of the last ones.
+#[derive(Debug, Default)]
+struct Fastest {
+    now: Option<Duration>,
+    before: Option<Duration>,
+    count: u32,
+}
+
+impl Fastest {
+    /// Batches that are remembered: the last so many, and up to as many before.
+    const WINDOW: u32 = 32;
+
+    fn record(&mut self, took: Duration) {
+        if self.count == Self::WINDOW {
+            (self.before, self.now, self.count) = (self.now, None, 0);
+        }
+        self.now = Some(self.now.map_or(took, |now| now.min(took)));
+        self.count += 1;
+    }
+
+    fn get(&self) -> Duration {
+        self.now.into_iter().chain(self.before).min().unwrap_or_default()
+    }
+}
+
+impl Batchers {
+    /// Batchers that fetch from `source` and run on `pool`; models that `models` does not name have what `options` say.
+    #[must_use]
+    pub fn new(
+        options: BatchOptions,
+        models: BTreeMap<Name, ModelLimits>,
+        pool: CpuPool,
+        source: Arc<dyn VectorSource>,
+        metrics: BatchMetrics,
+    ) -> Self {
+        let all = All { options, models, pool, source, metrics, known: Mutex::default() };
+        Self { inner: Arc::new(all) }
+    }
+
+    /// The batcher of a model. Those that nobody has any more are let go.
+    #[must_use]
+    pub fn of(&self, model: &Name) -> Batcher {
+        let all = &*self.inner;
+        let mut known = all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|name, batcher| {
+            let is_used = name == model || Arc::strong_count(&batcher.inner) > 1;
+            if !is_used {
+                all.metrics.forget(name);
+            }
+            is_used
+        });
+        let new = || {
+            let limits = all.models.get(model).copied().unwrap_or_default();
+            let options = all.options.with(limits);
+            let inner = Inner {
+                model: model.clone(),
+                options,
+                limits,
+                pool: all.pool.clone(),
+                source: all.source.clone(),
+                metrics: all.metrics.of(model),
+                exact: options.exact,
+                shared: AtomicU64::new(0),
+                loaded_bytes: Mutex::default(),
+                state: Mutex::default(),
+            };
+            Batcher { inner: Arc::new(inner) }
+        };
+        known.entry(model.clone()).or_insert_with(new).clone()
+    }
+}
+
+impl Batcher {
+    /// Hands a request over. `finish` makes an answer of its outputs, on a thread of the CPU pool. It is called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`RankError::Busy`], at once, when too much waits already.
+    pub fn submit<T, F>(&self, job: Job, finish: F) -> Result<Ticket<T>, RankError>
+    where
+        T: Send + 'static,
+        F: FnOnce(Outputs) -> Result<T, RankError> + Send + 'static,
+    {
+        let inner = &self.inner;
+        let limits = inner.limits_of(&job.model);
+        let key = inner.key(&job);
+        let (rows, behind) = (u64::from(job.rows), key.behind);
+        let (work, ticket) = Work::new(job, limits, finish);
+        let sizes = work.sizes();
+        let (since, end) = (work.since, sizes.len());
+        let entry = Entry { item: work, sizes, next: 0, end, since, alone: false };
+        {
+            let mut state = inner.lock();
+            inner.admit(&state, rows)?;
+            state.queue.push(key, limits, behind, entry);
+        }
+        inner.advance();
+        Ok(ticket)
+    }
+
+    /// Rows that wait for a batch.
+    #[must_use]
+    pub fn waiting_rows(&self) -> u64 {
+        self.inner.lock().queue.rows()
+    }
+
+    /// Batches that are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.inner.lock().under_way
+    }
+
+    /// Bytes that the inputs of the batches of `model` take at most, all that may be under way together.
+    #[must_use]
+    pub fn batch_bytes(&self, model: &BatchModel) -> u64 {
+        let limits = self.inner.limits_of(model);
+        let (user, candidate) = model.elements();
+        let requests = user.saturating_mul(limits.requests as u64);
+        let elements = candidate.saturating_add(user).saturating_mul(limits.rows).saturating_add(requests);
+        elements.saturating_mul(4).saturating_mul(self.inner.options.max_concurrent_batches as u64)
+    }
+
+    /// Takes `bytes` of what the releases of the model may have in memory, besides what its batches may.
+    ///
+    /// # Errors
+    /// Gives the bytes that other releases have, and the limit.
+    pub fn reserve(&self, bytes: u64, batch_bytes: u64) -> Result<Reserved, (u64, u64)> {
+        let mut loaded = self.inner.loaded_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = self.inner.limits.max_memory_bytes.unwrap_or(u64::MAX);
+        if loaded.saturating_add(bytes).saturating_add(batch_bytes) > limit {
+            return Err((*loaded, limit));
+        }
+        *loaded += bytes;
+        drop(loaded);
+        Ok(Reserved { inner: self.inner.clone(), bytes })
+    }
+}
+
+/// Memory of a release; given back when it is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    inner: Arc<Inner>,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut loaded = self.inner.loaded_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        *loaded = loaded.saturating_sub(self.bytes);
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn limits_of(&self, model: &BatchModel) -> Limits {
+        let BatchOptions { max_rows, max_requests, max_ids, .. } = self.options;
+        model.limits(Limits { rows: max_rows, requests: max_requests, ids: max_ids })
+    }
+
+    fn key(&self, job: &Job) -> Key {
+        let is_weighted = |rows: &InputRows| matches!(rows, InputRows::Bags { weights: Some(_), .. });
+        let inputs = job.inputs.iter().enumerate();
+        let time = match self.source.default_options().on_unavailable {
+            OnUnavailable::Fail => 0,
+            OnUnavailable::Default => {
+                let left = job.deadline.saturating_duration_since(Instant::now());
+                u128::BITS - left.as_micros().leading_zeros()
+            }
+        };
+        Key {
+            release: Arc::as_ptr(&job.model).addr(),
+            tenant: job.tenant.clone(),
+            weighted: inputs.filter(|(_, rows)| is_weighted(rows)).map(|(at, _)| at).collect(),
+            time,
+            behind: job.background,
+        }
+    }
+
+    /// Whether so many rows more may wait.
+    fn admit(&self, state: &State, rows: u64) -> Result<(), RankError> {
+        let BatchOptions { max_waiting_rows, max_waiting_requests, .. } = self.options;
+        let (waiting_rows, waiting_requests) = (state.queue.rows(), state.queue.len());
+        let too_much = waiting_rows > 0 && waiting_rows.saturating_add(rows) > max_waiting_rows;
+        if too_much || waiting_requests >= max_waiting_requests {
+            self.metrics.dropped(Dropped::Refused);
+            return Err(RankError::Busy {
+                model: self.model.clone(),
+                waiting_rows,
+                waiting_requests,
+                max_waiting_rows,
+                max_waiting_requests,
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets batches leave while they may.
+    fn advance(self: &Arc<Self>) {
+        // A runtime that ends has nobody left who waits.
+        let Ok(runtime) = Handle::try_current() else { return };
+        while let Some(batch) = self.next() {
+            runtime.spawn(Box::pin(batch.run()));
+        }
+    }
+
+    fn next(self: &Arc<Self>) -> Option<Batch> {
+        let mut left_behind = Vec::new();
+        let mut state = self.lock();
+        let batch = loop {
+            if !self.may_leave(&mut state, Instant::now()) {
+                break None;
+            }
+            let Some((key, parts)) = state.queue.take() else { break None };
+            if let Some(batch) = self.board(&mut state, key, parts, &mut left_behind) {
+                state.under_way += 1;
+                break Some(batch);
+            }
+        };
+        self.metrics.waiting(state.queue.rows(), state.under_way);
+        drop(state);
+        // What goes with a request that has ended may be a whole release: not while others wait for the lock.
+        left_behind.into_iter().for_each(|work: Arc<Work>| {
+            work.fail(RankError::DeadlineExceeded(work.job.budget));
+        });
+        batch
+    }
+
+    /// Whether a batch is to leave, if anybody waits. If not yet, somebody will look again.
+    fn may_leave(self: &Arc<Self>, state: &mut State, now: Instant) -> bool {
+        let Some(since) = state.queue.since() else { return false };
+        let BatchOptions { places, max_concurrent_batches, max_delay, .. } = self.options;
+        if state.under_way < places.min(max_concurrent_batches) {
+            return true;
+        }
+        // More batches would not get a thread any sooner; when one ends, this is asked again.
+        if state.fetched >= places || state.under_way >= max_concurrent_batches {
+            return false;
+        }
+        let until = since + max_delay;
+        if until <= now {
+            return true;
+        }
+        if !state.watched {
+            state.watched = true;
+            let inner = self.clone();
+            tokio::spawn(async move {
+                time::sleep_until(until.into()).await;
+                inner.lock().watched = false;
+                inner.advance();
+            });
+        }
+        false
+    }
+
+    /// Those of `parts` that are still waited for, and can be answered in time; None: nobody is left. The others are
+    /// `left_behind`.
+    fn board(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: Key,
+        parts: Vec<Part<Arc<Work>>>,
+        left_behind: &mut Vec<Arc<Work>>,
+    ) -> Option<Batch> {
+        let now = Instant::now();
+        // While nothing is under way it is not known how fast it would be now.
+        let least = if state.under_way > 0 { state.fastest.get() } else { Duration::ZERO };
+        let (mut passengers, mut rests) = (Vec::new(), Vec::new());
+        for Part { item: work, piece, rest } in parts {
+            let is_late = work.job.deadline <= now + least;
+            let is_over = work.is_over();
+            if is_over || is_late {
+                self.metrics.dropped(if is_over { Dropped::Gone } else { Dropped::Late });
+                rest.iter().for_each(|rest| state.queue.forget(rest));
+                left_behind.push(work);
+                continue;
+            }
+            let user = work.user();
+            if let Some(rest) = rest {
+                if user.is_none() && work.job.model.looks_users_up() {
+                    rests.push((passengers.len(), rest));
+                } else {
+                    let limits = self.limits_of(&work.job.model);
+                    state.queue.put_back(key.clone(), limits, key.behind, Entry { since: now, ..rest });
+                }
+            }
+            passengers.push(Passenger { work, at: piece, user });
+        }
+        let model = passengers.first()?.work.job.model.clone();
+        Some(Batch { inner: self.clone(), key, model, passengers, rests })
+    }
+
+    /// A batch has come from its lookup.
+    fn fetched(&self) {
+        self.lock().fetched += 1;
+    }
+
+    /// A batch has ended, one way or another.
+    fn ended(self: &Arc<Self>, fetched: bool) {
+        {
+            let mut state = self.lock();
+            state.under_way = state.under_way.saturating_sub(1);
+            state.fetched = state.fetched.saturating_sub(usize::from(fetched));
+        }
+        self.advance();
+    }
+
+    /// A batch has gone through in so much time.
+    fn took(&self, took: Duration) {
+        self.lock().fastest.record(took);
+    }
+
+    /// What is left of requests whose users are known now.
+    fn put_back(self: &Arc<Self>, key: &Key, model: &BatchModel, rests: Vec<Entry<Arc<Work>>>) {
+        if rests.is_empty() {
+            return;
+        }
+        let (limits, since) = (self.limits_of(model), Instant::now());
+        {
+            let mut state = self.lock();
+            for rest in rests {
+                state.queue.put_back(key.clone(), limits, key.behind, Entry { since, ..rest });
+            }
+        }
+        self.advance();
+    }
+
+    /// What is left of requests that are not gone on with.
+    fn forget<'a>(&self, rests: impl Iterator<Item = &'a Entry<Arc<Work>>>) {
+        let mut state = self.lock();
+        rests.for_each(|rest| state.queue.forget(rest));
+    }
+
+    /// Passengers whose batch failed, with what is left of their requests: each once more, alone.
+    fn again(
+        self: &Arc<Self>,
+        key: &Key,
+        model: &BatchModel,
+        passengers: Vec<(Passenger, Option<Entry<Arc<Work>>>)>,
+    ) {
+        let (limits, since) = (self.limits_of(model), Instant::now());
+        let mut state = self.lock();
+        let entries = passengers.into_iter().map(|(Passenger { work, at, .. }, rest)| {
+            rest.iter().for_each(|rest| state.queue.forget(rest));
+            let end = rest.map_or(at + 1, |rest| rest.end);
+            Entry { sizes: work.sizes(), item: work, next: at, end, since, alone: true }
+        });
+        let entries = entries.collect();
+        state.queue.again(key.clone(), limits, key.behind, entries);
+    }
+
+    /// The name of a batch that has several requests.
+    fn next_id(&self) -> String {
+        format!("batch-{}-{}", self.model, self.shared.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Nothing panics while it is held, so a poisoned lock guards a good state.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

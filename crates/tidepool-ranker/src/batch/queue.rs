@@ -1,0 +1,288 @@
+//! Who waits, and what the next batch is. Nothing here knows what a request is, nor looks at a clock.
+//!
+//! Requests that may share a batch (of one release, of one tenant) wait in one line. Lines take turns: the one that a
+//! batch was taken from goes behind the others. So do the pieces of a request that is larger than a batch: what is left
+//! of it goes behind those who wait in its line, so that a huge request has every other batch at most while others
+//! wait. What may wait for others (a shadow's requests) is taken when nobody else waits.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+/// What one batch may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) rows: u64,
+    pub(super) requests: usize,
+    pub(super) ids: u64,
+}
+
+/// What one piece of a request takes of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) rows: u64,
+    pub(super) ids: u64,
+}
+
+/// A request that waits, or the rest of one.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<T> {
+    pub(super) item: T,
+    /// Of its pieces, one after the other.
+    pub(super) sizes: Arc<[Size]>,
+    /// The first piece that has not been taken.
+    pub(super) next: usize,
+    /// Behind the last of them.
+    pub(super) end: usize,
+    /// Since when it stands where it is.
+    pub(super) since: Instant,
+    /// It shares its batch with nobody: the batch it was in failed.
+    pub(super) alone: bool,
+}
+
+impl<T> Entry<T> {
+    fn size(&self) -> Size {
+        self.sizes.get(self.next).copied().unwrap_or_default()
+    }
+
+    /// Rows that wait.
+    pub(super) fn rows(&self) -> u64 {
+        self.sizes.iter().take(self.end).skip(self.next).map(|size| size.rows).sum()
+    }
+}
+
+/// A piece that was taken.
+#[derive(Debug)]
+pub(super) struct Part<T> {
+    pub(super) item: T,
+    /// Which of its pieces.
+    pub(super) piece: usize,
+    /// The rest of its request, to be put back; None: it was the last piece.
+    pub(super) rest: Option<Entry<T>>,
+}
+
+#[derive(Debug)]
+struct Line<K, T> {
+    key: K,
+    limits: Limits,
+    entries: VecDeque<Entry<T>>,
+}
+
+/// Entries of a line that a batch looks at before it leaves without being full.
+const LOOK_AHEAD: usize = 256;
+
+/// The lines before one model.
+#[derive(Debug)]
+pub(super) struct Queue<K, T> {
+    /// None is empty. The first has the next turn.
+    lines: VecDeque<Line<K, T>>,
+    /// Those that are taken when there is nobody in the others.
+    behind: VecDeque<Line<K, T>>,
+    /// Rows that wait, those of rests that are yet to be put back included.
+    rows: u64,
+    entries: usize,
+}
+
+impl<K, T> Default for Queue<K, T> {
+    fn default() -> Self {
+        Self { lines: VecDeque::new(), behind: VecDeque::new(), rows: 0, entries: 0 }
+    }
+}
+
+impl<K: PartialEq, T> Queue<K, T> {
+    /// Rows that wait.
+    pub(super) const fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Requests that wait, without the rests that are yet to be put back.
+    pub(super) const fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// Lines a request up that has just come.
+    pub(super) fn push(&mut self, key: K, limits: Limits, behind: bool, entry: Entry<T>) {
+        self.rows += entry.rows();
+        self.put_back(key, limits, behind, entry);
+    }
+
+    /// Lines up what is left of a request of which a piece was taken: behind the others.
+    pub(super) fn put_back(&mut self, key: K, limits: Limits, behind: bool, entry: Entry<T>) {
+        self.entries += 1;
+        let lines = if behind { &mut self.behind } else { &mut self.lines };
+        match lines.iter_mut().find(|line| line.key == key) {
+            Some(line) => line.entries.push_back(entry),
+            None => lines.push_back(Line { key, limits, entries: [entry].into() }),
+        }
+    }
+
+    /// Lines requests up that have waited already, before all others, each to be taken alone.
+    pub(super) fn again(&mut self, key: K, limits: Limits, behind: bool, entries: Vec<Entry<T>>) {
+        if entries.is_empty() {
+            return;
+        }
+        self.rows += entries.iter().map(Entry::rows).sum::<u64>();
+        self.entries += entries.len();
+        let lines = if behind { &mut self.behind } else { &mut self.lines };
+        let mut line = match lines.iter().position(|line| line.key == key).and_then(|at| lines.remove(at)) {
+            Some(line) => line,
+            None => Line { key, limits, entries: VecDeque::new() },
+        };
+        entries.into_iter().rev().for_each(|entry| line.entries.push_front(Entry { alone: true, ..entry }));
+        lines.push_front(line);
+    }
+
+    /// A rest will not be put back, for its request has ended.
+    pub(super) fn forget(&mut self, rest: &Entry<T>) {
+        self.rows -= rest.rows();
+    }
+
+    /// Since when the first of those waits whose turn is next.
+    pub(super) fn since(&self) -> Option<Instant> {
+        let line = self.lines.front().or_else(|| self.behind.front())?;
+        line.entries.front().map(|entry| entry.since)
+    }
+
+    /// Takes the next batch: of one line, its first piece in any case, and those behind that fit.
+    pub(super) fn take(&mut self) -> Option<(K, Vec<Part<T>>)>
+    where
+        K: Clone,
+        T: Clone,
+    {
+        let lines = if self.lines.is_empty() { &mut self.behind } else { &mut self.lines };
+        let mut line = lines.pop_front()?;
+        let limits = line.limits;
+        let (mut parts, mut passed, mut sum) = (Vec::new(), VecDeque::new(), Size::default());
+        for _ in 0..LOOK_AHEAD {
+            if parts.len() == limits.requests.max(1) || sum.rows >= limits.rows {
+                break;
+            }
+            let Some(entry) = line.entries.pop_front() else { break };
+            let size = entry.size();
+            let fits =
+                sum.rows + size.rows <= limits.rows && sum.ids + size.ids <= limits.ids && !entry.alone;
+            if !parts.is_empty() && !fits {
+                passed.push_back(entry);
+                continue;
+            }
+            let alone = entry.alone;
+            (sum.rows, sum.ids) = (sum.rows + size.rows, sum.ids + size.ids);
+            self.rows -= size.rows;
+            self.entries -= 1;
+            let (item, piece) = (entry.item.clone(), entry.next);
+            let rest = Entry { next: piece + 1, ..entry };
+            let rest = (rest.next < rest.end).then_some(rest);
+            parts.push(Part { item, piece, rest });
+            if alone {
+                break;
+            }
+        }
+        passed.append(&mut line.entries);
+        line.entries = passed;
+        let key = line.key.clone();
+        if !line.entries.is_empty() {
+            lines.push_back(line);
+        }
+        Some((key, parts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { rows: 100, requests: 3, ids: 1_000 };
+
+    fn entry(item: &'static str, rows: &[u64]) -> Entry<&'static str> {
+        let sizes: Arc<[Size]> = rows.iter().map(|rows| Size { rows: *rows, ids: 0 }).collect();
+        Entry { item, end: sizes.len(), sizes, next: 0, since: Instant::now(), alone: false }
+    }
+
+    fn push(queue: &mut Queue<u8, &'static str>, key: u8, item: &'static str, rows: &[u64]) {
+        queue.push(key, LIMITS, key >= 100, entry(item, rows));
+    }
+
+    /// The next batch; rests are put back at once.
+    fn next(queue: &mut Queue<u8, &'static str>) -> Vec<(&'static str, usize)> {
+        let Some((key, parts)) = queue.take() else { return Vec::new() };
+        let mut taken = Vec::new();
+        for part in parts {
+            taken.push((part.item, part.piece));
+            if let Some(rest) = part.rest {
+                queue.put_back(key, LIMITS, key >= 100, rest);
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn a_batch_is_full_by_rows_or_by_requests_and_small_ones_fill_it_up() {
+        let mut queue = Queue::default();
+        for (item, rows) in [("a", 60), ("b", 50), ("c", 30), ("d", 10), ("e", 1)] {
+            push(&mut queue, 1, item, &[rows]);
+        }
+        assert_eq!(next(&mut queue), [("a", 0), ("c", 0), ("d", 0)], "b does not fit");
+        assert_eq!((queue.rows(), queue.len()), (51, 2));
+        assert_eq!(next(&mut queue), [("b", 0), ("e", 0)]);
+        for item in ["f", "g", "h", "i"] {
+            push(&mut queue, 1, item, &[1]);
+        }
+        assert_eq!(next(&mut queue).len(), 3);
+        assert_eq!(next(&mut queue), [("i", 0)]);
+        assert_eq!((queue.rows(), queue.len(), next(&mut queue).len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_request_with_more_than_fits_is_taken_all_the_same_and_ids_count_too() {
+        let mut queue = Queue::default();
+        push(&mut queue, 1, "wide", &[500]);
+        for (item, ids) in [("ids", 999), ("more", 2)] {
+            let sizes = [Size { rows: 1, ids }].into();
+            queue.push(1, LIMITS, false, Entry { sizes, ..entry(item, &[1]) });
+        }
+        assert_eq!(next(&mut queue), [("wide", 0)]);
+        assert_eq!(next(&mut queue), [("ids", 0)]);
+        assert_eq!(next(&mut queue), [("more", 0)]);
+    }
+
+    #[test]
+    fn lines_take_turns_and_so_do_the_pieces_of_a_huge_request() {
+        let mut queue = Queue::default();
+        push(&mut queue, 1, "huge", &[100, 100, 100, 20]);
+        push(&mut queue, 1, "small", &[10]);
+        push(&mut queue, 2, "other", &[10]);
+        push(&mut queue, 100, "shadow", &[10]);
+        assert_eq!(next(&mut queue), [("huge", 0)]);
+        assert_eq!(next(&mut queue), [("other", 0)]);
+        assert_eq!(next(&mut queue), [("small", 0)]);
+        assert_eq!(next(&mut queue), [("huge", 1)]);
+        push(&mut queue, 1, "late", &[10]);
+        assert_eq!(next(&mut queue), [("huge", 2)], "its turn had come before the late one did");
+        assert_eq!(next(&mut queue), [("late", 0), ("huge", 3)], "the last piece shares a batch");
+        assert_eq!(next(&mut queue), [("shadow", 0)]);
+        assert_eq!(queue.rows(), 0);
+    }
+
+    #[test]
+    fn whose_batch_failed_goes_first_and_alone() {
+        let mut queue = Queue::default();
+        push(&mut queue, 1, "new", &[10]);
+        push(&mut queue, 2, "other", &[10]);
+        queue.again(1, LIMITS, false, vec![entry("a", &[5]), entry("b", &[5])]);
+        assert_eq!((queue.rows(), queue.len()), (30, 4));
+        assert_eq!(next(&mut queue), [("a", 0)]);
+        assert_eq!(next(&mut queue), [("other", 0)]);
+        assert_eq!(next(&mut queue), [("b", 0)]);
+        assert_eq!(next(&mut queue), [("new", 0)]);
+        queue.again(3, LIMITS, false, Vec::new());
+        assert_eq!((queue.rows(), queue.len(), queue.since()), (0, 0, None));
+    }
+
+    #[test]
+    fn a_rest_that_is_not_put_back_waits_no_more() {
+        let mut queue = Queue::default();
+        push(&mut queue, 1, "huge", &[100, 100, 20]);
+        let (_, parts) = queue.take().unwrap();
+        assert_eq!((queue.rows(), queue.len()), (120, 0));
+        queue.forget(parts[0].rest.as_ref().unwrap());
+        assert_eq!(queue.rows(), 0);
+    }
+}
