@@ -361,9 +361,11 @@ impl Stage {
         match op {
             "hash" => {
                 let of = [("text", Hashed::Text), ("ids", Hashed::Ids)];
-                let of = if step.has("of") { step.word(problems, "of", &of) } else { Some(Hashed::Text) };
-                let (said, seed) = (step.has("seed"), step.whole(problems, "seed", 0..=u64::MAX));
-                Some(Self::Hash { of: of?, seed: if said { seed? } else { 0 } })
+                let hashed = if step.has("of") { None } else { Some(Hashed::Text) };
+                let hashed = step.word(problems, "of", &of).or(hashed);
+                let zero = if step.has("seed") { None } else { Some(0) };
+                let seed = step.whole(problems, "seed", 0..=u64::MAX).or(zero);
+                Some(Self::Hash { of: hashed?, seed: seed? })
             }
             "modulo" => {
                 step.need(problems, "n");
