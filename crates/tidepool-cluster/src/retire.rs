@@ -1,10 +1,14 @@
 //! How releases and tables leave: first nobody is sent to them any more, and only when what began with them has
 //! ended are they taken away.
 //!
-//! A release that is let go stays in the map, without traffic, and so its tables stay on the nodes. It is removed
-//! when every connected ranker works by a map that lets it go **and** a grace has passed since: the last request that
-//! one of them began with it is over by then. A table that is no longer served on its own account leaves likewise.
+//! A release that is let go stays in the map, without traffic. It is removed when every connected ranker works by a
+//! map that lets it go **and** a grace has passed since: the last request that one of them began with it unasked is
+//! over by then. Requests that name it are answered until a ranker has the map without it. So its tables stay on the
+//! nodes for the same time once more: until every connected ranker works by a map in which nobody has them, and a grace
+//! has passed since. A table that is no longer served on its own account leaves likewise.
 //! How far they are is not written down: after a restart the grace begins anew.
+//!
+//! **Invariant:** rankers let go first. No table leaves in the step in which a release that pins it does.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -23,7 +27,7 @@ use crate::{
 pub(crate) enum Leaver {
     /// A release of a model.
     Release(Name, Name),
-    /// A table version that neither a release nor an operator asks for.
+    /// A table version that neither a release, be it one that is let go, nor an operator asks for.
     Table(TableVersion),
 }
 
@@ -152,14 +156,6 @@ impl Draft {
     pub(crate) fn stop(&mut self, table: &TableVersion) -> Result<(), StepError> {
         if self.state.durable.served.contains(table) {
             self.durable().served.remove(table);
-            // A release that pins it, and is leaving, takes it along: its grace is for those who ask the table, too.
-            let ClusterState { durable, observed, .. } = &mut self.state;
-            let pins = |model: &Name, release: &Name| {
-                durable.map.release(model, release).is_some_and(|r| r.tables.contains(table))
-            };
-            observed.leaving.retain(
-                |leaver, _| !matches!(leaver, Leaver::Release(model, release) if pins(model, release)),
-            );
             return Ok(());
         }
         if self.state.observed.leaving.contains_key(&Leaver::Table(table.clone())) {
@@ -173,11 +169,18 @@ impl Draft {
         Err(StepError::Pinned { table: table.clone(), releases })
     }
 
-    /// Sees how far everything is that is on its way out, and takes away whose time is over.
+    /// Sees how far everything is that is on its way out, and takes away whose time is over. The tables of a release
+    /// that is taken away are on their way out from then on.
     pub(crate) fn advance_leaving(&mut self) {
+        while self.leave() {}
+    }
+
+    /// Whether anything has left, by which something else may be on its way out. Releases and tables are a finite
+    /// number, and what has left does not come back in the same step.
+    fn leave(&mut self) -> bool {
         let leavers = self.state.leavers();
         if leavers.is_empty() && self.state.observed.leaving.is_empty() {
-            return;
+            return false;
         }
         // The map of this step has no number yet.
         let epoch = Epoch(self.state.map().epoch.0 + u64::from(self.map_changed));
@@ -200,30 +203,22 @@ impl Draft {
         let over = |of_it: &Leaving| of_it.ends(grace).is_some_and(|end| now >= end);
         let gone: Vec<_> = leaving.extract_if(.., |_, of_it| over(of_it)).map(|(leaver, _)| leaver).collect();
         self.state.observed.leaving = leaving;
-        if !gone.is_empty() {
-            self.take_away(&gone);
+        if gone.is_empty() {
+            return false;
         }
+        self.take_away(&gone);
+        true
     }
 
-    /// Removes what has left, and the tables that nobody wants now: those of a release had their grace with it.
+    /// Removes what has left.
     fn take_away(&mut self, gone: &[Leaver]) {
-        let leaves = |r: &ReleaseEntry| {
-            r.state == ReleaseState::Retiring
-                && gone.contains(&Leaver::Release(r.model.clone(), r.release.clone()))
-        };
-        let pinned: Vec<_> =
-            self.state.map().releases.iter().filter(|r| leaves(r)).flat_map(|r| r.tables.clone()).collect();
-        self.map().releases.retain(|r| !leaves(r));
-        let stopped = gone.iter().filter_map(|leaver| match leaver {
-            Leaver::Table(table) => Some(table.clone()),
-            Leaver::Release(..) => None,
-        });
-        let mut tables: BTreeSet<_> = pinned.into_iter().chain(stopped).collect();
-        tables.retain(|table| !self.state.wants(table));
-        let durable = self.durable();
-        durable.map.layouts.retain(|l| !tables.contains(&l.schema.table_version));
-        durable.tables.retain(|t| !tables.contains(&t.table_version));
-        let Durable { map, manifests, .. } = durable;
+        let stays = |leaver: &Leaver| !gone.contains(leaver);
+        let release_stays = |r: &ReleaseEntry| stays(&Leaver::Release(r.model.clone(), r.release.clone()));
+        let table_stays = |table: &TableVersion| stays(&Leaver::Table(table.clone()));
+        self.map().releases.retain(release_stays);
+        let Durable { map, tables, manifests, .. } = self.durable();
+        map.layouts.retain(|l| table_stays(&l.schema.table_version));
+        tables.retain(|t| table_stays(&t.table_version));
         manifests.retain(|m| map.release(&m.model, &m.release).is_some());
     }
 }

@@ -121,21 +121,45 @@ struct Run {
     sessions: u64,
     /// Every map that there was, by its epoch: rankers work by one of them.
     maps: BTreeMap<Epoch, crate::ClusterMap>,
+    /// When a connected ranker last worked by a map in which a release has the table.
+    asked: BTreeMap<TableVersion, Duration>,
 }
 
 impl Run {
     fn new() -> Self {
         let maps = BTreeMap::from([(Epoch(0), crate::ClusterMap::default())]);
-        Self { state: ClusterState::new(SETTINGS), now: Duration::ZERO, sessions: 0, maps }
+        let (state, now) = (ClusterState::new(SETTINGS), Duration::ZERO);
+        Self { state, now, sessions: 0, maps, asked: BTreeMap::new() }
     }
 
     fn step(&mut self, event: Event) -> Result<Vec<Effect>, StepError> {
         let (next, effects) = step(&self.state, event, self.now)?;
         check_step(&self.state, &next, &effects);
-        check_taken_away(&self.maps, &self.state, &next);
+        self.check_taken_away(&next);
         self.maps.insert(next.map().epoch, next.map().clone());
         self.state = next;
         Ok(effects)
+    }
+
+    /// No release leaves that was not let go before; and no table while a connected ranker works by a map in which a
+    /// release has it, for requests may name any release of the map, nor before a grace has passed since.
+    fn check_taken_away(&mut self, next: &ClusterState) {
+        for release in &self.state.map().releases {
+            let stays = next.map().release(&release.model, &release.release).is_some();
+            assert!(stays || release.state == ReleaseState::Retiring, "{release:?} left in one step");
+        }
+        for report in next.ranker_reports() {
+            let releases = self.maps.get(&report.epoch).map_or(&[][..], |map| &map.releases);
+            let tables = releases.iter().flat_map(|release| &release.tables);
+            self.asked.extend(tables.map(|table| (table.clone(), self.now)));
+        }
+        let layouts = self.state.map().layouts.iter().map(|layout| &layout.schema.table_version);
+        for table in layouts.filter(|table| next.map().layout(table).is_none()) {
+            if let Some(last) = self.asked.get(table) {
+                let since = self.now.saturating_sub(*last);
+                assert!(since >= SETTINGS.retire_grace, "{table} left {since:?} after a ranker asked for it");
+            }
+        }
     }
 
     fn session(&mut self) -> SessionId {
@@ -274,30 +298,6 @@ fn check_step(before: &ClusterState, after: &ClusterState, effects: &[Effect]) {
     check_traffic(after);
     assert_eq!(after.durable.manifests.len(), new.releases.len());
     assert_eq!(after.durable.tables.len(), new.layouts.len());
-}
-
-/// No table leaves while a connected ranker works by a map that sends requests to a release with it, nor a release
-/// that was not let go before.
-fn check_taken_away(maps: &BTreeMap<Epoch, crate::ClusterMap>, before: &ClusterState, after: &ClusterState) {
-    for release in &before.map().releases {
-        let stays = after.map().release(&release.model, &release.release).is_some();
-        assert!(stays || release.state == ReleaseState::Retiring, "{release:?} left in one step");
-    }
-    for report in after.ranker_reports() {
-        let Some(map) = maps.get(&report.epoch) else { continue };
-        let asked = map.releases.iter().filter(|r| {
-            let traffic = map.traffic.get(&r.model);
-            let of_it = |traffic: &crate::Traffic| {
-                let arm = traffic.arms.iter().any(|arm| arm.release == r.release);
-                arm || traffic.shadows.iter().any(|shadow| shadow.release == r.release)
-            };
-            r.state == ReleaseState::Current || traffic.is_some_and(of_it)
-        });
-        for table in asked.flat_map(|r| &r.tables) {
-            let taken = before.map().layout(table).is_some() && after.map().layout(table).is_none();
-            assert!(!taken, "{table} left, and {} still asks for it by map {}", report.ranker, report.epoch);
-        }
-    }
 }
 
 /// Who has buckets has a ramp that runs, and nobody else; and beside traffic there is a current release.

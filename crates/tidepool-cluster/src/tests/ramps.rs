@@ -128,7 +128,8 @@ fn what_cannot_be_is_refused_and_says_what_to_do() {
     run.retire("m", "r2").unwrap();
     run.pass(5);
     assert_eq!(run.release("m", "r2"), None);
-    assert!(run.state.map().layout(&table("user", "r2")).is_none(), "its table goes with it");
+    run.pass(5);
+    assert!(run.state.map().layout(&table("user", "r2")).is_none(), "its table goes after it");
 }
 
 #[test]

@@ -60,10 +60,20 @@ fn a_release_leaves_when_every_ranker_knows_and_a_grace_has_passed() {
     assert_eq!(run.pass(10), []);
     run.step(Event::RankerGone { ranker: name("r-3"), session: third }).unwrap();
     assert_eq!(run.pass(4), []);
+    assert_eq!(run.pass(1), [Effect::Persist, Effect::PublishMap]);
+    assert_eq!((run.release("m", "r1"), run.has_table("r1")), (None, true));
+
+    // Whoever named it in the last moment asks for its table, and rankers that do not know yet take such requests.
+    let left = run.state.map().epoch;
+    assert_eq!(run.works_by("r-1", first, left), []);
+    assert_eq!(run.state.next_deadline(), None, "the other ranker is waited for, however long");
+    assert_eq!(run.pass(100), []);
+    assert_eq!(run.works_by("r-2", second, left), []);
+    assert_eq!(run.state.next_deadline(), Some(run.now + SETTINGS.retire_grace));
+    assert_eq!(run.pass(4), []);
     assert!(run.has_table("r1"));
     assert_eq!(run.pass(1), [Effect::Persist, Effect::PublishMap]);
-    assert_eq!((run.release("m", "r1"), run.has_table("r1")), (None, false));
-    assert!(run.has_table("r2") && run.has_table("r3"));
+    assert!(!run.has_table("r1") && run.has_table("r2") && run.has_table("r3"));
     assert_eq!(run.state.next_deadline(), None);
 }
 
@@ -84,8 +94,11 @@ fn what_is_let_go_gets_nothing_and_does_not_come_back() {
     }
     assert!(run.rollback("m", Some("r2")).unwrap_err().to_string().contains("answers nobody"));
     run.pass(5);
+    assert_eq!((run.release("m", "r2"), run.has_table("r2")), (None, true));
     run.publish("m", "r2", &tables).unwrap();
     assert_ne!(run.release("m", "r2"), Some(ReleaseState::Retiring), "it is another one now");
+    run.pass(100);
+    assert!(run.has_table("r2"), "its table was on its way out, and is wanted again");
 }
 
 #[test]
@@ -152,7 +165,7 @@ fn a_release_that_a_ranker_turns_out_to_have_gone_back_to_stays_until_that_is_un
     (report.rolled_back, report.rolled_back_to) = (Vec::new(), Vec::new());
     run.step(Event::RankerReported { session, report }).unwrap();
     run.pass(SETTINGS.retire_grace.as_secs());
-    assert_eq!((run.release("m", "r2"), run.has_table("r2")), (None, false));
+    assert_eq!((run.release("m", "r2"), run.has_table("r2")), (None, true));
 }
 
 #[test]
@@ -165,12 +178,14 @@ fn a_table_that_another_release_pins_stays_when_one_leaves() {
     run.retire("m", "r4").unwrap();
     run.step(Event::ServeTable { table: artifact(&table("user", "r2"), 3) }).unwrap();
     run.pass(3);
-    // Whoever asks for the table itself has a grace of his own.
+    // It stays while a release pins it that is let go, and a grace longer.
     run.step(Event::StopTable { table_version: table("user", "r2") }).unwrap();
     run.pass(2);
+    assert!(run.has_table("r2") && run.release("m", "r4").is_none());
+    run.pass(4);
     assert!(run.has_table("r2"));
-    run.pass(3);
-    assert!(!run.has_table("r2") && run.release("m", "r4").is_none());
+    run.pass(1);
+    assert!(!run.has_table("r2"));
 }
 
 #[test]
@@ -205,5 +220,13 @@ fn after_a_restart_the_grace_begins_anew() {
     assert_eq!(run.state.next_deadline(), Some(run.now + SETTINGS.retire_grace));
     assert_eq!(run.pass(4), []);
     assert_eq!(run.pass(1), [Effect::Persist, Effect::PublishMap]);
-    assert_eq!((run.release("m", "r3"), run.has_table("r3")), (None, false));
+    assert_eq!((run.release("m", "r3"), run.has_table("r3")), (None, true));
+    // So does that of a table whose release has left.
+    run.pass(4);
+    run.restart();
+    assert_eq!(run.pass(9), []);
+    run.pass(1);
+    assert_eq!(run.pass(4), []);
+    assert_eq!(run.pass(1), [Effect::Persist, Effect::PublishMap]);
+    assert!(!run.has_table("r3"));
 }

@@ -40,6 +40,8 @@ fn a_release_goes_from_published_to_current_to_previous_and_away() {
     assert!(run.state.map().layout(&v1).is_some(), "requests that began with it go on");
     assert_eq!(run.pass(5), [Effect::Persist, Effect::PublishMap]);
     assert_eq!(run.release("m", "r1"), None);
+    assert!(run.state.map().layout(&v1).is_some(), "a request may have named it until now");
+    assert_eq!(run.pass(5), [Effect::Persist, Effect::PublishMap]);
     assert!(run.state.map().layout(&v1).is_none(), "nobody pins it any more");
     // Rollback: the two change places.
     run.promote("m", "r2").unwrap();
