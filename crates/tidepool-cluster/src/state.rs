@@ -300,8 +300,8 @@ impl ShadowTally {
 }
 
 impl Durable {
-    /// The only document version there is.
-    pub const SCHEMA_VERSION: u32 = 1;
+    /// The document version that is written: 2 since releases can be let go or pinned, and nodes drained.
+    pub const SCHEMA_VERSION: u32 = 2;
 
     /// The manifest of a release of the map.
     #[must_use]

@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    durable::document,
     error::RequestError,
     metastore::{Lease, Metastore, MetastoreError},
     metrics::Metrics,
@@ -320,32 +321,6 @@ impl Actor {
     }
 }
 
-/// The durable state as it is written down.
-pub(crate) fn document(durable: &Durable) -> Result<Vec<u8>, MetastoreError> {
-    serde_json::to_vec(durable).map_err(|e| MetastoreError::Corrupt {
-        place: "the state of this process".to_owned(),
-        problem: e.to_string(),
-    })
-}
-
-/// Reads the durable state from a metastore, with its revision; none yet is revision 0.
-pub(crate) fn recover(metastore: &mut dyn Metastore) -> Result<(u64, Option<Durable>), MetastoreError> {
-    let Some(found) = metastore.load()? else { return Ok((0, None)) };
-    Ok((found.revision, Some(read(&found.document, "the durable state")?)))
-}
-
-/// The durable state in a document that was read from `place`.
-pub(crate) fn read(document: &[u8], place: &str) -> Result<Durable, MetastoreError> {
-    let corrupt = |problem: String| MetastoreError::Corrupt { place: place.to_owned(), problem };
-    let durable: Durable = serde_json::from_slice(document).map_err(|e| corrupt(e.to_string()))?;
-    if durable.schema_version != Durable::SCHEMA_VERSION {
-        let (found, known) = (durable.schema_version, Durable::SCHEMA_VERSION);
-        return Err(corrupt(format!("its schema version is {found}, this program knows {known}")));
-    }
-    durable.map.validate().map_err(|e| corrupt(chain(&e)))?;
-    Ok(durable)
-}
-
 #[cfg(test)]
 mod tests {
     use tidepool_cluster::{Guards, NodeReport, RankerRelease, RankerReport, Serving, Settings, Tally};
@@ -377,9 +352,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn nothing_is_published_that_was_not_written_down_and_no_end_is_forgotten() {
-        let failures = Arc::new(AtomicU64::new(1));
+    /// An actor that waits for nobody, on a metastore that fails so often.
+    fn on_flaky(failures: &Arc<AtomicU64>) -> (Handle, JoinHandle<()>, Metrics) {
         let metastore = Box::new(Flaky { failures: failures.clone(), revision: 0 });
         let settings = Settings {
             reconnect_grace: Duration::ZERO,
@@ -387,9 +361,15 @@ mod tests {
             retire_grace: Duration::ZERO,
         };
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let state = ClusterState::new(settings);
-        let lease = Lease::for_ever();
-        let (handle, task) = spawn(state, (0, metastore, lease), Instant::now(), 4, metrics.clone());
+        let parts = (0, metastore as Box<dyn Metastore>, Lease::for_ever());
+        let (handle, task) = spawn(ClusterState::new(settings), parts, Instant::now(), 4, metrics.clone());
+        (handle, task, metrics)
+    }
+
+    #[tokio::test]
+    async fn nothing_is_published_that_was_not_written_down_and_no_end_is_forgotten() {
+        let failures = Arc::new(AtomicU64::new(1));
+        let (handle, task, metrics) = on_flaky(&failures);
         let node = NodeId(Name::new("a-1").unwrap());
         let session = handle.new_session();
         let report = NodeReport {
@@ -453,15 +433,7 @@ mod tests {
     #[tokio::test]
     async fn a_halt_that_cannot_be_written_down_is_tried_again_and_ends_no_session() {
         let failures = Arc::new(AtomicU64::new(0));
-        let metastore = Box::new(Flaky { failures: failures.clone(), revision: 0 });
-        let settings = Settings {
-            reconnect_grace: Duration::ZERO,
-            group_settle: Duration::ZERO,
-            retire_grace: Duration::ZERO,
-        };
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let parts = (0, metastore as Box<dyn Metastore>, Lease::for_ever());
-        let (handle, task) = spawn(ClusterState::new(settings), parts, Instant::now(), 4, metrics);
+        let (handle, task, _) = on_flaky(&failures);
         for release in ["r1", "r2"] {
             let manifest = ReleaseManifest {
                 schema_version: 1,

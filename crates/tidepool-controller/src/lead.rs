@@ -15,7 +15,8 @@ use tokio::{sync::watch, task::spawn_blocking, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    actor::{self, Handle, document, recover},
+    actor::{self, Handle},
+    durable::{document, recover},
     error::RequestError,
     metastore::{Elected, Election, Lease, Metastore, MetastoreError},
     metrics::Metrics,

@@ -16,6 +16,7 @@ mod controller;
 mod controllers;
 mod convert;
 mod drain;
+mod durable;
 mod error;
 mod halts;
 mod lead;

@@ -10,8 +10,8 @@ use tidepool_types::Epoch;
 use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{
-    actor,
     config::MetastoreConfig,
+    durable,
     metastore::{
         Election, EtcdElection, FileMetastore, Metastore, MetastoreError, RealDisk, Versioned, decode, encode,
     },
@@ -102,7 +102,7 @@ pub async fn backup(metastore: &MetastoreConfig) -> Result<(Vec<u8>, Contents), 
     let place = metastore.to_string();
     let Versioned { revision, document } =
         found.ok_or_else(|| MaintenanceError::Empty { place: place.clone() })?;
-    let durable = actor::read(&document, &place)?;
+    let durable = durable::read(&document, &place)?;
     let contents = contents(revision, &durable, document.len());
     Ok((encode(revision, &document), contents))
 }
@@ -123,7 +123,7 @@ pub async fn restore(
 ) -> Result<Restored, MaintenanceError> {
     let place = file.display().to_string();
     let backup = decode(&place, bytes)?;
-    let durable = actor::read(&backup.document, &place)?;
+    let durable = durable::read(&backup.document, &place)?;
     match metastore {
         MetastoreConfig::File { dir } => {
             let (store, found) = FileMetastore::open_to_replace(Box::new(RealDisk), dir)?;
@@ -179,7 +179,7 @@ fn replace(
     let expected = found.as_ref().ok().and_then(Option::as_ref).map_or(0, |found| found.revision);
     let (durable, mut restored) = plan(found, durable, incarnation)?;
     if !dry_run {
-        restored.contents.revision = store.store(expected, &actor::document(&durable)?)?;
+        restored.contents.revision = store.store(expected, &durable::document(&durable)?)?;
     }
     Ok(restored)
 }
@@ -193,7 +193,7 @@ fn plan(
     let (mut replaced, mut damage, mut revision) = (None, None, 0);
     let mut least = (durable.map.epoch.incarnation().saturating_add(1), "the backup");
     match found.and_then(|found| {
-        found.map(|found| Ok((actor::read(&found.document, "the state that is there")?, found))).transpose()
+        found.map(|found| Ok((durable::read(&found.document, "the state that is there")?, found))).transpose()
     }) {
         Ok(Some((there, found))) => {
             revision = found.revision;
@@ -215,7 +215,7 @@ fn plan(
         None => least.0,
     };
     durable.map.epoch = Epoch(Epoch::before(number).0 + 1);
-    let bytes = actor::document(&durable)?.len();
+    let bytes = durable::document(&durable)?.len();
     let contents = contents(revision + 1, &durable, bytes);
     Ok((durable, Restored { contents, replaced, damage }))
 }

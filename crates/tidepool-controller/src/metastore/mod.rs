@@ -105,6 +105,21 @@ pub enum MetastoreError {
         /// How it shows.
         problem: String,
     },
+    /// The document is of a version that this program does not know.
+    #[error(
+        "{place} has schema version {found}, and this program reads {oldest} to {newest}: run the version of tidepool \
+         that wrote it, or put a backup of before in its place with `tidepool metastore restore`"
+    )]
+    Version {
+        /// The file or the key.
+        place: String,
+        /// Its version.
+        found: u32,
+        /// The oldest that is read.
+        oldest: u32,
+        /// The newest that is read, which is the one that is written.
+        newest: u32,
+    },
     /// Somebody else has written in between.
     #[error("{place} has revision {found}, not {expected}")]
     Conflict {
