@@ -20,15 +20,15 @@ mod scene;
 mod site;
 mod soak;
 mod stop;
+mod words;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
-
-use thiserror::Error;
+use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::BenchError;
 
 pub use proxy::Proxy;
 pub use report::{Promise, Report};
+pub use words::{Asked, Named, ParseDrillError};
 
 /// A fault, and what is promised for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +49,11 @@ pub enum Drill {
     Soak,
 }
 
-impl Drill {
-    /// Every drill, in the order in which `all` runs them.
-    pub const ALL: [Self; 7] =
-        [Self::Kill, Self::Stop, Self::Outage, Self::Overload, Self::Quota, Self::Partition, Self::Soak];
+impl Named for Drill {
+    const ALL: &'static [Self] =
+        &[Self::Kill, Self::Stop, Self::Outage, Self::Overload, Self::Quota, Self::Partition, Self::Soak];
 
-    /// The word for it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Stop => "stop",
@@ -72,22 +69,6 @@ impl Drill {
 impl fmt::Display for Drill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-/// A word that is no drill.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is no drill: kill, stop, outage, overload, quota, partition or soak")]
-pub struct ParseDrillError(String);
-
-impl FromStr for Drill {
-    type Err = ParseDrillError;
-
-    fn from_str(word: &str) -> Result<Self, ParseDrillError> {
-        Self::ALL
-            .into_iter()
-            .find(|drill| drill.as_str() == word)
-            .ok_or_else(|| ParseDrillError(word.to_owned()))
     }
 }
 
@@ -129,19 +110,5 @@ pub async fn run(
         Drill::Quota => Box::pin(quota::run(params, progress)).await,
         Drill::Partition => Box::pin(partition::run(params, progress)).await,
         Drill::Soak => Box::pin(soak::run(params, progress)).await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_drill_is_found_by_its_word() {
-        for drill in Drill::ALL {
-            assert_eq!(drill.as_str().parse(), Ok(drill));
-        }
-        let unknown = "fire".parse::<Drill>().unwrap_err().to_string();
-        assert!(Drill::ALL.iter().all(|drill| unknown.contains(drill.as_str())), "{unknown}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Drill, Params};
+use super::{Drill, Named, Params};
 
 /// Something that was promised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,30 +1,21 @@
 //! `tidepool drill`: what may happen to releases and to what they depend on, on a cluster of real processes under
 //! checked load, and whether anybody noticed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use tidepool_bench::{
     Machine,
-    drill::releases::{self, Params, ParseReleaseDrillError, ReleaseDrill, Report},
+    drill::{
+        Asked,
+        releases::{self, Params, ReleaseDrill, Report},
+    },
 };
 
 use super::bench::{self, show_promises};
 use crate::output::{Outcome, Output};
-
-/// One drill, or all.
-#[derive(Clone, Debug)]
-struct Names(Vec<ReleaseDrill>);
-
-fn names(word: &str) -> Result<Names, String> {
-    if word == "all" {
-        return Ok(Names(ReleaseDrill::ALL.to_vec()));
-    }
-    let name = word.parse().map(|name| Names(vec![name]));
-    name.map_err(|error: ParseReleaseDrillError| format!("{error}, or all"))
-}
 
 /// What a drill does wrongly on purpose, to show that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,8 +27,8 @@ enum Mutation {
 #[derive(Args)]
 pub(crate) struct Drill {
     /// promote, rollback, ramp-bad, kill-controller, kill-node, kill-group, metastore-outage, store-outage, or all.
-    #[arg(value_parser = names)]
-    name: Names,
+    #[arg(value_parser = Asked::<ReleaseDrill>::from_str)]
+    name: Asked<ReleaseDrill>,
     /// Rows of both tables together.
     #[arg(long, value_parser = bench::rows, default_value = "10_000_000")]
     rows: u64,

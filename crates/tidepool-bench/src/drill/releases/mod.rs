@@ -22,10 +22,9 @@ mod scene;
 mod tables;
 mod truth;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use thiserror::Error;
-
+use super::Named;
 use crate::BenchError;
 
 pub use report::{Pair, Report};
@@ -51,9 +50,8 @@ pub enum ReleaseDrill {
     StoreOutage,
 }
 
-impl ReleaseDrill {
-    /// Every drill, in the order in which `all` runs them.
-    pub const ALL: [Self; 8] = [
+impl Named for ReleaseDrill {
+    const ALL: &'static [Self] = &[
         Self::Promote,
         Self::Rollback,
         Self::RampBad,
@@ -64,9 +62,7 @@ impl ReleaseDrill {
         Self::StoreOutage,
     ];
 
-    /// The word for it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Promote => "promote",
             Self::Rollback => "rollback",
@@ -83,22 +79,6 @@ impl ReleaseDrill {
 impl fmt::Display for ReleaseDrill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-/// A word that is no drill of releases.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{word:?} is no drill: {}", ReleaseDrill::ALL.map(ReleaseDrill::as_str).join(", "))]
-pub struct ParseReleaseDrillError {
-    word: String,
-}
-
-impl FromStr for ReleaseDrill {
-    type Err = ParseReleaseDrillError;
-
-    fn from_str(word: &str) -> Result<Self, ParseReleaseDrillError> {
-        let found = Self::ALL.into_iter().find(|drill| drill.as_str() == word);
-        found.ok_or_else(|| ParseReleaseDrillError { word: word.to_owned() })
     }
 }
 
@@ -175,19 +155,5 @@ pub async fn run(
         ReleaseDrill::KillGroup => Box::pin(kill::nodes(drill, params, progress)).await,
         ReleaseDrill::MetastoreOutage => Box::pin(outage::metastore(params, progress)).await,
         ReleaseDrill::StoreOutage => Box::pin(outage::store(params, progress)).await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_drill_is_found_by_its_word() {
-        for drill in ReleaseDrill::ALL {
-            assert_eq!(drill.as_str().parse(), Ok(drill));
-        }
-        let unknown = "fire".parse::<ReleaseDrill>().unwrap_err().to_string();
-        assert!(ReleaseDrill::ALL.iter().all(|drill| unknown.contains(drill.as_str())), "{unknown}");
     }
 }

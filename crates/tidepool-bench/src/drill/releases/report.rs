@@ -8,7 +8,11 @@ use super::{
     Params, ReleaseDrill,
     load::{Kind, Outcome, Window},
 };
-use crate::{BenchError, Spread, drill, load::Times};
+use crate::{
+    BenchError, Spread,
+    drill::{self, Named},
+    load::Times,
+};
 
 /// What is hoped for: p99 during a transition, beside that of the requests before it.
 const MOST_P99_RATIO: f64 = 1.3;

@@ -1,27 +1,16 @@
 //! `tidepool bench drill`: real faults on a cluster of real processes, and whether the promises held.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use tidepool_bench::{
     Machine,
-    drill::{self, Drill as Name, Params, ParseDrillError, Report},
+    drill::{self, Asked, Drill as Name, Params, Report},
 };
 
 use crate::output::{Outcome, Output};
-
-/// One drill, or all.
-#[derive(Clone, Debug)]
-struct Names(Vec<Name>);
-
-fn names(word: &str) -> Result<Names, String> {
-    if word == "all" {
-        return Ok(Names(Name::ALL.to_vec()));
-    }
-    word.parse().map(|name| Names(vec![name])).map_err(|error: ParseDrillError| format!("{error}, or all"))
-}
 
 pub(in crate::commands) fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && rate.is_finite());
@@ -31,8 +20,8 @@ pub(in crate::commands) fn rate(text: &str) -> Result<f64, String> {
 #[derive(Args)]
 pub(crate) struct Drill {
     /// kill, stop, outage, overload, quota, partition, soak, or all of them.
-    #[arg(value_parser = names)]
-    name: Names,
+    #[arg(value_parser = Asked::<Name>::from_str)]
+    name: Asked<Name>,
     /// Rows of the table.
     #[arg(long, value_parser = super::rows, default_value = "1_000_000")]
     rows: u64,
