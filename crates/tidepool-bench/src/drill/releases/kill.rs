@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use super::{
     Params, ReleaseDrill, Report,
     operator::Answer,
@@ -11,16 +13,19 @@ use super::{
 };
 use crate::{BenchError, draw::Random, drill::site::traffic_returns};
 
-/// A promotion is interrupted some time within this.
-const PROMOTION: Duration = Duration::from_millis(300);
+/// Some time within this after a publication is asked for, the controller is killed.
+const PUBLICATION: Duration = Duration::from_millis(300);
+/// Every other time, some time within this after the publication was answered: long before all is loaded that a
+/// promotion waits for.
+const PUBLISHED: Duration = Duration::from_millis(50);
 
 /// The controller is killed while a release is published and promoted, and stays dead for a third of the window.
 pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Result<Report, BenchError> {
     let needs = Needs { versions: params.pairs as u64 + 1, controller_config: short_grace() };
     let mut scene = Scene::open(ReleaseDrill::KillController, params, needs, progress).await?;
     let mut random = Random::new(params.seed ^ 0x6b69_6c6c);
-    let mut interrupted = 0u32;
-    for _ in 0..params.pairs {
+    let (mut interrupted, mut between) = (0u32, 0u32);
+    for pair in 0..params.pairs {
         scene.before().await?;
         let release = scene.next_release()?;
         scene
@@ -30,21 +35,29 @@ pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Resul
         let publish = scene.operator.files_of(&release, &scene.published_tables(&release)?)?;
         let publish: Vec<&str> = publish.iter().map(String::as_str).collect();
         let promote = ["release", "promote", MODEL, &release.name];
-        let after = PROMOTION.mul_f64(random.unit());
+        let unit = random.unit();
         let operator = scene.operator.clone();
+        let (answered, published) = oneshot::channel();
         let killed = async {
-            tokio::time::sleep(after).await;
+            if pair % 2 == 0 {
+                // Refused is answered as well.
+                let _ = published.await;
+                tokio::time::sleep(PUBLISHED.mul_f64(unit)).await;
+            } else {
+                tokio::time::sleep(PUBLICATION.mul_f64(unit)).await;
+            }
             scene.cluster.controller_mut().kill().await
         };
         let asked = async {
-            match operator.ask(&publish).await? {
-                Answer::Done(_) => operator.ask(&promote).await,
-                refused @ Answer::Refused(_) => Ok(refused),
-            }
+            let Answer::Done(_) = operator.ask(&publish).await? else { return Ok((false, true)) };
+            let _ = answered.send(());
+            Ok::<_, BenchError>((true, matches!(operator.ask(&promote).await?, Answer::Refused(_))))
         };
         let (killed, asked) = tokio::join!(killed, asked);
         killed?;
-        interrupted += u32::from(matches!(asked?, Answer::Refused(_)));
+        let (was_published, refused) = asked?;
+        interrupted += u32::from(refused);
+        between += u32::from(was_published && refused);
         scene.load.until_sent(scene.window() / 3).await?;
         scene.tell("the controller is started again, and the operator repeats himself");
         scene.cluster.controller_mut().start_again().await?;
@@ -59,6 +72,13 @@ pub(super) async fn controller(params: &Params, progress: Progress<'_>) -> Resul
         scene.took_effect().await?;
     }
     scene.report.figure("commands_interrupted", f64::from(interrupted));
+    scene.report.promise(
+        between > 0,
+        format!(
+            "the controller was killed between a publication and the promotion in {between} of {} pairs",
+            params.pairs
+        ),
+    );
     scene.close().await
 }
 

@@ -97,8 +97,9 @@ impl<'a> Scene<'a> {
         spec.program.clone_from(&params.program);
         spec.rankers = params.rankers;
         spec.controller_config = needs.controller_config;
-        // A release is let go over a window of requests: the last that began with it is long over then.
-        let grace = Duration::from_secs_f64(window(params) as f64 / params.rate).max(LEAST_GRACE);
+        // A release is let go over half a window of requests, and its tables over the other half: the last that began
+        // with it is long over then.
+        let grace = Duration::from_secs_f64(window(params) as f64 / params.rate / 2.0).max(LEAST_GRACE);
         spec.controller_config.insert("retire_grace_ms".to_owned(), (grace.as_millis() as i64).into());
         let retry = || toml::Table::from_iter([("load_retry_ms".to_owned(), LOAD_RETRY_MS.into())]);
         (spec.node_config, spec.ranker_config) = (retry(), retry());
@@ -299,11 +300,15 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Waits until the cluster has forgotten a release.
+    /// Waits until the cluster has forgotten a release, and no node is to hold a table that no other release has.
     pub(super) async fn gone(&self, release: &Release) -> Result<(), BenchError> {
         let name = release.name.as_str();
         self.wait_for("the release that was retired is gone", |cluster| {
-            !cluster.releases.iter().any(|s| s.release.as_ref().is_some_and(|entry| entry.release == name))
+            let releases = || cluster.releases.iter().filter_map(|status| status.release.as_ref());
+            let layouts = cluster.map.iter().flat_map(|map| &map.layouts);
+            let mut tables = layouts.filter_map(|layout| layout.schema.as_ref()?.table_version.as_ref());
+            releases().all(|entry| entry.release != name)
+                && tables.all(|table| releases().any(|entry| entry.tables.contains(table)))
         })
         .await?;
         Ok(())
