@@ -21,6 +21,7 @@ mod layout;
 mod lookup;
 mod memory;
 mod mmap;
+mod pace;
 mod parallel;
 mod partition;
 mod publish;

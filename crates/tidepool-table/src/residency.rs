@@ -14,11 +14,15 @@ use thiserror::Error;
 use crate::{
     memory,
     mmap::{HUGE_PAGE_BYTES, HugeMemory, MappedFile, lock_limit_bytes},
+    pace::give_way,
     partition::PartitionFile,
 };
 
 /// Warm-up looks at the clock and at its progress this often.
 const STEP_BYTES: usize = 16 << 20;
+
+/// A copy gives way after so many bytes.
+const COPY_BYTES: usize = 256 << 10;
 
 /// From how many bytes of a version on huge pages are worth a copy: less fits the caches of the page tables.
 pub const HUGE_WORTH_BYTES: u64 = 64 << 20;
@@ -178,7 +182,10 @@ impl PartitionFile {
         self.check_room(memory::room())?;
         let copy = |bytes: &[u8]| {
             let copied = HugeMemory::zeros(bytes.len()).map(|mut memory| {
-                memory.copy_from_slice(bytes);
+                for (to, from) in memory.chunks_mut(COPY_BYTES).zip(bytes.chunks(COPY_BYTES)) {
+                    to.copy_from_slice(from);
+                    give_way();
+                }
                 memory
             });
             copied.map_err(|source| ResidencyError::Copy {
@@ -240,8 +247,20 @@ impl MemoryUse {
     }
 }
 
-/// Where kernels do not know the call, pages are touched one by one.
+/// A huge page at a time, giving way in between: the kernel does not, within a call.
 fn populate(map: &MappedFile, range: Range<usize>) -> io::Result<()> {
+    let mut from = range.start;
+    while from < range.end {
+        let to = ((from + HUGE_PAGE_BYTES) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES).min(range.end);
+        populate_at_once(map, from..to)?;
+        give_way();
+        from = to;
+    }
+    Ok(())
+}
+
+/// Where kernels do not know the call, pages are touched one by one.
+fn populate_at_once(map: &MappedFile, range: Range<usize>) -> io::Result<()> {
     match map.populate(range.clone()) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             let sum = map[range].iter().step_by(4096).fold(0u8, |sum, byte| sum.wrapping_add(*byte));

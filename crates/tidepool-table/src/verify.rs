@@ -11,6 +11,7 @@ use tidepool_types::{Keying, unmix64};
 use crate::{
     error::VerifyError,
     header::{BLOCK_BYTES, HEADER_BYTES, KeyCheck, Section, SectionKind, TAIL_PAD_BYTES},
+    pace::give_way,
     parallel,
     partition::PartitionFile,
 };
@@ -20,6 +21,9 @@ pub const MAX_LISTED_PROBLEMS: usize = 100;
 
 /// Blocks that are checked in one go: 8 MiB, in which huge pages are whole.
 const UNIT_BLOCKS: u64 = 128;
+
+/// Keys that are compared before others may have the core.
+const KEYS_AT_ONCE: u64 = 1024;
 
 /// Everything that is wrong with the bytes of a file.
 #[derive(Debug, Default)]
@@ -172,6 +176,7 @@ impl PartitionFile {
         for block in unit.blocks.clone() {
             let at = unit.checksum_at + (block - unit.blocks.start) as usize * 4;
             let (stored, computed) = self.block_checksums(unit.section.kind, block, at);
+            give_way();
             if stored != Some(computed) {
                 bad.push(block);
                 damage.add(VerifyError::Block {
@@ -229,6 +234,9 @@ impl PartitionFile {
         let (meta, stride) = (self.meta(), self.meta().stride() as u64);
         let Range { start, end } = unit.range();
         for row in start.div_ceil(stride)..end.div_ceil(stride).min(meta.rows) {
+            if row % KEYS_AT_ONCE == 0 {
+                give_way();
+            }
             let at = (row * stride) as usize;
             let check = &rows[at + meta.row_bytes()..at + stride as usize];
             let key = match meta.key_check {
