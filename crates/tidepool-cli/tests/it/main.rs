@@ -8,6 +8,7 @@ mod command;
 mod composite;
 mod demo;
 mod doors;
+mod drains;
 mod drills;
 mod golden;
 mod hostile;

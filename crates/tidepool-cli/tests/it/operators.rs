@@ -18,11 +18,11 @@ use tidepool_types::Name;
 use crate::command::{DEADLINE, Role, failure, json, keys, node_keys, tidepool};
 
 /// Two groups of one node each, a ranker, and model `m`: r1, and r2 whose item table has fewer items.
-struct Site {
+pub(crate) struct Site {
     dir: TempDir,
     store: ArtifactStore,
     controller: Role,
-    nodes: Vec<Role>,
+    pub(crate) nodes: Vec<Role>,
     ranker: Role,
     user: u64,
     /// That r1 has rows of, and r2 has not.
@@ -38,7 +38,7 @@ fn text(path: &Path) -> String {
 
 impl Site {
     /// Starts it with r1 current.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = TempDir::new().unwrap();
         let store = ArtifactStore::open(dir.path().join("store")).unwrap();
         let name = |text: &str| Name::new(text).unwrap();
@@ -79,11 +79,11 @@ impl Site {
         site
     }
 
-    fn ask(&self, args: &[&str]) -> (i32, Value) {
+    pub(crate) fn ask(&self, args: &[&str]) -> (i32, Value) {
         json(&[&["--controller", self.controller.grpc_address.as_str()], args].concat())
     }
 
-    fn refused(&self, args: &[&str]) -> (i32, String) {
+    pub(crate) fn refused(&self, args: &[&str]) -> (i32, String) {
         failure(&[&["--controller", self.controller.grpc_address.as_str()], args].concat())
     }
 
@@ -96,7 +96,7 @@ impl Site {
     }
 
     /// Asks until the answer is as `ok` wants it.
-    fn until(&self, args: &[&str], ok: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn until(&self, args: &[&str], ok: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
             let (_, value) = self.ask(args);
@@ -108,7 +108,7 @@ impl Site {
     }
 
     /// A ranking of two items that r1 has rows of, and one that nobody has.
-    fn request(&self, id: &str, key: &str) -> Value {
+    pub(crate) fn request(&self, id: &str, key: &str) -> Value {
         let [first, second] = self.items;
         json!({
             "model": "m", "request_id": id, "routing_key": key,
@@ -118,7 +118,7 @@ impl Site {
     }
 
     /// Posts a ranking; gives status and answer.
-    fn rank(&self, request: &Value) -> (u16, Value) {
+    pub(crate) fn rank(&self, request: &Value) -> (u16, Value) {
         let (address, body) = (&self.ranker.http_address, request.to_string());
         let mut stream = TcpStream::connect(address).unwrap();
         let head = format!(
