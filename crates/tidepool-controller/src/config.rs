@@ -256,6 +256,11 @@ impl TryFrom<RawConfig> for Config {
         p.check(raw.keepalive_interval_ms > 0, "keepalive_interval_ms: at least 1");
         p.check(raw.keepalive_timeout_ms > 0, "keepalive_timeout_ms: at least 1");
         p.check(raw.event_queue_len > 0, "event_queue_len: at least 1");
+        p.check(
+            raw.retire_grace_ms > 0,
+            "retire_grace_ms: at least 1, and longer than max_deadline_ms of every ranker, or requests that began with a \
+             release find its tables gone",
+        );
         let listens = [("grpc_address", grpc_address), ("http_address", http_address)];
         let security = SecurityOptions::check(p, (raw.tls, raw.auth), &listens, false);
         p.check(raw.audit_log_max_bytes > 0, "audit_log_max_bytes: at least 1");

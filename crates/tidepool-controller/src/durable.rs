@@ -74,8 +74,12 @@ mod tests {
     #[test]
     fn a_document_of_version_2_stays_as_it_is() {
         let read_2 = read(VERSION_2.as_bytes(), "state").unwrap();
-        let states: Vec<_> = read_2.map.releases.iter().map(|release| (release.state, release.pinned)).collect();
-        assert_eq!(states, [(ReleaseState::Retiring, false), (ReleaseState::Ready, true), (ReleaseState::Current, false)]);
+        let states: Vec<_> =
+            read_2.map.releases.iter().map(|release| (release.state, release.pinned)).collect();
+        assert_eq!(
+            states,
+            [(ReleaseState::Retiring, false), (ReleaseState::Ready, true), (ReleaseState::Current, false)]
+        );
         assert!(read_2.map.nodes.values().any(|node| node.draining));
         assert_eq!(String::from_utf8(document(&read_2).unwrap()).unwrap(), VERSION_2.trim_end());
     }

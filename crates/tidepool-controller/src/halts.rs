@@ -1,11 +1,13 @@
 //! What the guards of ramps do is a change too, that nobody asked for: it stands in the audit log like those that
 //! people make. The list of events in the durable state says what they did; a number on the disk says up to where it
-//! is written down, so that what happened just before an end is made up for.
+//! is written down, so that what happened just before an end is made up for: when this controller leads again, and when
+//! another leads for the first time.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus::IntCounter;
@@ -18,6 +20,10 @@ use tidepool_runtime::{
 };
 
 use crate::lead::Lead;
+
+/// A controller that has never led writes down what guards did within this time before: whoever led then may have been
+/// killed before it had. If it had not, the line stands in both logs, with the same event's number.
+const MADE_UP_FOR: Duration = Duration::from_secs(3600);
 
 /// Writes down what guards do, while this controller leads.
 pub(crate) struct Halts {
@@ -51,16 +57,20 @@ impl Halts {
     async fn note(&self, state: &ClusterState, last: Option<u64>) -> u64 {
         let events = &state.durable.events;
         let newest = events.after(0).last().map_or(0, |event| event.number);
-        // Without a number this is the first look of all. A smaller list is another state, which was put back.
-        let Some(last) = last.filter(|last| *last <= newest) else {
-            self.save(newest);
-            return newest;
+        let last = match last {
+            // Another state, which was put back.
+            Some(last) if last > newest => {
+                self.save(newest);
+                return newest;
+            }
+            Some(last) => last,
+            None => before(state, SystemTime::now()),
         };
         let mut written = true;
         for event in events.after(last).filter(|event| event.by == GUARDS) {
             written &= self.write(event, state.map().epoch.0).await;
         }
-        if written && newest > last {
+        if written && (newest > last || !self.noted.exists()) {
             self.save(newest);
         }
         newest
@@ -102,6 +112,14 @@ impl Halts {
     }
 }
 
+/// The number of the last event that is too old to be made up for.
+fn before(state: &ClusterState, now: SystemTime) -> u64 {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = now.saturating_sub(MADE_UP_FOR).as_secs();
+    let old = state.durable.events.after(0).filter(|event| event.unix_seconds < since);
+    old.last().map_or(0, |event| event.number)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -112,8 +130,13 @@ mod tests {
     use crate::lead::standing;
 
     fn state(by: &[&str]) -> ClusterState {
+        state_of(1, by)
+    }
+
+    /// Events of this second.
+    fn state_of(unix_seconds: u64, by: &[&str]) -> ClusterState {
         let events = (1..).zip(by).map(|(number, by)| {
-            json!({ "number": number, "unix_seconds": 1, "by": by, "kind": "halted", "subject": "m", "release": "r2" })
+            json!({ "number": number, "unix_seconds": unix_seconds, "by": by, "kind": "halted", "subject": "m", "release": "r2" })
         });
         let events = serde_json::from_value(Value::Array(events.collect())).unwrap();
         let durable = Durable { events, ..Durable::default() };
@@ -152,5 +175,24 @@ mod tests {
         assert_eq!(halts.note(&state(&[GUARDS, "alice"]), halts.load()).await, 2);
         assert_eq!(halts.note(&state(&[GUARDS, "alice", GUARDS]), halts.load()).await, 3);
         assert_eq!(told(), [3, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_leads_for_the_first_time_makes_up_for_what_happened_just_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let options = AuditOptions { path: path.clone(), max_bytes: 1 << 20, keep: 1 };
+        let halts = Halts {
+            audit: AuditLog::open(Some(options)).unwrap(),
+            lead: standing().1,
+            noted: folder.path().join("audited-events"),
+            failures: IntCounter::new("x", "x").unwrap(),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!(halts.note(&state_of(now, &["alice", GUARDS]), halts.load()).await, 2);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("\"event\":2") && text.contains(GUARDS), "{text}");
+        assert_eq!(halts.load(), Some(2));
     }
 }

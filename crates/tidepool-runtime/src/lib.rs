@@ -46,6 +46,7 @@ pub mod listen;
 pub mod logs;
 pub mod metrics;
 pub mod net;
+pub mod owner;
 pub mod pool;
 pub mod secret;
 pub mod security;

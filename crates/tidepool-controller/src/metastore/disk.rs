@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use tidepool_runtime::owner::open_or_make;
+
 /// The operations. A new entry of a directory (by [`create`](Self::create), [`rename`](Self::rename) or
 /// [`create_dir_all`](Self::create_dir_all)) is lasting only after [`sync_dir`](Self::sync_dir) of that directory.
 pub trait Disk: Send {
@@ -86,7 +88,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::create(path)?))
+        Ok(Box::new(open_or_make(path, OpenOptions::new().write(true).truncate(true))?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -100,7 +102,7 @@ impl Disk for RealDisk {
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {
         // Not truncated: the file's content means nothing, its lock does.
-        let file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
+        let file = open_or_make(path, OpenOptions::new().write(true).truncate(false))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(TryLockError::WouldBlock) => Ok(None),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{AuditError, AuditOptions};
+use crate::owner::open_or_make;
 
 #[derive(Debug)]
 pub(super) struct AuditFile {
@@ -116,7 +117,7 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 
 /// The file, made if it is not there; its name is on the disk too.
 fn open_at_end(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+    let file = open_or_make(path, OpenOptions::new().read(true).append(true).mode(0o600))?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(file)
