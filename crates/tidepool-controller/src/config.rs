@@ -338,6 +338,7 @@ mod tests {
             leader_lease_seconds: 1,
             keepalive_timeout_ms: 0,
             event_queue_len: 0,
+            retire_grace_ms: 0,
             ..RawConfig::default()
         };
         let problems = Config::try_from(raw).unwrap_err().problems;
@@ -354,6 +355,7 @@ mod tests {
             "etcd_timeout_ms",
             "keepalive_timeout_ms",
             "event_queue_len",
+            "retire_grace_ms",
         ];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
