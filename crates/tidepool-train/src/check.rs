@@ -1,6 +1,7 @@
-//! For tests: is a gradient the one that finite differences give?
+//! For tests: is a gradient the one that finite differences give, and what does the engine make of a graph?
 
 use ndarray::Array2;
+use tidepool_dense::DenseModel;
 
 /// Compares `gradient` at `start`, element by element, with central differences of `loss`.
 pub(crate) fn assert_gradient(
@@ -25,4 +26,9 @@ pub(crate) fn assert_gradient(
             "{what} at {at:?}: {analytic} by hand, {numeric} by differences"
         );
     }
+}
+
+/// What the engine makes of `rows` rows of each input, `[rows, width]`, in the order of the contract.
+pub(crate) fn run_rows(model: &DenseModel, rows: usize, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    model.run(rows, inputs).unwrap()
 }

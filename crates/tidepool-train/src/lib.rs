@@ -25,6 +25,7 @@ mod ranker;
 mod report;
 mod rng;
 mod synthetic;
+mod tape;
 mod train;
 
 pub use data::{Dataset, Event, FeatureValue, Item, TestCandidate, TestRequest, User};

@@ -1,6 +1,7 @@
 //! Writes a small dense model as an ONNX file, for those who train or make one.
 
 mod proto;
+mod shape;
 
 use prost::Message;
 
@@ -60,9 +61,7 @@ impl GraphWriter {
     /// Columns of several tensors side by side.
     pub fn concat(&mut self, inputs: &[&str], output: &str) {
         self.node("Concat", inputs, output);
-        if let Some(node) = self.0.node.last_mut() {
-            node.attribute.push(Attribute { name: "axis".into(), i: Some(1), kind: ATTRIBUTE_INT });
-        }
+        self.attribute(Attribute { name: "axis".into(), i: Some(1), kind: ATTRIBUTE_INT, ints: Vec::new() });
     }
 
     /// The bytes of the ONNX file.

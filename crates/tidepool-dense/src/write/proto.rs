@@ -57,19 +57,23 @@ pub(crate) struct Node {
     pub(crate) attribute: Vec<Attribute>,
 }
 
-/// A setting of a node; only whole numbers are needed here.
+/// A setting of a node; only whole numbers and lists of them are needed here.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
     #[prost(int64, optional, tag = "3")]
     pub(crate) i: Option<i64>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(crate) ints: Vec<i64>,
     #[prost(int32, tag = "20")]
     pub(crate) kind: i32,
 }
 
 /// `AttributeProto.AttributeType.INT`.
 pub(crate) const ATTRIBUTE_INT: i32 = 2;
+/// `AttributeProto.AttributeType.INTS`.
+pub(crate) const ATTRIBUTE_INTS: i32 = 7;
 
 /// A constant.
 #[derive(Clone, PartialEq, Message)]
@@ -87,6 +91,8 @@ pub(crate) struct Tensor {
 
 /// `TensorProto.DataType.FLOAT`.
 pub(crate) const FLOAT: i32 = 1;
+/// `TensorProto.DataType.INT64`.
+pub(crate) const INT64: i32 = 7;
 
 /// An input or an output.
 #[derive(Clone, PartialEq, Message)]

@@ -24,6 +24,11 @@ impl Adam {
         Self { rate, decay, corrections: (correction(BETA1), correction(BETA2)) }
     }
 
+    /// The same for weights that do not decay.
+    pub(crate) fn without_decay(self) -> Self {
+        Self { decay: 0.0, ..self }
+    }
+
     /// Moves one weight against its gradient and clears the gradient.
     pub(crate) fn apply(&self, value: &mut f32, grad: &mut f32, first: &mut f32, second: &mut f32) {
         *first = BETA1 * *first + (1.0 - BETA1) * *grad;
@@ -44,12 +49,14 @@ pub(crate) struct Param {
 }
 
 impl Param {
-    fn new(value: Array2<f32>) -> Self {
+    /// Starts from these weights.
+    pub(crate) fn new(value: Array2<f32>) -> Self {
         let zeros = Array2::zeros(value.dim());
         Self { value, grad: zeros.clone(), first: zeros.clone(), second: zeros }
     }
 
-    fn step(&mut self, adam: &Adam) {
+    /// One step of the optimiser; clears the gradient.
+    pub(crate) fn step(&mut self, adam: &Adam) {
         Zip::from(&mut self.value)
             .and(&mut self.grad)
             .and(&mut self.first)
@@ -94,6 +101,6 @@ impl Linear {
     /// One step of the optimiser; biases do not decay.
     pub(crate) fn step(&mut self, adam: &Adam) {
         self.weight.step(adam);
-        self.bias.step(&Adam { decay: 0.0, ..*adam });
+        self.bias.step(&adam.without_decay());
     }
 }

@@ -7,7 +7,7 @@ mod linear;
 
 use ndarray::{Array1, Array2, Axis, Zip, s};
 
-pub(crate) use self::linear::{Adam, Linear};
+pub(crate) use self::linear::{Adam, Linear, Param};
 use crate::rng::Rng;
 
 /// Layers and their parameters.
