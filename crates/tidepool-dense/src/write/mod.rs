@@ -80,9 +80,11 @@ impl GraphWriter {
 
 /// A `[batch, width]` tensor of f32.
 fn value(name: &str, width: usize) -> ValueInfo {
-    let dim = [DimensionValue::Param("batch".into()), DimensionValue::Value(width as i64)]
-        .map(|value| Dimension { value: Some(value) })
-        .to_vec();
-    let tensor_type = Some(TensorType { elem_type: FLOAT, shape: Some(Shape { dim }) });
+    typed(name, FLOAT, &[DimensionValue::Param("batch".into()), DimensionValue::Value(width as i64)])
+}
+
+fn typed(name: &str, elem_type: i32, dims: &[DimensionValue]) -> ValueInfo {
+    let dim = dims.iter().map(|value| Dimension { value: Some(value.clone()) }).collect();
+    let tensor_type = Some(TensorType { elem_type, shape: Some(Shape { dim }) });
     ValueInfo { name: name.into(), r#type: Some(Type { tensor_type }) }
 }

@@ -1,11 +1,31 @@
-//! Nodes that need whole numbers: columns and sums by place, and tensors in another shape.
+//! Nodes that need whole numbers: columns and sums by place, tensors in another shape, rows by their request.
 
 use super::{
     Attribute, GraphWriter,
-    proto::{ATTRIBUTE_INT, ATTRIBUTE_INTS, INT64, Tensor},
+    proto::{ATTRIBUTE_INT, ATTRIBUTE_INTS, DimensionValue, FLOAT, INT64, Tensor},
+    typed,
 };
+use crate::contract::REQUEST_INDEX;
 
 impl GraphWriter {
+    /// An input with a row per request: a `[requests, width]` tensor.
+    pub fn request_input(&mut self, name: &str, width: usize) {
+        let dims = [DimensionValue::Param("requests".into()), DimensionValue::Value(width as i64)];
+        self.0.input.push(typed(name, FLOAT, &dims));
+    }
+
+    /// The input `request_index`, `[batch]` of i64: the request that each row is of.
+    pub fn request_index(&mut self) {
+        self.0.input.push(typed(REQUEST_INDEX, INT64, &[DimensionValue::Param("batch".into())]));
+    }
+
+    /// For each row what its request has, `[batch, width]` of `[requests, width]`; needs the input
+    /// [`GraphWriter::request_index`].
+    pub fn rows_of_requests(&mut self, input: &str, output: &str) {
+        self.node("Gather", &[input, REQUEST_INDEX], output);
+        self.attribute(Attribute { name: "axis".into(), i: Some(0), kind: ATTRIBUTE_INT, ints: Vec::new() });
+    }
+
     /// A constant list of whole numbers: places, axes, or a shape.
     pub fn whole_numbers(&mut self, name: &str, values: &[i64]) {
         self.0.initializer.push(Tensor {

@@ -275,10 +275,12 @@ impl Tape {
         (part, outputs)
     }
 
-    /// The bytes of an ONNX file: the inputs are `[batch, width]` by their names, and so are `outputs`.
-    pub(crate) fn onnx(&self, title: &str, outputs: &[Value]) -> Vec<u8> {
+    /// The bytes of an ONNX file: the inputs are `[batch, width]` by their names, and so are `outputs`, which depend on
+    /// an input with a row per candidate. The inputs that `per_request` names are `[requests, width]`; if it names any,
+    /// the graph has the input `request_index` too, and what depends on them alone is worked out once per request.
+    pub(crate) fn onnx(&self, title: &str, outputs: &[Value], per_request: &[&str]) -> Vec<u8> {
         let mut graph = GraphWriter::new(title);
-        emit::write(self, outputs, &mut graph);
+        emit::write(self, outputs, per_request, &mut graph);
         graph.into_file()
     }
 }

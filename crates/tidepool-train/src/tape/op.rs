@@ -77,9 +77,7 @@ impl Op {
             Self::Softmax(x) => Self::Softmax(of(x)),
             Self::Dropout { x, share } => Self::Dropout { x: of(x), share: *share },
             Self::Concat(parts) => Self::Concat(parts.iter().map(of).collect()),
-            Self::Weigh { x, gates, column } => {
-                Self::Weigh { x: of(x), gates: of(gates), column: *column }
-            }
+            Self::Weigh { x, gates, column } => Self::Weigh { x: of(x), gates: of(gates), column: *column },
             Self::Dot(a, b) => Self::Dot(of(a), of(b)),
             Self::Pairs(vectors) => Self::Pairs(vectors.iter().map(of).collect()),
         }
@@ -98,9 +96,7 @@ impl Op {
                 general_mat_mul(1.0, of(x), &params[weight.0].value, 1.0, &mut y);
                 y
             }
-            Self::Normalise { x, mean, inverse_deviation } => {
-                of(x).mapv(|v| (v - mean) * inverse_deviation)
-            }
+            Self::Normalise { x, mean, inverse_deviation } => of(x).mapv(|v| (v - mean) * inverse_deviation),
             Self::Add(a, b) => of(a) + of(b),
             Self::Mul(a, b) => of(a) * of(b),
             Self::Relu(x) => of(x).mapv(|v| v.max(0.0)),
@@ -134,8 +130,8 @@ impl Op {
             Self::Pairs(vectors) => {
                 let rows = vectors.first().map_or(0, |vector| of(vector).nrows());
                 let mut y = Array2::zeros((rows, width));
-                for (mut column, (a, b)) in y.columns_mut().into_iter().zip(pairs(vectors)) {
-                    column.assign(&(of(&a) * of(&b)).sum_axis(Axis(1)));
+                for (mut column, (a, b)) in y.columns_mut().into_iter().zip(pairs(vectors.len())) {
+                    column.assign(&(of(&vectors[a]) * of(&vectors[b])).sum_axis(Axis(1)));
                 }
                 y
             }
@@ -197,14 +193,16 @@ impl Op {
                 let mut d_gates = Array2::zeros(of(gates).dim());
                 d_gates.column_mut(*column).assign(&(&d * of(x)).sum_axis(Axis(1)));
                 add_to(gradients, *gates, d_gates);
-                add_to(gradients, *x, d * &of(gates).column(*column).insert_axis(Axis(1)));
+                let gate = of(gates).column(*column).insert_axis(Axis(1));
+                add_to(gradients, *x, &d * &gate);
             }
             Self::Dot(a, b) => {
                 add_to(gradients, *a, &d * of(b));
                 add_to(gradients, *b, &d * of(a));
             }
             Self::Pairs(vectors) => {
-                for (column, (a, b)) in d.columns().into_iter().zip(pairs(vectors)) {
+                for (column, (a, b)) in d.columns().into_iter().zip(pairs(vectors.len())) {
+                    let (a, b) = (vectors[a], vectors[b]);
                     let column = column.insert_axis(Axis(1));
                     add_to(gradients, a, of(&b) * &column);
                     add_to(gradients, b, of(&a) * &column);
@@ -214,9 +212,9 @@ impl Op {
     }
 }
 
-/// Every pair, in the order of [`Tape::pairs`](super::Tape::pairs): the later one first.
-pub(super) fn pairs(vectors: &[Value]) -> impl Iterator<Item = (Value, Value)> {
-    vectors.iter().enumerate().flat_map(|(at, &later)| vectors[..at].iter().map(move |&b| (later, b)))
+/// The places of every pair of `count` vectors, in the order of [`Tape::pairs`](super::Tape::pairs): the later one first.
+pub(super) fn pairs(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).flat_map(|later| (0..later).map(move |earlier| (later, earlier)))
 }
 
 /// What dropout multiplies by: zero for this share of the numbers.

@@ -28,8 +28,7 @@ fn case(widths: &[usize], build: impl FnOnce(&mut Tape, &[Value], &mut Rng) -> V
         // Biases too, which start at zero.
         param.value.mapv_inplace(|v| v + 0.3 * rng.normal());
     }
-    let inputs =
-        widths.iter().map(|&w| Array2::from_shape_simple_fn((ROWS, w), || rng.normal())).collect();
+    let inputs = widths.iter().map(|&w| Array2::from_shape_simple_fn((ROWS, w), || rng.normal())).collect();
     Case { tape, output, inputs }
 }
 
@@ -97,7 +96,7 @@ fn run(tape: &Tape, output: Value, inputs: &[Vec<f32>]) -> Vec<f32> {
     let spec = ModelSpec::from_toml(&toml).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
-    std::fs::write(&path, tape.onnx("case", &[output])).unwrap();
+    std::fs::write(&path, tape.onnx("case", &[output], &[])).unwrap();
     let model = DenseModel::load(&path, &spec, &|_| None).unwrap();
     crate::check::run_rows(&model, ROWS, inputs).remove(0)
 }
