@@ -66,6 +66,10 @@ pub struct Event {
     pub label: bool,
     /// The probability that the label was drawn with, where the data was made with a known one.
     pub true_probability: Option<f32>,
+    /// What a second head learns: whether they liked it best of all. Only what was liked can be.
+    pub conversion: bool,
+    /// The probability that it was, given that it was liked, where the data was made with a known one.
+    pub true_conversion: Option<f32>,
 }
 
 /// What a request says of one feature.

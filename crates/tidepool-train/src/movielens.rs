@@ -14,6 +14,8 @@ use crate::{
 
 /// A rating of this many stars or more counts as liked.
 pub const LIKED_FROM: f32 = 4.0;
+/// A rating of this many stars, the most there are, counts as a conversion.
+pub const LOVED_FROM: f32 = 5.0;
 
 /// Reads `ml-100k.user`, `ml-100k.item` and `ml-100k.inter` from `dir`, labels each rating (4 stars or more is
 /// liked) and splits each user's ratings by time.
@@ -84,7 +86,15 @@ pub fn load_movielens(dir: &Path) -> Result<Dataset, DataError> {
             return Err(ratings.problem(line, format!("item {item} is not in ml-100k.item")));
         };
         let time = time as i64;
-        events.push(Event { user, item, time, label: rating >= LIKED_FROM, true_probability: None });
+        events.push(Event {
+            user,
+            item,
+            time,
+            label: rating >= LIKED_FROM,
+            true_probability: None,
+            conversion: rating >= LOVED_FROM,
+            true_conversion: None,
+        });
     }
     data.split(events);
     Ok(data)

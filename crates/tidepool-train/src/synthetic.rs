@@ -30,6 +30,8 @@ const ZIPF_EXPONENT: f64 = 0.9;
 const TASTE: usize = 3;
 /// The logit of a user and an item about whom there is nothing to say.
 const BASE_LOGIT: f32 = -0.6;
+/// The logit of a conversion of which there is nothing to say.
+const CONVERSION_LOGIT: f32 = -0.7;
 /// People look for what they will like: an item that is met by chance is looked at with this probability at least,
 /// and with the more the likelier it is to be liked.
 const LOOKED_AT_FROM: f64 = 0.1;
@@ -162,10 +164,13 @@ pub fn synthetic(seed: u64, size: SyntheticSize) -> Dataset {
                 time,
                 label: rng.uniform() < f64::from(probability),
                 true_probability: Some(probability),
+                conversion: false,
+                true_conversion: None,
             });
             count += 1;
         }
     }
+    draw_conversions(seed, &mut events, &users, &items);
     let mut data = Dataset {
         name: "synthetic".into(),
         users,
@@ -178,6 +183,22 @@ pub fn synthetic(seed: u64, size: SyntheticSize) -> Dataset {
     };
     data.split(events);
     data
+}
+
+/// Draws which of the liked events are conversions: some users and items convert more than others, and the young less.
+/// Its random numbers are a stream of their own, so that a seed means the same events with it and without.
+fn draw_conversions(seed: u64, events: &mut [Event], users: &[User], items: &[Item]) {
+    let mut rng = Rng::fork(seed, 1);
+    let of_user: Vec<f32> = users.iter().map(|_| rng.normal() * 0.8).collect();
+    let of_item: Vec<f32> = items.iter().map(|_| rng.normal() * 1.0).collect();
+    for event in events {
+        let (user, item) = (event.user as usize, event.item as usize);
+        let years = (users[user].age - 35.0) / 12.0;
+        let logit = CONVERSION_LOGIT + of_user[user] + of_item[item] + 0.4 * years;
+        let probability = 1.0 / (1.0 + (-logit).exp());
+        event.true_conversion = Some(probability);
+        event.conversion = event.label && rng.uniform() < f64::from(probability);
+    }
 }
 
 fn draw_item(rng: &mut Rng, place: u32) -> Item {
