@@ -1,7 +1,7 @@
 //! For tests: is a gradient the one that finite differences give, and what does the engine make of a graph?
 
 use ndarray::Array2;
-use tidepool_dense::DenseModel;
+use tidepool_dense::{DenseBatch, DenseModel};
 
 /// Compares `gradient` at `start`, element by element, with central differences of `loss`.
 pub(crate) fn assert_gradient(
@@ -30,5 +30,8 @@ pub(crate) fn assert_gradient(
 
 /// What the engine makes of `rows` rows of each input, `[rows, width]`, in the order of the contract.
 pub(crate) fn run_rows(model: &DenseModel, rows: usize, inputs: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    model.run(rows, inputs).unwrap()
+    // Each row is a request of its own.
+    let request_of: Vec<u32> = (0..rows as u32).collect();
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    model.run(&DenseBatch { rows, requests: rows, request_of: &request_of, inputs: &inputs }).unwrap()
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tidepool_kernels::QuantizeError;
 use tidepool_store::StoreError;
 use tidepool_table::BuildError;
-use tidepool_types::{NameError, TableVersion};
+use tidepool_types::{NameError, TableVersion, UtilityError};
 
 /// A data set that cannot be read.
 #[derive(Debug, Error)]
@@ -93,6 +93,9 @@ pub enum TrainError {
     /// A table's name cannot be the name of a folder.
     #[error("a table cannot be named so")]
     Name(#[from] NameError),
+    /// What candidates would be ranked by is no formula.
+    #[error("the utility is no formula")]
+    Utility(#[from] UtilityError),
     /// The release cannot be written.
     #[error("cannot write the release")]
     Store(#[source] Box<StoreError>),

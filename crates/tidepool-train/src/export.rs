@@ -2,7 +2,7 @@
 
 use tidepool_store::ArtifactStore;
 use tidepool_table::{TableBuilder, TableSpec};
-use tidepool_types::{Name, PartitionCount, ReleaseManifest, RowFormat, TableVersion};
+use tidepool_types::{ModelSpec, Name, PartitionCount, ReleaseManifest, RowFormat, TableVersion};
 
 use crate::{
     error::TrainError,
@@ -45,9 +45,19 @@ pub fn export_release(
     model: &TrainedModel,
     options: &ExportOptions,
 ) -> Result<ReleaseManifest, TrainError> {
-    let spec = model.spec(options.model.clone())?;
+    write(store, &model.tables, &model.spec(options.model.clone())?, &model.onnx(), options)
+}
+
+/// Writes a version of each table, then the release that pins them.
+pub(crate) fn write(
+    store: &ArtifactStore,
+    tables: &[TrainedTable],
+    spec: &ModelSpec,
+    onnx: &[u8],
+    options: &ExportOptions,
+) -> Result<ReleaseManifest, TrainError> {
     let mut versions = Vec::new();
-    for table in &model.tables {
+    for table in tables {
         let table_version =
             TableVersion { table: Name::new(table.name.as_str())?, version: options.version.clone() };
         write_table(store, table, &table_version, options)
@@ -55,7 +65,7 @@ pub fn export_release(
         versions.push(table_version);
     }
     store
-        .write_release(&options.model, &options.release, &versions, &spec.to_toml(), &model.onnx())
+        .write_release(&options.model, &options.release, &versions, &spec.to_toml(), onnx)
         .map_err(|source| TrainError::Store(Box::new(source)))
 }
 

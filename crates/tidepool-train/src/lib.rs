@@ -1,12 +1,14 @@
 //! Training, enough to make a real release from real ratings on one machine: MovieLens-100K or a synthetic set with a
 //! planted truth, contrastive pretraining of user and item tables, fine-tuning of all tables together with a small
-//! DCN-v2 ranker, evaluation in every row format, and export of tables, ONNX graph and release.
+//! DCN-v2 ranker, evaluation in every row format, and export of tables, ONNX graph and release. Beside it, the reference models: DCN-v2
+//! with MMoE, two-tower, DLRM.
 //!
-//! **Invariant:** training knows no server and no network. Its gradients are written out by hand and each is checked
-//! against finite differences (docs/decisions/0002-hand-derived-gradients.md); offline evaluation pools rows by the same
+//! **Invariant:** training knows no server and no network. Its gradients are written out by hand, for the demo's net
+//! layer by layer (docs/decisions/0002-hand-derived-gradients.md) and for the reference models operation by operation
+//! (docs/decisions/0005-a-tape-of-operations.md), and each is checked against finite differences; offline evaluation pools rows by the same
 //! rules as serving.
 //!
-//! Read first: [`Dataset`], [`train`], [`TrainedModel`].
+//! Read first: [`Dataset`], [`train`], [`TrainedModel`], [`train_reference`].
 
 #[cfg(test)]
 mod check;
@@ -22,6 +24,7 @@ mod movielens;
 mod net;
 mod options;
 mod ranker;
+mod reference;
 mod report;
 mod rng;
 mod synthetic;
@@ -36,8 +39,12 @@ pub use model::{
     FEATURE_AGE, FEATURE_GENDER, FEATURE_GENRES, FEATURE_ITEM, FEATURE_OCCUPATION, FEATURE_USER,
     OUTPUT_PROBABILITY, TrainedModel, TrainedTable,
 };
-pub use movielens::{LIKED_FROM, load_movielens};
+pub use movielens::{LIKED_FROM, LOVED_FROM, load_movielens};
 pub use options::{PretrainOptions, RankerOptions, TrainOptions};
+pub use reference::{
+    Architecture, HeadReport, ModelSize, OUTPUT_CTR, OUTPUT_CVR, ReferenceModel, ReferenceOptions,
+    ReferenceOutcome, ReferenceReport, train_reference, untrained_reference,
+};
 pub use report::{QualityByFormat, TrainingReport};
 pub use synthetic::{SyntheticSize, synthetic};
 pub use train::{Phase, Progress, TrainingOutcome, train};

@@ -60,6 +60,15 @@ pub(crate) struct AgeScale {
 }
 
 impl AgeScale {
+    /// Of the users of a data set.
+    pub(crate) fn of(data: &Dataset) -> Self {
+        let ages = || data.users.iter().map(|user| user.age);
+        let n = data.users.len().max(1) as f32;
+        let mean = ages().sum::<f32>() / n;
+        let variance = ages().map(|age| (age - mean).powi(2)).sum::<f32>() / n;
+        Self { mean, inverse_deviation: 1.0 / variance.sqrt().max(1.0) }
+    }
+
     pub(crate) fn apply(self, age: f32) -> f32 {
         (age - self.mean) * self.inverse_deviation
     }
@@ -68,7 +77,7 @@ impl AgeScale {
 /// The rows of one table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainedTable {
-    /// Its name: `user`, `item`, `genre` or `occupation`.
+    /// Its name: `user`, `item`, `genre`, `occupation`, or `item_tower`.
     pub name: String,
     /// Which ids it may have.
     pub keying: Keying,
@@ -89,7 +98,7 @@ impl TrainedTable {
     }
 
     /// The table as it comes back after being stored in `format`.
-    fn stored_as(&self, format: RowFormat) -> Result<Self, TrainError> {
+    pub(crate) fn stored_as(&self, format: RowFormat) -> Result<Self, TrainError> {
         let kernel = RowKernel::new(format, self.dim as u32);
         let mut stored = vec![0; kernel.row_bytes()];
         let mut rows = vec![0.0; self.rows.len()];
@@ -115,20 +124,25 @@ pub struct TrainedModel {
 }
 
 /// A table with its ids indexed, for one run of predictions.
-struct Lookup<'a> {
+pub(crate) struct Lookup<'a> {
     table: &'a TrainedTable,
     places: HashMap<u64, usize>,
 }
 
 impl<'a> Lookup<'a> {
-    fn new(table: &'a TrainedTable) -> Self {
+    pub(crate) fn new(table: &'a TrainedTable) -> Self {
         let places = table.ids.iter().enumerate().map(|(at, &id)| (id, at)).collect();
         Self { table, places }
     }
 
     /// Pools a bag as serving does: a missing id adds nothing, a mean is over what was found, and a bag with
     /// nothing found is the default row.
-    fn pool(&self, ids: impl Iterator<Item = u64>, pooling: Pooling, mut out: ArrayViewMut1<'_, f32>) {
+    pub(crate) fn pool(
+        &self,
+        ids: impl Iterator<Item = u64>,
+        pooling: Pooling,
+        mut out: ArrayViewMut1<'_, f32>,
+    ) {
         let dim = self.table.dim;
         let mut found = 0.0;
         out.fill(0.0);

@@ -29,15 +29,15 @@ pub(crate) struct Parameters {
 }
 
 /// Which rows the train slice has: only they are trained, served, and counted in a default row.
-struct Seen {
-    user: Vec<bool>,
-    item: Vec<bool>,
-    genre: Vec<bool>,
-    occupation: Vec<bool>,
+pub(crate) struct Seen {
+    pub(crate) user: Vec<bool>,
+    pub(crate) item: Vec<bool>,
+    pub(crate) genre: Vec<bool>,
+    pub(crate) occupation: Vec<bool>,
 }
 
 impl Seen {
-    fn of(data: &Dataset) -> Self {
+    pub(crate) fn of(data: &Dataset) -> Self {
         let mut seen = Self {
             user: vec![false; data.users.len()],
             item: vec![false; data.items.len()],
@@ -102,16 +102,11 @@ impl<'a> Trainer<'a> {
         entity_rate: f32,
         seed: u64,
     ) -> Self {
-        let ages = || data.users.iter().map(|user| user.age);
-        let n = data.users.len().max(1) as f32;
-        let mean = ages().sum::<f32>() / n;
-        let variance = ages().map(|age| (age - mean).powi(2)).sum::<f32>() / n;
-        let age = AgeScale { mean, inverse_deviation: 1.0 / variance.sqrt().max(1.0) };
         Self {
             data,
             options,
             seen: Seen::of(data),
-            age,
+            age: AgeScale::of(data),
             params,
             rng: Rng::fork(seed, 30),
             step: 0,
@@ -244,7 +239,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// Rounds a row to sixteen even steps between its extremes: what 4-bit storage leaves of it, but for the last digits.
-fn round_to_codes(mut row: ArrayViewMut1<'_, f32>) {
+pub(crate) fn round_to_codes(mut row: ArrayViewMut1<'_, f32>) {
     let extremes = (f32::INFINITY, f32::NEG_INFINITY);
     let (low, high) = row.iter().fold(extremes, |(low, high), &v| (low.min(v), high.max(v)));
     let step = (high - low) / 15.0;
@@ -253,11 +248,17 @@ fn round_to_codes(mut row: ArrayViewMut1<'_, f32>) {
     }
 }
 
-fn row_or<'a>(table: &'a Embedding, place: Option<u32>, default: &'a Array1<f32>) -> ArrayView1<'a, f32> {
+/// The row at `place`, or the default row.
+pub(crate) fn row_or<'a>(
+    table: &'a Embedding,
+    place: Option<u32>,
+    default: &'a Array1<f32>,
+) -> ArrayView1<'a, f32> {
     place.map_or_else(|| default.view(), |place| table.rows.row(place as usize))
 }
 
-fn hashed(name: &str, table: &Embedding, ids: &[u64], seen: &[bool]) -> TrainedTable {
+/// The rows that were seen, by the ids of their places; the others have none.
+pub(crate) fn hashed(name: &str, table: &Embedding, ids: &[u64], seen: &[bool]) -> TrainedTable {
     let kept = || (0..ids.len()).filter(|&at| seen[at]);
     TrainedTable {
         name: name.into(),
@@ -269,7 +270,8 @@ fn hashed(name: &str, table: &Embedding, ids: &[u64], seen: &[bool]) -> TrainedT
     }
 }
 
-fn dense(name: &str, table: &Embedding, seen: &[bool]) -> TrainedTable {
+/// All rows, by their places; the default row for those that were not seen.
+pub(crate) fn dense(name: &str, table: &Embedding, seen: &[bool]) -> TrainedTable {
     let default = table.mean_row(seen);
     let rows = seen
         .iter()

@@ -98,7 +98,8 @@ fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
     handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn check(data: &Dataset, options: &TrainOptions) -> Result<(), TrainError> {
+/// Refuses data and options that no training can run with.
+pub(crate) fn check(data: &Dataset, options: &TrainOptions) -> Result<(), TrainError> {
     let parts = [("train", &data.train), ("validation", &data.validation), ("test", &data.test)];
     for (part, events) in parts {
         let positives = events.iter().filter(|e| e.label).count();
