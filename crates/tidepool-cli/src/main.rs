@@ -43,6 +43,8 @@ struct Cli {
 enum Command {
     /// Train on real ratings, start a cluster of processes, rank every test user, and show the results.
     Demo(demo::Args),
+    /// Train the demo's model or a reference model, and write it into a store as a release.
+    Train(commands::train::Args),
     /// Run a controller.
     Controller(commands::role::Args),
     /// Run an embedding node.
@@ -120,6 +122,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
     runtime.enable_all().build()?.block_on(async {
         match command {
             Command::Demo(args) => Box::pin(demo::run(args, output)).await,
+            Command::Train(args) => Box::pin(commands::train::run(args, output)).await,
             Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
             Command::Node(_) => unreachable!("it has a runtime of its own"),
             Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,

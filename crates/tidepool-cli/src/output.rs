@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
+use tidepool_train::{Phase, Progress};
 
 /// Version of every JSON object that a command prints.
 const SCHEMA_VERSION: u32 = 1;
@@ -67,4 +68,23 @@ pub(crate) fn bar(what: &'static str, total: Option<u64>) -> ProgressBar {
     let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
     let style = ProgressStyle::with_template("{msg:<24} {bar:30} {pos}/{len} {elapsed} {per_sec}");
     bar.with_message(what).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// A progress bar per phase of training.
+pub(crate) fn training_bars() -> impl FnMut(Progress) {
+    let all = MultiProgress::new();
+    let mut shown: Vec<(Phase, ProgressBar)> = Vec::new();
+    move |progress: Progress| {
+        let known = shown.iter().position(|(phase, _)| *phase == progress.phase);
+        let at = known.unwrap_or_else(|| {
+            shown.push((progress.phase, all.add(bar(progress.phase.as_str(), Some(progress.total)))));
+            shown.len() - 1
+        });
+        let (_, bar) = &shown[at];
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+        if progress.done == progress.total {
+            bar.finish();
+        }
+    }
 }

@@ -17,5 +17,6 @@ pub(crate) mod role;
 pub(crate) mod store;
 pub(crate) mod table;
 pub(crate) mod trace;
+pub(crate) mod train;
 pub(crate) mod vectors;
 pub(crate) mod why;

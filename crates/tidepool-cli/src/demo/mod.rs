@@ -3,7 +3,7 @@
 //! from the training run that made the release.
 
 mod cluster;
-mod data;
+pub(crate) mod data;
 mod folder;
 mod ranking;
 mod release;

@@ -3,16 +3,13 @@
 use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use indicatif::MultiProgress;
 use serde::{Deserialize, Serialize};
 use tidepool_store::{ArtifactStore, content_hash};
-use tidepool_train::{
-    Dataset, ExportOptions, Phase, Progress, TrainOptions, TrainingReport, export_release, train,
-};
+use tidepool_train::{Dataset, ExportOptions, TrainOptions, TrainingReport, export_release, train};
 use tidepool_types::{Name, ReleaseManifest, RowFormat};
 
 use super::{Args, folder::Hold};
-use crate::output::{Output, bar};
+use crate::output::{Output, training_bars};
 
 /// Marks a folder as the demo's own, which `--fresh` may empty, and holds what training measured.
 const TRAINING_FILE: &str = "training.json";
@@ -62,7 +59,7 @@ pub(crate) async fn prepare(dir: &Path, dataset: Dataset, args: &Args, output: O
     let (dir, f32_store) = (dir.to_owned(), args.f32_store.clone());
     let began = Instant::now();
     let prepared = tokio::task::spawn_blocking(move || -> Result<Prepared> {
-        let report_progress = &mut bars();
+        let report_progress = &mut training_bars();
         let outcome = train(&dataset, &options, report_progress)?;
         let store = ArtifactStore::open(dir.join(STORE_DIR))?;
         let export = ExportOptions::new(model, release.clone(), release);
@@ -119,23 +116,4 @@ fn clear(dir: &Path) -> Result<()> {
         fs::remove_dir_all(&store).with_context(|| format!("removing {}", store.display()))?;
     }
     Ok(())
-}
-
-/// A progress bar per phase of training.
-fn bars() -> impl FnMut(Progress) {
-    let all = MultiProgress::new();
-    let mut shown: Vec<(Phase, indicatif::ProgressBar)> = Vec::new();
-    move |progress: Progress| {
-        let known = shown.iter().position(|(phase, _)| *phase == progress.phase);
-        let at = known.unwrap_or_else(|| {
-            shown.push((progress.phase, all.add(bar(progress.phase.as_str(), Some(progress.total)))));
-            shown.len() - 1
-        });
-        let (_, bar) = &shown[at];
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-        if progress.done == progress.total {
-            bar.finish();
-        }
-    }
 }

@@ -11,7 +11,7 @@ const ITEMS: u64 = 80;
 const RATINGS_PER_USER: u64 = 40;
 
 /// A folder of RecBole atomic files: users like the items of their own half.
-fn ratings(dir: &TempDir) -> String {
+pub(crate) fn ratings(dir: &TempDir) -> String {
     let mut users =
         String::from("user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n");
     let mut items =

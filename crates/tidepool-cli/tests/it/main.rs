@@ -24,4 +24,5 @@ mod retiring;
 mod secrets;
 mod store;
 mod tables;
+mod train;
 mod trained;

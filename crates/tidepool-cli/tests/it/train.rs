@@ -1,0 +1,67 @@
+//! `tidepool train`, on a small folder of ratings, and what `release check` says of what it wrote.
+
+use std::fs;
+
+use tempfile::TempDir;
+use tidepool_store::ArtifactStore;
+use tidepool_types::Name;
+
+use crate::{
+    command::{failure, json},
+    demo::ratings,
+};
+
+/// Ratings of which a part of the liked ones, by far not all, have five stars.
+fn ratings_of_both_kinds(dir: &TempDir) -> String {
+    let folder = ratings(dir);
+    let file = dir.path().join("ratings/ml-100k.inter");
+    let text = fs::read_to_string(&file).unwrap();
+    let turned = text.lines().enumerate().map(|(at, line)| {
+        if at % 3 == 0 { format!("{}\n", line.replace("\t5\t", "\t4\t")) } else { format!("{line}\n") }
+    });
+    fs::write(&file, turned.collect::<String>()).unwrap();
+    folder
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+#[test]
+fn every_model_is_trained_and_stands_in_the_store_as_a_release() {
+    let dir = TempDir::new().unwrap();
+    let data = ratings_of_both_kinds(&dir);
+    let store = dir.path().join("store");
+    let at = store.to_str().unwrap();
+    for (model, heads) in [("dcn-mmoe", 3), ("two-tower", 1), ("dlrm", 1), ("ranker", 0)] {
+        let args = ["train", "--model", model, "--data", &data, "--store", at, "--release", "r1"];
+        let (code, said) = json(&args);
+        assert_eq!((code, &said["model"], &said["release"]), (0, &model.into(), &"r1".into()), "{said:#}");
+        let reported = said["report"]["heads"].as_array().map_or(0, Vec::len);
+        assert_eq!(reported, heads, "{said:#}");
+        let files = ArtifactStore::open_existing(&store).unwrap().release(&name(model), &name("r1")).unwrap();
+        let version = name(&format!("{model}-r1"));
+        assert!(files.manifest.tables.iter().all(|table| table.version == version), "{said:#}");
+        let again = failure(&args);
+        assert!(again.0 == 1 && again.1.contains("already"), "{again:?}");
+    }
+}
+
+#[test]
+fn untrained_models_say_so_and_the_demos_model_has_no_sizes() {
+    let dir = TempDir::new().unwrap();
+    let data = ratings(&dir);
+    let store = dir.path().join("store");
+    let at = store.to_str().unwrap();
+    let base = ["train", "--data", &data, "--store", at, "--release", "r1", "--size", "large", "--untrained"];
+    let (code, said) = json(&[&base[..], &["--model", "dcn-mmoe", "--name", "speed"]].concat());
+    assert_eq!((code, &said["model"]), (0, &"speed".into()), "{said:#}");
+    let report = &said["report"];
+    assert_eq!((&report["trained"], &report["size"]), (&false.into(), &"large".into()));
+    assert!(report["parameters"].as_u64().unwrap() > 1_900_000, "{said:#}");
+    let graph = fs::metadata(store.join("releases/speed/r1/model.onnx")).unwrap().len();
+    assert!(graph > 4 * 1_900_000, "{graph}");
+
+    let (code, said) = failure(&[&base[..], &["--model", "ranker"]].concat());
+    assert!(code == 1 && said.contains("reference models"), "{said}");
+}
