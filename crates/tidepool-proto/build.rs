@@ -1,4 +1,5 @@
-//! Compiles `proto/` with protox, so that nobody needs a `protoc`. Messages are decoded by `BoundedCodec`.
+//! Compiles `proto/` with protox, so that nobody needs a `protoc`. Messages are decoded by `BoundedCodec`,
+//! those of the inference protocol by `InferenceCodec`.
 
 use std::{error::Error, path::Path};
 
@@ -34,5 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         configured.type_attribute(format!(".tidepool.v1.{message}"), "#[derive(serde::Serialize)]")
     });
     configured.compile_fds(descriptors)?;
+    let inference = protox::compile([root.join("inference/service.proto")], [root])?;
+    let configured = tonic_prost_build::configure().bytes(".").btree_map(".");
+    configured.codec_path("crate::InferenceCodec").compile_fds(inference)?;
     Ok(())
 }

@@ -59,6 +59,12 @@ where
 #[derive(Debug)]
 pub struct ReservingEncoder<T>(PhantomData<T>);
 
+impl<T> Default for ReservingEncoder<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
 impl<T: Message> Encoder for ReservingEncoder<T> {
     type Item = T;
     type Error = Status;

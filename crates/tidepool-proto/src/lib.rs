@@ -8,6 +8,7 @@
 
 mod codec;
 mod convert;
+mod inference_codec;
 pub mod pack;
 mod status;
 mod stream;
@@ -15,6 +16,7 @@ mod traffic;
 
 pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, decode_bounded};
 pub use convert::{WireError, node_to_wire, quota_rules, quota_tenant, quotas, release_state};
+pub use inference_codec::{InferenceCodec, InferenceDecoder, MAX_NUMBERS};
 pub use status::{
     CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, code_of, code_of_failure, epoch_of, failure_of, leader_of,
     not_leader, refusal, status_of,
@@ -30,4 +32,15 @@ pub use stream::{StandIn, answer_stream};
 )]
 pub mod v1 {
     tonic::include_proto!("tidepool.v1");
+}
+
+/// Package `inference`, generated: the Open Inference Protocol.
+#[expect(
+    missing_docs,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; proto/inference is its documentation"
+)]
+pub mod inference {
+    tonic::include_proto!("inference");
 }
