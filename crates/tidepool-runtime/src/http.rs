@@ -79,6 +79,23 @@ pub struct Routes {
     pub table: Table,
     /// Where it is told who was refused a change.
     pub audit: Option<AuditLog>,
+    /// Those of its routes that answer while it drains as well.
+    pub to_the_end: Router,
+    /// Where a path begins so, an error is `{"error": TEXT}`, as a protocol of others wants it.
+    pub texts_below: Option<&'static str>,
+}
+
+/// How errors are told apart: by the path that they answer.
+#[derive(Clone, Copy)]
+struct Errors(Option<&'static str>);
+
+impl Errors {
+    fn body(self, path: &str, code: &str, message: &str) -> Json<serde_json::Value> {
+        match self.0 {
+            Some(prefix) if path.starts_with(prefix) => Json(json!({ "error": message })),
+            _ => Json(json!({ "error": { "code": code, "message": message } })),
+        }
+    }
 }
 
 /// The server ended by itself.
@@ -127,8 +144,9 @@ impl HttpServer {
         security: Security,
         shutdown: Shutdown,
     ) -> Result<(), HttpError> {
-        let Routes { router, table, audit } = extra;
-        let extra = router.layer(middleware::from_fn_with_state(shutdown.clone(), track));
+        let Routes { router, table, audit, to_the_end, texts_below } = extra;
+        let errors = Errors(texts_below);
+        let extra = router.layer(middleware::from_fn_with_state((shutdown.clone(), errors), track));
         let incoming = security.http(self.listener);
         let app = Router::new()
             .route("/metrics", get(metrics))
@@ -137,8 +155,9 @@ impl HttpServer {
             .route("/status", get(status))
             .with_state(state)
             .merge(extra)
+            .merge(to_the_end)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .layer(middleware::from_fn_with_state((security, table, audit), let_pass))
+            .layer(middleware::from_fn_with_state((security, table, audit, errors), let_pass))
             .into_make_service_with_connect_info::<Peer>();
         let server = axum::serve(incoming, app).with_graceful_shutdown(shutdown.stopped()).into_future();
         let too_late = async {
@@ -155,7 +174,7 @@ impl HttpServer {
 
 /// Lets a request through when its caller may make it.
 async fn let_pass(
-    State((security, table, audit)): State<(Security, Table, Option<AuditLog>)>,
+    State((security, table, audit, errors)): State<(Security, Table, Option<AuditLog>, Errors)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
@@ -178,8 +197,8 @@ async fn let_pass(
                 true => (StatusCode::FORBIDDEN, "forbidden"),
                 false => (StatusCode::UNAUTHORIZED, "unauthenticated"),
             };
-            let body = json!({ "error": { "code": code, "message": refused.refusal.message } });
-            (status, [(header::WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response()
+            let body = errors.body(request.uri().path(), code, &refused.refusal.message);
+            (status, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response()
         }
     }
 }
@@ -189,12 +208,15 @@ const fn is_for_changes(role: &Role) -> bool {
 }
 
 /// Counts a request of the role as in flight, or turns it away when the role drains.
-async fn track(State(shutdown): State<Shutdown>, request: Request, next: Next) -> Response {
+async fn track(
+    State((shutdown, errors)): State<(Shutdown, Errors)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let _in_flight = shutdown.in_flight();
     if shutdown.is_draining() {
-        let answer = json!({ "code": "unavailable", "message": "this process is draining" });
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], Json(answer))
-            .into_response();
+        let body = errors.body(request.uri().path(), "unavailable", "this process is draining");
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], body).into_response();
     }
     next.run(request).await
 }

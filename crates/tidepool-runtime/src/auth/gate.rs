@@ -84,7 +84,7 @@ pub(crate) fn pass(
     let (caller, shown) = access
         .caller_and_shown(peer, headers)
         .map_err(|refusal| refused(Caller::with_none("anonymous", KnownBy::Nothing, peer), refusal))?;
-    let Some((call, needs)) = table.iter().find(|(call, _)| *call == path) else {
+    let Some((call, needs)) = table.iter().find(|(call, _)| is_of(call, path)) else {
         if access.is_open() || path == HEALTH {
             // The server says that it knows no such call.
             return Ok(caller);
@@ -92,9 +92,24 @@ pub(crate) fn pass(
         let message = format!("{path} is a call that nobody may make here");
         return Err(refused(caller, Refusal { known: true, message }));
     };
-    match caller.check(path, needs) {
+    match caller.check(call, needs) {
         Ok(()) => Ok(Passed::note(access, shown, (call, needs), caller)),
-        Err(refusal) => Err(refused(caller, refusal)),
+        // By the call of the table: names in paths are not told apart.
+        Err(refusal) => Err(Box::new(Refused { call: (*call).to_owned(), caller, refusal })),
+    }
+}
+
+/// Whether `path` is this call of a table, in which `{name}` stands for a piece of a path that is not empty. A route of
+/// axum is written the same, and pieces are told apart as axum does: before anything in them is decoded.
+fn is_of(call: &str, path: &str) -> bool {
+    let (mut wanted, mut found) = (call.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), found.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(found)) if wanted == found => {}
+            (Some(wanted), Some(found)) if wanted.starts_with('{') && !found.is_empty() => {}
+            _ => return false,
+        }
     }
 }
 
@@ -127,5 +142,27 @@ where
             }
             Err(refused) => Either::Left(ready(Ok(answer(*refused)))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of;
+
+    #[test]
+    fn a_name_in_a_path_stands_for_one_piece() {
+        let call = "/v2/models/{model}/versions/{version}/infer";
+        assert!(is_of(call, "/v2/models/m/versions/r%2F1/infer"));
+        for other in [
+            "/v2/models/m/versions//infer",
+            "/v2/models/m/versions/r/1/infer",
+            "/v2/models/m/versions/r/infer/",
+            "/v2/models/m/versions/r",
+            "/v2/models/m/versions/r/ready",
+            "",
+        ] {
+            assert!(!is_of(call, other), "{other}");
+        }
+        assert!(is_of("/v2", "/v2") && !is_of("/v2", "/v2/") && !is_of("/v2", "/"));
     }
 }

@@ -81,7 +81,7 @@ impl fmt::Display for Role {
 /// Which roles open a call: one of these is enough. None at all: whoever connects.
 pub type Needs = &'static [Role];
 
-/// The calls of a server by path, each with what it needs.
+/// The calls of a server by path, each with what it needs. In a path `{name}` stands for any one piece between slashes.
 pub type Table = &'static [(&'static str, Needs)];
 
 /// How a caller is known.
