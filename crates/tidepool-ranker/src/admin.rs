@@ -19,7 +19,7 @@ use axum::{
 };
 use prometheus::IntCounter;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tidepool_runtime::{
     audit::{AuditLog, Change, Outcome},
     auth::{Caller, KnownBy},
@@ -65,7 +65,7 @@ struct Body {
     undo: bool,
 }
 
-/// What a rollback needs beside whoever makes it.
+/// What a change of this ranker needs beside whoever makes it.
 #[derive(Clone)]
 pub(crate) struct Desk {
     audit: AuditLog,
@@ -135,16 +135,42 @@ impl Desk {
         let (done, answer) = oneshot::channel();
         let by = caller.name.to_string();
         let what = json!({ "model": model, "release": release, "undo": undo });
-        let change = Change { caller, action: "rollback_here".into(), what, epoch: self.epoch() };
-        let begun = self.audit.begin(change).await.map_err(|error| {
+        let asked = Asked { model, release, undo, by, done };
+        let change = async {
+            match sender.send(asked).await {
+                Ok(()) => answer.await.unwrap_or(Err(RankError::NoMap)),
+                Err(_) => Err(RankError::NoMap),
+            }
+        };
+        self.write_down(caller, "rollback_here", what, change).await
+    }
+
+    /// Has a change made between the two lines that tell of it, also when its caller does not wait.
+    pub(crate) async fn written_down<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        action: &'static str,
+        what: Value,
+        change: impl Future<Output = Result<T, RankError>> + Send + 'static,
+    ) -> Result<T, RankError> {
+        let desk = self.clone();
+        let made = self.shutdown.spawn(async move { desk.write_down(caller, action, what, change).await });
+        made.await.unwrap_or(Err(RankError::Ending))
+    }
+
+    async fn write_down<T>(
+        &self,
+        caller: Caller,
+        action: &str,
+        what: Value,
+        change: impl Future<Output = Result<T, RankError>>,
+    ) -> Result<T, RankError> {
+        let line = Change { caller, action: action.into(), what, epoch: self.epoch() };
+        let begun = self.audit.begin(line).await.map_err(|error| {
             self.failures.inc();
             RankError::NotWrittenDown(error)
         })?;
-        let asked = Asked { model, release, undo, by, done };
-        let made = match sender.send(asked).await {
-            Ok(()) => answer.await.unwrap_or(Err(RankError::NoMap)),
-            Err(_) => Err(RankError::NoMap),
-        };
+        let made = change.await;
         let problem = made.as_ref().err().map(|error| chain(error));
         let outcome = Outcome {
             word: made.as_ref().map_or_else(|error| error.code().as_str(), |_| "ok"),
@@ -153,7 +179,11 @@ impl Desk {
         };
         if let Err(error) = begun.end(outcome).await {
             self.failures.inc();
-            tracing::error!(problem = chain(&error), "what became of a rollback is not in the audit log yet");
+            tracing::error!(
+                problem = chain(&error),
+                action,
+                "what became of a change is not in the audit log yet"
+            );
         }
         made
     }

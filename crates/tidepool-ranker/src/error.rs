@@ -72,6 +72,18 @@ pub enum RankError {
     /// What cannot be written down is not done.
     #[error("nothing was changed, for it could not be written down")]
     NotWrittenDown(#[source] AuditError),
+    /// The cluster map lists nothing of the model.
+    #[error("the cluster has no release of model {0:?}: `tidepool release publish` brings one")]
+    UnknownModel(String),
+    /// A release is not let go by one ranker.
+    #[error(
+        "releases of model {0} come and go in the whole cluster: `tidepool release retire {0} RELEASE` lets one go \
+         everywhere, a ranker alone unloads none"
+    )]
+    NotUnloaded(Name),
+    /// The ranker ends, and what was asked of it has no end any more.
+    #[error("the ranker is ending")]
+    Ending,
     /// An undo where nothing was rolled back.
     #[error("model {0} is not rolled back here: nothing is to be undone")]
     NotRolledBack(Name),
@@ -156,12 +168,17 @@ impl RankError {
             Self::Invalid(_) => ErrorCode::InvalidRequest,
             Self::OtherTenant { .. } => ErrorCode::Forbidden,
             Self::NotWrittenDown(AuditError::Busy) => ErrorCode::Overloaded,
-            Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) => ErrorCode::Unavailable,
-            Self::NoCurrent { .. } | Self::UnknownRelease { .. } | Self::UnknownScenario { .. } => {
+            Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) | Self::Ending => {
+                ErrorCode::Unavailable
+            }
+            Self::NoCurrent { .. }
+            | Self::UnknownRelease { .. }
+            | Self::UnknownModel(_)
+            | Self::UnknownScenario { .. } => {
                 ErrorCode::NotFound
             }
             Self::NotLoaded { .. } => ErrorCode::NotServed,
-            Self::NothingBefore { .. } | Self::NotRolledBack(_) => ErrorCode::Conflict,
+            Self::NothingBefore { .. } | Self::NotRolledBack(_) | Self::NotUnloaded(_) => ErrorCode::Conflict,
             // What this ranker asked of its own accord: the caller's request is not to blame.
             Self::Lookup(error) => match error.code() {
                 ErrorCode::InvalidRequest => ErrorCode::Internal,

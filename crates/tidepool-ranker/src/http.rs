@@ -1,6 +1,6 @@
 //! `POST /v1/rank`: the same ranking, as JSON.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use axum::{
     Extension, Json, Router,
@@ -12,15 +12,14 @@ use axum::{
 };
 use serde_json::json;
 use tidepool_client::TraceParent;
-use tidepool_cluster::{BUCKETS, bucket_of};
 use tidepool_proto::v1;
 use tidepool_runtime::{auth::Caller, error::chain};
-use tidepool_types::ErrorCode;
+use tidepool_types::{ErrorCode, ModelSpec};
 
 use crate::{
     RankError,
+    by_contract::by_contract,
     json::{self, JsonRequest},
-    request::RankRequest,
     service::RankService,
 };
 
@@ -76,39 +75,20 @@ async fn answer(
         }),
         Err(error) => Err((error, v1::RankRequest::default())),
     };
-    let message = message.map_err(|(error, mut asked)| {
-        let recent = &service.ranker.recent;
-        let id_given = recent.identify(&mut asked.request_id);
-        recent.begin(&asked, id_given, arrived).failed(&error);
-        service.refused(&error, &asked.request_id, arrived);
-        error
-    })?;
+    let message = message.map_err(|(error, asked)| service.not_read(error, asked, arrived))?;
     let response = service.answer(caller, message, traceparent, arrived).await?;
     Ok(Json(json::answer(&response)).into_response())
 }
 
-/// The message of a document. The contract says which numbers are ids, and which contract that is, the request's
-/// key; where the ids of the user stand for one, they are first read by the contract of the current release.
+/// The message of a document: the contract says which numbers are ids.
 fn convert(service: &RankService, request: &mut JsonRequest) -> Result<v1::RankRequest, RankError> {
     service.ranker.scenarios.resolve(&request.scenario, &mut request.model)?;
     request.scenario.clear();
-    let (releases, model) = (&service.ranker.releases, request.model.as_str());
+    let request = &*request;
     let (named, key) = (request.release.as_deref(), request.routing_key.as_str());
-    // No arm has the bucket after the last.
-    let bucket = if key.is_empty() { BUCKETS } else { bucket_of(model, key) };
-    let chosen = releases.choose(model, named, bucket)?;
-    let message = request.to_message(&chosen.release.spec).map_err(invalid)?;
-    if named.is_some() || !key.is_empty() || !releases.snapshot().map.traffic.contains_key(model) {
-        return Ok(message);
-    }
-    let routing_key = RankRequest::try_from(message.clone())?.implied_key();
-    let arm = releases.choose(model, None, bucket_of(model, &routing_key))?;
-    let message = match Arc::ptr_eq(&arm.release, &chosen.release) {
-        true => message,
-        false => request.to_message(&arm.release.spec).map_err(invalid)?,
-    };
-    // By another contract the ids may be others: the key stays the one that the release was chosen by.
-    Ok(v1::RankRequest { routing_key, ..message })
+    let releases = &service.ranker.releases;
+    let read = |spec: &ModelSpec| Ok((request.to_message(spec).map_err(invalid)?, ()));
+    Ok(by_contract(releases, &request.model, named, key, read)?.0)
 }
 
 fn invalid(error: json::JsonError) -> RankError {

@@ -362,7 +362,7 @@ pub(crate) fn answer(response: &v1::RankResponse) -> Value {
 }
 
 /// The shortest decimal that reads back as this very f32; widened as it is, 0.9 would show 16 digits.
-fn short(score: f32) -> f64 {
+pub(crate) fn short(score: f32) -> f64 {
     score.to_string().parse().unwrap_or_else(|_| f64::from(score))
 }
 

@@ -11,6 +11,7 @@ mod access;
 mod admin;
 mod asking;
 pub mod batch;
+mod by_contract;
 mod choice;
 mod config;
 mod counters;
@@ -23,6 +24,7 @@ mod json;
 mod loaded;
 mod metrics;
 mod models;
+mod oip;
 #[cfg(test)]
 mod overload_tests;
 mod rank;

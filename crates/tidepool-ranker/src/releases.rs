@@ -26,6 +26,7 @@ use crate::{
     hot_ids::Warming,
     loaded::LoadedRelease,
     metrics::Metrics,
+    oip::{MAX_RETRIES, Retry, outcome},
     rollback::{self, Holds, Rollback, Rollbacks},
 };
 
@@ -269,6 +270,11 @@ impl Slot {
         self.entry.model == entry.model && self.entry.release == entry.release
     }
 
+    /// Whether a load of it is under way, the first or another.
+    pub(crate) const fn is_being_loaded(&self) -> bool {
+        self.loading.is_some()
+    }
+
     /// Whether it is to be loaded: one that is being let go stays as it is, loaded or not, unless the model was rolled
     /// back to it here.
     fn is_wanted(&self, rollbacks: &Rollbacks) -> bool {
@@ -297,6 +303,8 @@ pub(crate) struct Loader {
     pub(crate) shutdown: Shutdown,
     /// Rollbacks that are asked for.
     pub(crate) asked: mpsc::Receiver<Asked>,
+    /// Models whose releases are to be tried again at once.
+    pub(crate) to_retry: mpsc::Receiver<Retry>,
     /// Those that hold, and where they are kept.
     pub(crate) rollbacks: Rollbacks,
     pub(crate) rollbacks_file: PathBuf,
@@ -336,6 +344,7 @@ impl Loader {
             Loads { tasks: JoinSet::new(), permits: Arc::new(Semaphore::new(CONCURRENT_LOADS)), count: 0 };
         let mut now = Snapshot { rollbacks: std::mem::take(&mut self.rollbacks), ..Snapshot::default() };
         let mut was_ready = false;
+        let mut waiting: Vec<Retry> = Vec::new();
         let mut retry = time::interval(self.retry);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report = time::interval(REPORT_EVERY);
@@ -362,11 +371,16 @@ impl Loader {
                     // A load catches its own panics, so this is the runtime's end.
                     Err(error) => warn!(%error, "a load was lost"),
                 },
-                _ = retry.tick(), if failed => self.start_loads(&mut now, &mut loads),
+                _ = retry.tick(), if failed => self.start_loads(&mut now, &mut loads, None),
+                Some(retry) = self.to_retry.recv(), if waiting.len() < MAX_RETRIES => {
+                    self.start_loads(&mut now, &mut loads, Some(&retry.model));
+                    waiting.push(retry);
+                }
                 Some(asked) = self.asked.recv() => self.roll_back(&mut now, asked).await,
                 _ = report.tick(), if !now.map.traffic.is_empty() => {}
             }
             self.publish(&now, &mut was_ready);
+            answer_retries(&now, &mut waiting);
         }
     }
 
@@ -399,7 +413,7 @@ impl Loader {
         if changed {
             self.save_rollbacks(now).await;
         }
-        self.start_loads(now, loads);
+        self.start_loads(now, loads, None);
     }
 
     /// Takes a release back here, or ends that, and answers who asked. What was decided holds also when it cannot be
@@ -440,9 +454,10 @@ impl Loader {
         self.releases.0.store(Arc::new(now.clone()));
     }
 
-    /// Starts to load every release that is not loaded and not being loaded.
-    fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads) {
-        for slot in &mut now.slots {
+    /// Starts to load every release, of all models or of `only` one, that is not loaded and not being loaded.
+    fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads, only: Option<&Name>) {
+        let slots = now.slots.iter_mut().filter(|slot| only.is_none_or(|model| slot.entry.model == *model));
+        for slot in slots {
             let is_wanted = slot.is_wanted(&now.rollbacks);
             if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() || !is_wanted {
                 continue;
@@ -523,6 +538,17 @@ impl Loader {
     }
 }
 
+/// Answers those who wait for a model of which nothing is being loaded any more.
+fn answer_retries(now: &Snapshot, waiting: &mut Vec<Retry>) {
+    for retry in std::mem::take(waiting) {
+        match outcome(now, &retry.model) {
+            // Whoever asked may have left.
+            Some(outcome) => drop(retry.done.send(outcome)),
+            None => waiting.push(retry),
+        }
+    }
+}
+
 fn take_load(now: &mut Snapshot, done: Done) {
     // No slot waits for it when its release has left the map meanwhile.
     let Some(slot) = now.slots.iter_mut().find(|slot| slot.loading == Some(done.number)) else { return };
@@ -545,52 +571,5 @@ fn take_load(now: &mut Snapshot, done: Done) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `m` r1 is current, r2 is not.
-    fn snapshot(states: [State; 2]) -> Snapshot {
-        let entry = |release: &str, state: v1::ReleaseState| v1::ReleaseEntry {
-            model: "m".into(),
-            release: release.into(),
-            tables: Vec::new(),
-            state: state.into(),
-            pinned: false,
-        };
-        let releases = vec![entry("r1", v1::ReleaseState::Current), entry("r2", v1::ReleaseState::Ready)];
-        let map = v1::ClusterMap { epoch: 1, releases, ..v1::ClusterMap::default() };
-        let map = Arc::new(ClusterMap::try_from(map).unwrap());
-        let slots = map.releases.iter().cloned().zip(states);
-        let slots = slots.map(|(entry, state)| Slot { entry, state, loading: None }).collect();
-        Snapshot { seen: true, map, slots, ..Snapshot::default() }
-    }
-
-    #[test]
-    fn a_ranker_that_is_not_ready_says_why() {
-        let failed = || State::Failed("no such file".into());
-        assert_eq!(Snapshot::default().readiness(false), Err("no cluster map has been seen".into()));
-        let empty = Snapshot { seen: true, ..Snapshot::default() };
-        assert_eq!(empty.readiness(true), Err("no release is loaded".into()));
-        for was_ready in [false, true] {
-            assert_eq!(
-                snapshot([State::Loading, failed()]).readiness(was_ready),
-                Err("release r1 of model m is being loaded".into())
-            );
-            assert_eq!(
-                snapshot([failed(), State::Loading]).readiness(was_ready),
-                Err("the current release r1 of model m is not loaded: no such file".into())
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_not_loaded_is_not_served_and_what_is_unknown_is_not_found() {
-        let snapshot = snapshot([State::Loading, State::Failed("no such file".into())]);
-        let code = |release| snapshot.choose("m", release, 0).unwrap_err().code();
-        assert_eq!(code(None), tidepool_types::ErrorCode::NotServed);
-        assert_eq!(code(Some("r2")), tidepool_types::ErrorCode::NotServed);
-        assert_eq!(code(Some("r3")), tidepool_types::ErrorCode::NotFound);
-        let unseen = Snapshot::default().choose("m", None, 0).unwrap_err();
-        assert!(matches!(unseen, RankError::NoMap));
-    }
-}
+#[path = "releases_tests.rs"]
+mod tests;

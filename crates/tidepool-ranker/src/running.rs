@@ -22,7 +22,7 @@ use tidepool_runtime::{
     shutdown::Shutdown,
 };
 use tidepool_store::Artifacts;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -37,6 +37,7 @@ use crate::{
     http,
     metrics::Metrics,
     models,
+    oip::{self, Inference, MAX_RETRIES},
     rank::Ranker,
     recent::{self, Recent},
     releases::{Loader, Releases},
@@ -125,8 +126,11 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         }
     };
     let desk = Desk::new(&audit, &releases, &shutdown, &metrics);
-    let (rollback_route, asked) = admin::routes(desk);
-    let routes = routes(&config, &service, &shutdown).merge(rollback_route);
+    let (rollback_route, asked) = admin::routes(desk.clone());
+    let (retries, to_retry) = mpsc::channel(MAX_RETRIES);
+    let inference = Inference::new(service.clone(), health.clone(), desk, retries);
+    let (inference_routes, to_the_end) = inference.routes(config.max_request_bytes);
+    let routes = routes(&config, &service, &shutdown).merge(rollback_route).merge(inference_routes);
     let grpc_service = RankerServer::new(service)
         .max_decoding_message_size(config.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
@@ -137,6 +141,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     let serve = Server::builder()
         .layer(gate)
         .add_service(grpc_service)
+        .add_service(inference.server(config.max_request_bytes))
         .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());
     let loader = Loader {
         artifacts,
@@ -150,6 +155,7 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
         warming: Warming { client, ids: config.warm_ids, within: config.warm_timeout },
         shutdown: shutdown.clone(),
         asked,
+        to_retry,
         rollbacks,
         rollbacks_file,
     };
@@ -175,7 +181,9 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
     let drain_timeout = config.drain_timeout;
     let status = Arc::new(status);
-    let routes = Routes { router: routes, table: ROUTES, audit: Some(audit.clone()) };
+    let texts_below = Some(oip::PREFIX);
+    let routes =
+        Routes { router: routes, table: ROUTES, audit: Some(audit.clone()), to_the_end, texts_below };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
     Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, drain_timeout)))
 }

@@ -80,6 +80,19 @@ impl RankService {
         Ok((self.ranker.rank(&chosen, request, arrived, noting).await?, shadowed))
     }
 
+    /// Records, counts and logs a request that could not be read; `asked` is what is known of it.
+    pub(crate) fn not_read(
+        &self,
+        error: RankError,
+        mut asked: v1::RankRequest,
+        arrived: Instant,
+    ) -> RankError {
+        let id_given = self.ranker.recent.identify(&mut asked.request_id);
+        self.ranker.recent.begin(&asked, id_given, arrived).failed(&error);
+        self.refused(&error, &asked.request_id, arrived);
+        error
+    }
+
     /// Counts and logs a request that is not answered.
     pub(crate) fn refused(&self, error: &RankError, request_id: &str, arrived: Instant) {
         let code = error.code();

@@ -6,6 +6,8 @@ mod batch;
 mod contracts;
 mod hot_ids;
 mod http;
+mod inference;
+mod inference_http;
 mod onnx;
 mod rank;
 mod releases;

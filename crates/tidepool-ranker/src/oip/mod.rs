@@ -1,0 +1,120 @@
+//! The Open Inference Protocol, version 2, over gRPC (`grpc.rs`) and REST (`rest.rs`): what clients of Triton and
+//! KServe speak. `docs/inference-protocol.md` is written for whoever calls it.
+//!
+//! A version is a release; a tensor is a feature of the request, or the lengths or weights of a bag; the rows of an
+//! output stand in the order of the request. What comes is brought into the ranker's own message and goes the way of
+//! a native `Rank` from there, so both are checked, batched, counted and recorded as one.
+//!
+//! **Invariant:** what is asked for and not served is refused by name, never passed over; nothing here knows how a
+//! release is ranked.
+
+mod answer;
+mod body;
+mod contract;
+mod convert;
+mod grpc;
+mod inflate;
+mod metadata;
+mod parameters;
+mod repository;
+mod rest;
+mod tensors;
+
+use std::time::Instant;
+
+use axum::Router;
+use tidepool_client::TraceParent;
+use tidepool_proto::{
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer as GrpcServer, v1,
+};
+use tidepool_runtime::{auth::Caller, health::Health};
+
+pub(crate) use self::repository::{MAX_RETRIES, Retries, Retry, outcome};
+use self::{answer::Inferred, contract::Contract, convert::convert, parameters::Parameters, tensors::Tensor};
+use crate::{RankError, admin::Desk, by_contract::by_contract, service::RankService};
+
+/// What the protocol's paths begin with.
+pub(crate) const PREFIX: &str = "/v2";
+
+/// No name of a model or a release is longer.
+const MAX_NAME_BYTES: usize = 256;
+
+/// What answers the protocol.
+#[derive(Clone)]
+pub(crate) struct Inference {
+    service: RankService,
+    health: Health,
+    desk: Desk,
+    retries: Retries,
+}
+
+/// A request for an inference, its elements raw.
+#[derive(Clone, Debug, PartialEq)]
+struct Infer {
+    model: String,
+    /// The release; empty: the one that has the bucket.
+    version: String,
+    id: String,
+    parameters: Parameters,
+    inputs: Vec<Tensor>,
+    /// None: every output.
+    outputs: Vec<String>,
+}
+
+impl Inference {
+    pub(crate) fn new(service: RankService, health: Health, desk: Desk, retries: Retries) -> Self {
+        Self { service, health, desk, retries }
+    }
+
+    /// The gRPC service.
+    pub(crate) fn server(&self, max_request_bytes: usize) -> GrpcServer<Self> {
+        GrpcServer::new(self.clone())
+            .max_decoding_message_size(max_request_bytes)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    /// The REST routes: those that are work, and those that answer to the end.
+    pub(crate) fn routes(&self, max_request_bytes: usize) -> (Router, Router) {
+        (rest::routes(self.clone(), max_request_bytes), rest::health_routes(self.clone()))
+    }
+
+    /// Answers a request for an inference: `asked` is what was read of it, or why it could not be read, and what is
+    /// known of it all the same.
+    async fn infer(
+        &self,
+        caller: &Caller,
+        asked: Result<Infer, (RankError, v1::RankRequest)>,
+        traceparent: Option<TraceParent>,
+        arrived: Instant,
+    ) -> Result<Inferred, RankError> {
+        let converted = asked.and_then(|infer| {
+            for (what, name) in [("model", &infer.model), ("version", &infer.version)] {
+                if name.len() > MAX_NAME_BYTES {
+                    let problem = format!("a {what} of {} bytes: no name is so long", name.len());
+                    return Err((RankError::Invalid(problem), v1::RankRequest::default()));
+                }
+            }
+            let release = (!infer.version.is_empty()).then_some(infer.version.as_str());
+            let (releases, key) = (&self.service.ranker.releases, &infer.parameters.routing_key);
+            let made = by_contract(releases, &infer.model, release, key, |spec| {
+                convert(&infer, &Contract::of(spec))
+            });
+            made.map_err(|error| (error, known(&infer)))
+        });
+        let (message, answering) =
+            converted.map_err(|(error, asked)| self.service.not_read(error, asked, arrived))?;
+        let response = self.service.answer(caller, message, traceparent, arrived).await?;
+        answering.answer(response)
+    }
+}
+
+/// What a record says of a request that is no ranking.
+fn known(infer: &Infer) -> v1::RankRequest {
+    v1::RankRequest {
+        request_id: infer.id.clone(),
+        tenant: infer.parameters.tenant.clone(),
+        model: infer.model.clone(),
+        release: infer.version.clone(),
+        ..v1::RankRequest::default()
+    }
+}
