@@ -50,8 +50,15 @@ need_etcd() {
   fi
 }
 
-# The suites beside real peers, which cargo test leaves out: etcd under the controllers, moto as the object store, and
-# namespaces with disks and networks of their own, which only root may make.
+need_venv() {
+  if ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv
+  fi
+}
+
+# The suites beside real peers, which cargo test leaves out: etcd under the controllers, moto as the object store, clients
+# of Triton and ONNX Runtime before a ranker, and namespaces with disks and networks of their own, which only root may
+# make.
 peers() {
   need_etcd
   if ! command -v ip >/dev/null 2>&1 || ! command -v unshare >/dev/null 2>&1; then
@@ -61,12 +68,17 @@ peers() {
   local moto="$PWD/data/moto"
   if [ ! -x "$moto/bin/moto_server" ]; then
     echo "check.sh: the tests beside an object store need moto; installing it into data/moto" >&2
-    if ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then
-      apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv
-    fi
+    need_venv
     python3 -m venv "$moto" && "$moto/bin/pip" install --quiet 'moto[server]==5.2.5'
   fi
-  TIDEPOOL_MOTO_SERVER="$moto/bin/moto_server" cargo test --workspace --locked --test peers
+  local triton="$PWD/data/triton"
+  if [ ! -x "$triton/bin/python" ] || ! "$triton/bin/python" -c 'import tritonclient.http.aio, tritonclient.grpc.aio, onnxruntime' 2>/dev/null; then
+    echo "check.sh: the tests by clients of Triton need tritonclient and ONNX Runtime; installing them into data/triton" >&2
+    need_venv
+    python3 -m venv "$triton" && "$triton/bin/pip" install --quiet 'tritonclient[grpc,http]==2.73.0' 'onnxruntime==1.31.1' 'numpy==2.4.6'
+  fi
+  TIDEPOOL_MOTO_SERVER="$moto/bin/moto_server" TIDEPOOL_TRITON_PYTHON="$triton/bin/python" \
+    cargo test --workspace --locked --test peers
 }
 
 stages=("$@")
