@@ -90,11 +90,8 @@ pub struct Routes {
 struct Errors(Option<&'static str>);
 
 impl Errors {
-    fn body(self, path: &str, code: &str, message: &str) -> Json<serde_json::Value> {
-        match self.0 {
-            Some(prefix) if path.starts_with(prefix) => Json(json!({ "error": message })),
-            _ => Json(json!({ "error": { "code": code, "message": message } })),
-        }
+    fn is_text(self, path: &str) -> bool {
+        self.0.is_some_and(|prefix| path.starts_with(prefix))
     }
 }
 
@@ -197,8 +194,12 @@ async fn let_pass(
                 true => (StatusCode::FORBIDDEN, "forbidden"),
                 false => (StatusCode::UNAUTHORIZED, "unauthenticated"),
             };
-            let body = errors.body(request.uri().path(), code, &refused.refusal.message);
-            (status, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response()
+            let message = &refused.refusal.message;
+            let body = match errors.is_text(request.uri().path()) {
+                true => json!({ "error": message }),
+                false => json!({ "error": { "code": code, "message": message } }),
+            };
+            (status, [(header::WWW_AUTHENTICATE, "Bearer")], Json(body)).into_response()
         }
     }
 }
@@ -215,8 +216,13 @@ async fn track(
 ) -> Response {
     let _in_flight = shutdown.in_flight();
     if shutdown.is_draining() {
-        let body = errors.body(request.uri().path(), "unavailable", "this process is draining");
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], body).into_response();
+        let message = "this process is draining";
+        let answer = match errors.is_text(request.uri().path()) {
+            true => json!({ "error": message }),
+            false => json!({ "code": "unavailable", "message": message }),
+        };
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")], Json(answer))
+            .into_response();
     }
     next.run(request).await
 }

@@ -36,7 +36,11 @@ struct Admin {
 }
 
 impl Admin {
-    async fn start(extra: Router) -> Self {
+    async fn start(router: Router) -> Self {
+        Self::start_with(Routes { router, ..Routes::default() }).await
+    }
+
+    async fn start_with(extra: Routes) -> Self {
         let (health, registry, shutdown) = (Health::new(), Registry::new(), Shutdown::new());
         let server = HttpServer::bind("127.0.0.1:0").await.unwrap();
         let address = server.address();
@@ -46,7 +50,6 @@ impl Admin {
             status: Arc::new(|| json!({ "role": "node", "partitions": [1, 2] })),
         };
         let security = Security::open(&SecurityOptions::default(), &registry).unwrap();
-        let extra = Routes { router: extra, ..Routes::default() };
         let running = tokio::spawn(server.serve(state, extra, security, shutdown.clone()));
         Self { address, health, registry, shutdown, running }
     }
@@ -162,8 +165,14 @@ async fn draining_finishes_what_is_in_flight_and_turns_new_work_away() {
             "done"
         })
     };
-    let admin = Admin::start(Router::new().route("/slow", slow)).await;
+    // Another protocol's routes: errors are texts, and its health is told to the end.
+    let work = || async { "worked" };
+    let router = Router::new().route("/slow", slow).route("/v2/work", get(work));
+    let to_the_end = Router::new().route("/v2/live", get(|| async { "live" }));
+    let routes = Routes { router, to_the_end, texts_below: Some("/v2"), ..Routes::default() };
+    let admin = Admin::start_with(routes).await;
     admin.health.set_ready(true, "");
+    assert_eq!(admin.get("/v2/work").await.body, "worked");
     let address = admin.address;
     let in_flight = tokio::spawn(async move { request(address, "GET", "/slow", b"").await });
     timeout(DEADLINE, entered.notified()).await.unwrap();
@@ -180,6 +189,9 @@ async fn draining_finishes_what_is_in_flight_and_turns_new_work_away() {
     assert_eq!(refused.status, 503);
     let body: Value = serde_json::from_str(&refused.body).unwrap();
     assert_eq!(body["code"], "unavailable");
+    let refused = admin.get("/v2/work").await;
+    assert_eq!((refused.status, refused.body.as_str()), (503, r#"{"error":"this process is draining"}"#));
+    assert_eq!(admin.get("/v2/live").await.body, "live");
     let ready = admin.get("/readyz").await;
     assert_eq!((ready.status, ready.body.as_str()), (503, "draining\n"));
     assert_eq!(admin.get("/metrics").await.status, 200);
