@@ -81,11 +81,7 @@ pub(super) fn convert(
         None => 0,
     };
     let request = v1::RankRequest {
-        request_id: infer.id.clone(),
-        tenant: infer.parameters.tenant.clone(),
         deadline_us: infer.parameters.deadline_us,
-        model: infer.model.clone(),
-        release: infer.version.clone(),
         candidates,
         user,
         candidate,
@@ -93,6 +89,7 @@ pub(super) fn convert(
         routing_key: infer.parameters.routing_key.clone(),
         surface: infer.parameters.surface.clone(),
         outputs: answering.graph_outputs(),
+        ..infer.named()
     };
     Ok((request, answering))
 }

@@ -99,7 +99,7 @@ impl Inference {
             let made = by_contract(releases, &infer.model, release, key, |spec| {
                 convert(&infer, &Contract::of(spec))
             });
-            made.map_err(|error| (error, known(&infer)))
+            made.map_err(|error| (error, infer.named()))
         });
         let (message, answering) =
             converted.map_err(|(error, asked)| self.service.not_read(error, asked, arrived))?;
@@ -108,13 +108,15 @@ impl Inference {
     }
 }
 
-/// What a record says of a request that is no ranking.
-fn known(infer: &Infer) -> v1::RankRequest {
-    v1::RankRequest {
-        request_id: infer.id.clone(),
-        tenant: infer.parameters.tenant.clone(),
-        model: infer.model.clone(),
-        release: infer.version.clone(),
-        ..v1::RankRequest::default()
+impl Infer {
+    /// Who asks for what: what a record says of a request that is no ranking.
+    fn named(&self) -> v1::RankRequest {
+        v1::RankRequest {
+            request_id: self.id.clone(),
+            tenant: self.parameters.tenant.clone(),
+            model: self.model.clone(),
+            release: self.version.clone(),
+            ..v1::RankRequest::default()
+        }
     }
 }
