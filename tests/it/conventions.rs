@@ -29,7 +29,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tidepool-train", &["types", "kernels", "table", "dense", "store"]),
     (
         "tidepool-bench",
-        &["types", "kernels", "table", "store", "client", "dense", "cluster", "proto", "runtime"],
+        &["types", "kernels", "table", "store", "client", "dense", "ranker", "cluster", "proto", "runtime"],
     ),
 ];
 

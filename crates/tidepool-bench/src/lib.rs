@@ -20,6 +20,7 @@ mod page;
 pub mod proc;
 pub mod process;
 pub mod quantize;
+pub mod rank;
 mod rows;
 mod spread;
 mod table;

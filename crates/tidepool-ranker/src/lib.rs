@@ -49,7 +49,7 @@ pub use error::{LoadError, RankError, StartError};
 pub use finish::Finishing;
 pub use rank::RankAnswer;
 pub use request::{Checked, InputRows, Limits, RankFeature, RankRequest, check};
-pub use running::start;
+pub use running::{start, start_with};
 pub use tidepool_runtime::{
     error::{ServeError, chain},
     serve::Running,

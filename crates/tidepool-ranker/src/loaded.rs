@@ -87,7 +87,7 @@ impl LoadedRelease {
             model: entry.model.clone(),
             release: entry.release.clone(),
             inputs: batch_inputs(&files.spec, &table_of, &widths),
-            scorer: Arc::new(dense),
+            scorer: batchers.scorer(Arc::new(dense)),
         });
         let batcher = batchers.of(&entry.model);
         let reserved = reserve(&batcher, &batch_model, &files.onnx_path)?;

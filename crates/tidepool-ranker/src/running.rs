@@ -31,7 +31,7 @@ use crate::{
     Config, StartError,
     access::{CALLS, ROUTES},
     admin::{self, Desk},
-    batch::{BatchMetrics, Batchers},
+    batch::{BatchMetrics, Batchers, InPlaceOf},
     counters::ReleaseMetrics,
     hot_ids::{self, Warming},
     http,
@@ -61,6 +61,18 @@ const ROLLBACKS_FILE: &str = "rollbacks.json";
 /// # Errors
 /// [`StartError`] names the address, directory or store that cannot be had.
 pub async fn start(config: Config, token: CancellationToken) -> Result<Running, StartError> {
+    start_with(config, token, None).await
+}
+
+/// As [`start`], with something in the place of each release's model.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with(
+    config: Config,
+    token: CancellationToken,
+    in_place_of: Option<InPlaceOf>,
+) -> Result<Running, StartError> {
     let artifacts = Artifacts::open(&config.store, &config.data_dir)?;
     let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
@@ -96,6 +108,10 @@ pub async fn start(config: Config, token: CancellationToken) -> Result<Running, 
     batch_metrics.register(&registry)?;
     let source = Arc::new(client.clone());
     let batchers = Batchers::new(config.batch, config.models.clone(), pool.clone(), source, batch_metrics);
+    let batchers = match in_place_of {
+        Some(in_place_of) => batchers.with_in_place_of(in_place_of),
+        None => batchers,
+    };
     let service = RankService {
         ranker: Arc::new(Ranker {
             releases: releases.clone(),

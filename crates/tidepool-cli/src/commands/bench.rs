@@ -3,6 +3,7 @@
 mod drill;
 mod lookup;
 mod quantize;
+mod rank;
 mod table;
 
 use std::{io::Write, num::NonZeroUsize, path::PathBuf, time::Duration};
@@ -32,6 +33,9 @@ pub(crate) enum Command {
     /// Look up under load in a cluster of real processes, beside the same bytes over bare TCP; every answer is
     /// checked. With --controller in a cluster that runs.
     Lookup(Box<lookup::Lookup>),
+    /// Rank under load through a ranker and nodes that are real processes, beside the same batcher, model and tables in
+    /// one process.
+    Rank(rank::Rank),
     /// Build a table whose answers benches can check, to be served by a cluster of yours.
     Table(table::Table),
     /// Answer bare bytes, for `bench lookup`.
@@ -104,6 +108,22 @@ fn seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| format!("{text:?} is no number of seconds up to a day"))
 }
 
+/// What `--rate` says.
+#[derive(Clone, Copy)]
+pub(crate) enum Offered {
+    PerSecond(f64),
+    Max,
+}
+
+fn offered(text: &str) -> Result<Offered, String> {
+    if text == "max" {
+        return Ok(Offered::Max);
+    }
+    let rate = text.parse().ok().filter(|rate| *rate > 0.0 && *rate <= 1e7);
+    rate.map(Offered::PerSecond)
+        .ok_or_else(|| format!("{text:?} is neither max nor a number of requests a second"))
+}
+
 fn partition_count(text: &str) -> Result<PartitionCount, String> {
     let count: u32 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     PartitionCount::try_from(count)
@@ -121,6 +141,9 @@ pub(crate) async fn run(command: Command, remote: RemoteArgs, output: Output) ->
         }
         Command::Table(args) => {
             return tokio::task::spawn_blocking(move || table::run(&args, output)).await?;
+        }
+        Command::Rank(args) => {
+            return tokio::task::spawn_blocking(move || rank::run(&args, output)).await?;
         }
         Command::BytesServer => return bytes_server().await,
         Command::Drill(args) => return drill::run(args, output).await,

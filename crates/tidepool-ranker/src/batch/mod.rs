@@ -46,7 +46,7 @@ use self::{
 };
 pub use self::{
     metrics::BatchMetrics,
-    model::{BatchInput, BatchModel, InputFrom, Looking, MAX_ELEMENTS, Scorer, VectorSource},
+    model::{BatchInput, BatchModel, InPlaceOf, InputFrom, Looking, MAX_ELEMENTS, Scorer, VectorSource},
     options::{BatchOptions, ModelLimits, RawBatch, RawModel},
     share::{Counts, Progress, Share},
     work::{Job, Outputs, Ticket},
@@ -57,6 +57,7 @@ use crate::{RankError, request::InputRows};
 #[derive(Clone, Debug)]
 pub struct Batchers {
     inner: Arc<All>,
+    in_place_of: Option<InPlaceOf>,
 }
 
 #[derive(Debug)]
@@ -154,7 +155,22 @@ impl Batchers {
         metrics: BatchMetrics,
     ) -> Self {
         let all = All { options, models, pool, source, metrics, known: Mutex::default() };
-        Self { inner: Arc::new(all) }
+        Self { inner: Arc::new(all), in_place_of: None }
+    }
+
+    /// With something in the place of every model that is loaded from here on.
+    #[must_use]
+    pub fn with_in_place_of(self, in_place_of: InPlaceOf) -> Self {
+        Self { in_place_of: Some(in_place_of), ..self }
+    }
+
+    /// What runs in the place of `model`: itself, if nothing else does.
+    #[must_use]
+    pub fn scorer(&self, model: Arc<dyn Scorer>) -> Arc<dyn Scorer> {
+        match &self.in_place_of {
+            Some(InPlaceOf(other)) => other(model),
+            None => model,
+        }
     }
 
     /// The batcher of a model. Those that nobody has any more are let go.

@@ -18,7 +18,7 @@ use tidepool_client::{ClientConfig, LookupOptions, WireForm};
 use tidepool_types::{PartitionCount, Pooling, TableVersion};
 
 use super::{
-    partition_count, seconds,
+    Offered, offered, partition_count, seconds,
     table::{Shown, TableArgs},
 };
 use crate::{
@@ -39,7 +39,7 @@ pub(crate) struct Lookup {
     groups: NonZeroUsize,
     /// Requests a second, which arrive by chance whether others have been answered or not; or max: as many as
     /// are answered with --in-flight at once.
-    #[arg(long, value_name = "R|max", default_value = "100", value_parser = rate)]
+    #[arg(long, value_name = "R|max", default_value = "100", value_parser = offered)]
     rate: Offered,
     /// Requests in flight with --rate max.
     #[arg(long, value_name = "N", default_value = "16")]
@@ -119,22 +119,6 @@ pub(crate) struct Lookup {
     /// Seed of arrivals, ids and weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-}
-
-/// What `--rate` says.
-#[derive(Clone, Copy)]
-enum Offered {
-    PerSecond(f64),
-    Max,
-}
-
-fn rate(text: &str) -> Result<Offered, String> {
-    if text == "max" {
-        return Ok(Offered::Max);
-    }
-    let rate = text.parse().ok().filter(|rate| *rate > 0.0 && *rate <= 1e7);
-    rate.map(Offered::PerSecond)
-        .ok_or_else(|| format!("{text:?} is neither max nor a number of requests a second"))
 }
 
 fn wire_form(text: &str) -> Result<WireForm, String> {

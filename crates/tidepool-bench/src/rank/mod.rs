@@ -1,0 +1,155 @@
+//! `bench rank`: rankings through a ranker and its nodes, under load, beside the same batcher, the same model and the
+//! same tables within this process, and beside a model that takes exactly as long as a timer says.
+//!
+//! Time is cut into rounds. In each of them every way answers requests for a while, with the same arrivals; the order
+//! turns round from one round to the next. A round gives one ratio of each kind.
+
+mod measure;
+mod model;
+mod ours;
+mod requests;
+mod site;
+mod tables;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+use tidepool_types::ModelSpec;
+
+pub use self::{
+    measure::run,
+    model::{KnownTable, RankModel},
+};
+use crate::{BenchError, Machine, Spread, load::Rate};
+
+/// How long the dense run takes where a timer stands for it: added latency is what a request takes beyond it.
+pub const TIMER: Duration = Duration::from_millis(1);
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// The `tidepool` program; `None` for the one that runs this.
+    pub program: Option<PathBuf>,
+    /// Tables are kept in here, and the cluster's files while it runs.
+    pub dir: PathBuf,
+    /// Nodes in each group.
+    pub nodes: usize,
+    /// Replica groups.
+    pub groups: usize,
+    /// The contract and the graph.
+    pub model: RankModel,
+    /// Rows of each table whose ids are hashed; the others have as many as their model knows.
+    pub rows: u64,
+    /// Candidates of a request.
+    pub candidates: u32,
+    /// How many requests there are.
+    pub rate: Rate,
+    /// How long each way is under load, all rounds together.
+    pub time: Duration,
+    /// After it, no answer is worth anything.
+    pub deadline: Duration,
+    /// One request a batch: what batching is held against.
+    pub unbatched: bool,
+    /// The seed of arrivals and ids.
+    pub seed: u64,
+}
+
+/// How far a bench is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Rows of tables that are made, of how many.
+    Tables(u64, u64),
+    /// Processes start and load the release.
+    Starting,
+    /// Rounds that are over, and how many there are.
+    Measuring(u64, u64),
+}
+
+/// What one way of answering took.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Way {
+    /// Requests sent.
+    pub requests: u64,
+    /// Those of them that were not answered in time.
+    pub failed_requests: u64,
+    /// What the first of these said.
+    pub first_failure: Option<String>,
+    /// Answered in a second.
+    pub requests_per_second: f64,
+    /// From the moment at which a request was meant to be sent to its answer, in microseconds: the mean and quantiles of
+    /// all rounds together.
+    pub mean_us: f64,
+    /// Half of the requests were faster.
+    pub p50_us: f64,
+    /// 99 of 100 were.
+    pub p99_us: f64,
+    /// 999 of 1000 were.
+    pub p999_us: f64,
+    /// Mean time of the lookup, in microseconds; of a request that was cut, of all its pieces together.
+    pub lookup_us: f64,
+    /// Mean time of the dense run and what follows it.
+    pub dense_us: f64,
+    /// Mean time of the waits for a batch and for a thread.
+    pub queue_us: f64,
+    /// Mean count of requests in the batch that a request was in.
+    pub batch_requests: f64,
+    /// Mean count of rows that its batches asked of the tables.
+    pub rows_looked_up: f64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Candidates of a request.
+    pub candidates: u32,
+    /// Requests a second that were offered; none: as many as were answered.
+    pub offered_per_second: Option<f64>,
+    /// Requests in flight, when they are as many as are answered.
+    pub in_flight: Option<usize>,
+    /// Whether requests shared batches.
+    pub batched: bool,
+    /// Through client, ranker and nodes.
+    #[serde(flatten)]
+    pub hybrid: Way,
+    /// The same batcher, model and tables within one process, without RPC.
+    pub in_process: Way,
+    /// As `in_process.p99_us`.
+    pub in_process_p99_us: f64,
+    /// Hybrid over in-process p99, round by round. At most 1.25 is promised, while less is offered than either answers.
+    pub p99_ratio: Spread,
+    /// What the kernel takes for the lookup of a request on one thread, in microseconds.
+    pub kernel_us: f64,
+    /// The in-process mean over that and the dense run.
+    pub in_process_ratio: f64,
+    /// Through ranker and nodes, with a timer of a millisecond for a dense run.
+    pub timed: Way,
+    /// What a request takes beyond that timer, at the 99th percentile, in microseconds.
+    pub added_p99_us: f64,
+    /// The same of half of the requests.
+    pub added_p50_us: f64,
+    /// Answers that were compared with those of the model within this process, and those that differed.
+    pub checked_answers: u64,
+    /// By more than 1e-5.
+    pub wrong_answers: u64,
+    /// Rounds.
+    pub rounds: usize,
+    /// Nodes in each group.
+    pub nodes: usize,
+    /// Replica groups.
+    pub groups: usize,
+    /// Numbers in the dense model that were trained, or would be.
+    pub parameters: usize,
+    /// Rows of each hashed table.
+    pub table_rows: u64,
+    /// Whether tables were built for this run.
+    pub built: bool,
+    /// The seed of arrivals and ids.
+    pub seed: u64,
+    /// Where all this was.
+    pub machine: Machine,
+}
+
+/// The tables of a contract must be those that a bench can make.
+fn unfit(spec: &ModelSpec, why: &str) -> BenchError {
+    BenchError::Table(format!("a bench cannot serve model {}: {why}", spec.model))
+}

@@ -1,0 +1,127 @@
+//! The tables within this process, as a source of vectors: what a ranker would have without a network.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hint::black_box,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tidepool_client::{
+    ClientError, FeatureLookup, FeatureVectors, LookupAccount, LookupOptions, LookupOutcome, LookupRequest,
+};
+use tidepool_ranker::{
+    InputRows,
+    batch::{BatchModel, InputFrom, Looking, VectorSource},
+};
+use tidepool_store::ArtifactStore;
+use tidepool_table::{Bags, LayoutView, LookupScratch, Pooled};
+use tidepool_types::{Pooling, TableVersion};
+
+use super::tables::RankTable;
+use crate::BenchError;
+
+/// Tables that are open here.
+pub(super) struct OwnTables {
+    views: HashMap<TableVersion, LayoutView>,
+    /// Of lookups that have ended; the next ones need not grow theirs.
+    scratch: Mutex<Vec<(LookupScratch, Pooled)>>,
+}
+
+impl fmt::Debug for OwnTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnTables").field("tables", &self.views.len()).finish_non_exhaustive()
+    }
+}
+
+impl OwnTables {
+    pub(super) fn open(tables: &[RankTable], store: &ArtifactStore) -> Result<Self, BenchError> {
+        let views = tables.iter().map(|table| Ok((table.table_version.clone(), table.open(store)?)));
+        Ok(Self { views: views.collect::<Result<_, BenchError>>()?, scratch: Mutex::default() })
+    }
+
+    fn answer(&self, request: &LookupRequest) -> LookupOutcome {
+        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (mut scratch, mut pooled) = kept.unwrap_or_default();
+        let mut outcome = LookupOutcome::default();
+        for feature in &request.features {
+            outcome.rows_requested += feature.ids.len() as u64;
+            outcome.features.push(self.pool(feature, &mut scratch, &mut pooled));
+        }
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push((scratch, pooled));
+        outcome
+    }
+
+    /// How long one thread takes to look up the rows of a request.
+    pub(super) fn time(&self, model: &BatchModel, rows: Vec<InputRows>) -> Duration {
+        let asked = model.inputs.iter().zip(rows).filter_map(|(input, rows)| match (&input.from, rows) {
+            (InputFrom::Bags(table_version, pooling), InputRows::Bags { ids, lengths, weights }) => {
+                let (table_version, pooling) = (table_version.clone(), *pooling);
+                Some(FeatureLookup { table_version, pooling, ids, lengths, weights })
+            }
+            _ => None,
+        });
+        let request = LookupRequest { request_id: String::new(), features: asked.collect() };
+        let began = Instant::now();
+        black_box(self.answer(&request));
+        began.elapsed()
+    }
+
+    /// Pools a feature; ids of a table that is not here are missing.
+    fn pool(&self, feature: &FeatureLookup, scratch: &mut LookupScratch, out: &mut Pooled) -> FeatureVectors {
+        let bags = feature.lengths.as_ref().map_or(feature.ids.len(), Vec::len);
+        let view = self.views.get(&feature.table_version);
+        let dim = view.map_or(0, |view| view.schema().vector_dim());
+        let ids: Vec<[u8; 8]> = feature.ids.iter().map(|id| id.to_le_bytes()).collect();
+        let lengths: Vec<[u8; 4]> = match &feature.lengths {
+            Some(lengths) => lengths.iter().map(|length| length.to_le_bytes()).collect(),
+            None => vec![1u32.to_le_bytes(); bags],
+        };
+        let asked = Bags { members: None, lengths: &lengths, weights: None };
+        let done = view.is_some_and(|view| view.pool(&ids, asked, scratch, out).is_ok());
+        let (mut values, mut found) = (vec![0.0; bags * dim as usize], vec![0; bags]);
+        if done {
+            for (value, sum) in values.iter_mut().zip(out.sums.as_chunks().0) {
+                *value = f32::from_le_bytes(*sum);
+            }
+            for (found, count) in found.iter_mut().zip(out.counts.as_chunks().0) {
+                *found = u32::from_le_bytes(*count);
+            }
+        }
+        if feature.pooling == Pooling::Mean {
+            for (vector, found) in values.chunks_exact_mut(dim.max(1) as usize).zip(&found) {
+                let count = (*found).max(1) as f32;
+                vector.iter_mut().for_each(|value| *value /= count);
+            }
+        }
+        let defaulted: Vec<u32> = (0..).zip(&found).filter(|(_, found)| **found == 0).map(|(at, _)| at).collect();
+        FeatureVectors {
+            table_version: feature.table_version.clone(),
+            sequence: 0,
+            dim,
+            values,
+            missing_ids: (feature.ids.len() as u32).saturating_sub(found.iter().sum()),
+            found,
+            unavailable_ids: 0,
+            unavailable: Vec::new(),
+            defaulted_bags: defaulted.len() as u32,
+            defaulted,
+        }
+    }
+}
+
+impl VectorSource for OwnTables {
+    fn default_options(&self) -> LookupOptions {
+        LookupOptions::default()
+    }
+
+    fn look_up<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        _: &'a LookupOptions,
+        _: Option<&'a LookupAccount>,
+    ) -> Looking<'a> {
+        Box::pin(async move { Ok::<_, ClientError>(self.answer(request)) })
+    }
+}

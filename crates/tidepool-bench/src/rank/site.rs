@@ -1,0 +1,288 @@
+//! Where rankings are sent: a cluster of real processes with a release of the model, a ranker in this process whose dense
+//! runs are a timer, and the batcher of this process over tables that are open here.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tidepool_dense::{DenseBatch, DenseError, DenseModel};
+use tidepool_proto::{
+    code_of,
+    v1::{self, ranker_client::RankerClient},
+};
+use tidepool_ranker::{
+    Config, RawConfig, Running,
+    batch::{BatchInput, BatchMetrics, BatchModel, BatchOptions, Batcher, Batchers, InPlaceOf, InputFrom, Scorer},
+    start_with,
+};
+use tidepool_runtime::pool::CpuPool;
+use tidepool_store::ArtifactStore;
+use tidepool_types::{InputSource, Name, TableVersion};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::{Params, Progress, TIMER, ours::OwnTables, tables::RankTable, unfit};
+use crate::{
+    BenchError,
+    cluster::{ClusterSpec, LocalCluster},
+};
+
+/// How long anything that is waited for may take.
+const WAIT: Duration = Duration::from_secs(120);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// What sleeping may be late by: the rest of a timer is spent looking at the clock.
+const SLEEP_SLACK: Duration = Duration::from_micros(150);
+/// Rows that may wait: a bench offers more than is answered, and no request is to fail for it.
+const MAX_WAITING_ROWS: u64 = 1 << 40;
+
+/// All ways of answering.
+pub(super) struct Site {
+    pub(super) cluster: LocalCluster,
+    pub(super) tables: Vec<RankTable>,
+    pub(super) built: bool,
+    /// The ranker that is a process.
+    pub(super) hybrid: RankerClient<Channel>,
+    /// The one in this process.
+    pub(super) timed: RankerClient<Channel>,
+    pub(super) batcher: Batcher,
+    pub(super) batch_model: Arc<BatchModel>,
+    pub(super) own: Arc<OwnTables>,
+    timed_ranker: (Running, CancellationToken),
+    _data: TempDir,
+}
+
+/// Takes as long as a timer, and says the same of every row.
+#[derive(Debug)]
+struct TimedScorer {
+    outputs: usize,
+}
+
+impl Scorer for TimedScorer {
+    fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
+        let until = Instant::now() + TIMER;
+        std::thread::sleep(TIMER.saturating_sub(SLEEP_SLACK));
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        Ok(vec![vec![0.5; batch.rows]; self.outputs])
+    }
+}
+
+impl Site {
+    pub(super) async fn open(
+        params: &Params,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Self, BenchError> {
+        let spec = &params.model.spec;
+        let plain = |source: &InputSource| !matches!(source, InputSource::Sequence { .. });
+        if !spec.inputs.iter().all(|input| plain(&input.source) && input.transform.is_identity()) {
+            return Err(unfit(spec, "it has sequences or transforms"));
+        }
+        let store = ArtifactStore::open(params.dir.join("rank"))?;
+        let tables = RankTable::of(&params.model, params.rows)?;
+        let (mut built, mut before) = (false, 0);
+        let total = tables.iter().map(|table| table.rows).sum();
+        for table in &tables {
+            built |= table.ensure(&store, &mut |rows| progress(Progress::Tables(before + rows, total)))?;
+            before += table.rows;
+        }
+        progress(Progress::Starting);
+        let release = publish(params, &store, &tables)?;
+        let mut cluster = ClusterSpec::new(&params.dir, store.root(), params.groups, params.nodes);
+        cluster.program.clone_from(&params.program);
+        cluster.rankers = 1;
+        cluster.ranker_config = toml::Table::from_iter([
+            ("max_candidates".to_owned(), i64::from(params.candidates.max(1000)).into()),
+            ("max_ids".to_owned(), (i64::from(params.candidates) * 64 + 1_000_000).into()),
+            ("batch".to_owned(), batch_keys(params.unbatched).into()),
+        ]);
+        let cluster = LocalCluster::start(cluster).await?;
+        promote(&cluster, spec.model.as_str(), release.as_str()).await?;
+        let data = TempDir::new_in(&params.dir).map_err(BenchError::io("making a folder for a ranker"))?;
+        let timed_ranker = timed_ranker(params, &cluster, &store, &data).await?;
+        let (hybrid, timed) =
+            (cluster.rankers()[0].grpc_address(), timed_ranker.0.grpc_address);
+        let own = Arc::new(OwnTables::open(&tables, &store)?);
+        let (batcher, batch_model) = in_process(params, &store, &release, &tables, own.clone())?;
+        cluster.rest().await;
+        Ok(Self {
+            cluster,
+            tables,
+            built,
+            hybrid: connect(hybrid).await?,
+            timed: connect(timed).await?,
+            batcher,
+            batch_model,
+            own,
+            timed_ranker,
+            _data: data,
+        })
+    }
+
+    /// Ends what was started.
+    pub(super) async fn close(self) -> Result<(), BenchError> {
+        let (running, token) = self.timed_ranker;
+        token.cancel();
+        let ended = running.wait().await;
+        ended.map_err(|error| BenchError::io("ending the ranker of this process")(std::io::Error::other(error)))?;
+        self.cluster.stop().await
+    }
+}
+
+/// Sections `[batch]` of a ranker.
+fn batch_keys(unbatched: bool) -> toml::Table {
+    let mut keys = toml::Table::from_iter([("max_waiting_rows".to_owned(), (MAX_WAITING_ROWS as i64).into())]);
+    if unbatched {
+        keys.insert("max_requests".to_owned(), 1.into());
+    }
+    keys
+}
+
+/// Writes the release unless it is there; its name is made of what is in it.
+fn publish(params: &Params, store: &ArtifactStore, tables: &[RankTable]) -> Result<Name, BenchError> {
+    let text = params.model.spec.to_toml();
+    let versions: Vec<TableVersion> = tables.iter().map(|table| table.table_version.clone()).collect();
+    let mut hasher = DefaultHasher::new();
+    (&text, &params.model.onnx, versions.iter().map(ToString::to_string).collect::<Vec<_>>()).hash(&mut hasher);
+    let release = Name::new(format!("bench-{:016x}", hasher.finish()))?;
+    let model = &params.model.spec.model;
+    if store.release(model, &release).is_err() {
+        store.write_release(model, &release, &versions, &text, &params.model.onnx)?;
+    }
+    Ok(release)
+}
+
+/// Has the release loaded everywhere and answer.
+async fn promote(cluster: &LocalCluster, model: &str, release: &str) -> Result<(), BenchError> {
+    let refused = |status: tonic::Status| {
+        BenchError::Control(format!("{}: {}", code_of(&status), status.message()))
+    };
+    let mut control = cluster.control().await?;
+    let named = v1::PublishReleaseRequest { model: model.into(), release: release.into() };
+    control.publish_release(named).await.map_err(refused)?;
+    let deadline = Instant::now() + WAIT;
+    loop {
+        let named = v1::GetReleaseRequest { model: model.into(), release: release.into() };
+        let status = control.get_release(named).await.map_err(refused)?.into_inner();
+        if status.waiting_for.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(BenchError::Waited {
+                what: "the release is loaded everywhere",
+                problem: status.waiting_for.join("; "),
+                seconds: WAIT.as_secs(),
+            });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    let named = v1::PromoteReleaseRequest { model: model.into(), release: release.into(), dry_run: false };
+    control.promote_release(named).await.map_err(refused)?;
+    Ok(())
+}
+
+/// A ranker in this process, of the same cluster, whose dense runs are a timer.
+async fn timed_ranker(
+    params: &Params,
+    cluster: &LocalCluster,
+    store: &ArtifactStore,
+    data: &TempDir,
+) -> Result<(Running, CancellationToken), BenchError> {
+    let started = |problem: String| BenchError::Process { process: "the ranker of this process".into(), problem };
+    let mut raw = RawConfig {
+        ranker: "ranker-timed".into(),
+        grpc_address: "127.0.0.1:0".into(),
+        http_address: "127.0.0.1:0".into(),
+        controllers: vec![cluster.controller_address()],
+        store: store.root().display().to_string(),
+        data_dir: data.path().display().to_string(),
+        max_candidates: params.candidates.max(1000),
+        ..RawConfig::default()
+    };
+    raw.max_ids = u64::from(params.candidates) * 64 + 1_000_000;
+    raw.batch.max_waiting_rows = MAX_WAITING_ROWS;
+    if params.unbatched {
+        raw.batch.max_requests = 1;
+    }
+    let config = Config::try_from(raw).map_err(|error| started(error.to_string()))?;
+    let token = CancellationToken::new();
+    let outputs = params.model.spec.outputs.len();
+    let timer = move |_| Arc::new(TimedScorer { outputs }) as Arc<dyn Scorer>;
+    let running = start_with(config, token.clone(), Some(InPlaceOf(Arc::new(timer)))).await;
+    let running = running.map_err(|error| started(tidepool_ranker::chain(&error)))?;
+    let deadline = Instant::now() + WAIT;
+    while let Err(problem) = running.health.readiness() {
+        if Instant::now() >= deadline {
+            return Err(BenchError::Waited {
+                what: "the ranker of this process is ready",
+                problem,
+                seconds: WAIT.as_secs(),
+            });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok((running, token))
+}
+
+/// The batcher of this process, as a ranker has it.
+fn in_process(
+    params: &Params,
+    store: &ArtifactStore,
+    release: &Name,
+    tables: &[RankTable],
+    own: Arc<OwnTables>,
+) -> Result<(Batcher, Arc<BatchModel>), BenchError> {
+    let spec = &params.model.spec;
+    let failed = |problem: String| BenchError::Process { process: "the batcher of this process".into(), problem };
+    let files = store.release(&spec.model, release)?;
+    let dim_of = |table: &Name| {
+        tables.iter().find(|known| known.table_version.table == *table).map(|known| known.dim)
+    };
+    let dense = DenseModel::load(&files.onnx_path, spec, &dim_of).map_err(|error| failed(error.to_string()))?;
+    let inputs = spec.inputs.iter().zip(dense.widths()).map(|(input, &width)| {
+        let table = RankTable::find(tables, spec, &input.name);
+        let from = match (&input.source, table) {
+            (InputSource::Pooled { pooling, .. }, Some(table)) => {
+                InputFrom::Bags(table.table_version.clone(), *pooling)
+            }
+            _ => InputFrom::Request,
+        };
+        BatchInput { name: input.name.clone(), side: input.side, width, from }
+    });
+    let batch_model = Arc::new(BatchModel {
+        model: spec.model.clone(),
+        release: release.clone(),
+        inputs: inputs.collect(),
+        scorer: Arc::new(dense),
+    });
+    let threads = CpuPool::default_threads();
+    let raw = RawConfig::default();
+    let pool = CpuPool::new(threads, raw.pool_queue_len as usize);
+    let pool = pool.map_err(|error| failed(error.to_string()))?;
+    let metrics = BatchMetrics::new().map_err(|error| failed(error.to_string()))?;
+    let options = BatchOptions {
+        max_rows: raw.batch.max_rows.into(),
+        max_requests: if params.unbatched { 1 } else { raw.batch.max_requests as usize },
+        max_ids: u64::MAX,
+        max_delay: Duration::from_millis(raw.batch.max_delay_ms),
+        max_concurrent_batches: threads * 2,
+        max_waiting_rows: MAX_WAITING_ROWS,
+        max_waiting_requests: raw.batch.max_waiting_requests as usize,
+        exact: false,
+    };
+    let batchers = Batchers::new(options, Default::default(), pool, own, metrics);
+    Ok((batchers.of(&spec.model), batch_model))
+}
+
+async fn connect(address: std::net::SocketAddr) -> Result<RankerClient<Channel>, BenchError> {
+    let failed = |error: tonic::transport::Error| {
+        BenchError::io(format!("connecting to {address}"))(std::io::Error::other(error))
+    };
+    let endpoint = Channel::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|error| BenchError::io("an address")(std::io::Error::other(error)))?;
+    let channel = endpoint.tcp_nodelay(true).connect().await.map_err(failed)?;
+    Ok(RankerClient::new(channel).max_decoding_message_size(usize::MAX))
+}
