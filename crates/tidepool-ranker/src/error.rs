@@ -174,9 +174,7 @@ impl RankError {
             Self::NoCurrent { .. }
             | Self::UnknownRelease { .. }
             | Self::UnknownModel(_)
-            | Self::UnknownScenario { .. } => {
-                ErrorCode::NotFound
-            }
+            | Self::UnknownScenario { .. } => ErrorCode::NotFound,
             Self::NotLoaded { .. } => ErrorCode::NotServed,
             Self::NothingBefore { .. } | Self::NotRolledBack(_) | Self::NotUnloaded(_) => ErrorCode::Conflict,
             // What this ranker asked of its own accord: the caller's request is not to blame.

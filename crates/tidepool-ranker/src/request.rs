@@ -275,7 +275,10 @@ mod tests {
         RankRequest {
             candidates: 2,
             user: vec![ids("user", &[u64::MAX], None)],
-            candidate: vec![numbers("price", &[1.0, 2.0, 3.0, 4.0]), ids("genres", Some(&[3, 0]))],
+            candidate: vec![
+                numbers("price", &[1.0, 2.0, 3.0, 4.0]),
+                ids("genres", &[1, 2, 3], Some(&[3, 0])),
+            ],
             ..RankRequest::default()
         }
     }
@@ -308,11 +311,11 @@ mod tests {
         assert_eq!(refusal(|r| r.user.clear()), "user feature \"user\" is missing");
         assert_eq!(refusal(|r| drop(r.candidate.pop())), "candidate feature \"genres\" is missing");
         assert_eq!(
-            refusal(|r| r.candidate.push(ids("color", None))),
+            refusal(|r| r.candidate.push(ids("color", &[1, 2], None))),
             "model m takes no candidate feature \"color\""
         );
         assert_eq!(
-            refusal(|r| r.candidate.push(ids("user", None))),
+            refusal(|r| r.candidate.push(ids("user", &[1, 2], None))),
             "feature \"user\" belongs to the user side, it came on the candidate side"
         );
         assert_eq!(refusal(|r| r.user.push(r.user[0].clone())), "user feature \"user\" stands twice");
@@ -399,7 +402,7 @@ mod tests {
     fn ads_request() -> RankRequest {
         RankRequest {
             candidates: 2,
-            user: vec![ids("items", Some(&[3]))],
+            user: vec![ids("items", &[11, 22, 33], Some(&[3]))],
             candidate: vec![numbers("bid", &[0.5, 2.0])],
             ..RankRequest::default()
         }
@@ -438,7 +441,7 @@ mod tests {
     fn unknown_features_are_refused_or_told() {
         let mut request = ads_request();
         request.user.push(numbers("hat", &[f32::NAN]));
-        request.candidate.extend([ids("x", None), ids(&"x".repeat(1000), None)]);
+        request.candidate.extend([ids("x", &[1], None), ids(&"x".repeat(1000), &[1], None)]);
         let refused = held(request.clone(), "refuse", LIMITS).unwrap_err();
         assert!(refused.to_string().ends_with("model ads takes no user feature \"hat\""), "{refused}");
         let checked = held(request, "ignore", LIMITS).unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use tidepool_proto::{code_of, pack::unpack, v1, v1::ranker_client::RankerClient};
 use tidepool_ranker::{
-    batch::{Batcher, BatchModel, Job},
+    batch::{BatchModel, Batcher, Job},
     chain,
 };
 use tokio::sync::Semaphore;
@@ -281,8 +281,9 @@ async fn measure(params: &Params, progress: &mut (dyn FnMut(Progress) + Send)) -
         seed: params.seed,
     };
     let deadline = params.deadline;
-    let remote =
-        |ranker: &RankerClient<Channel>| Arc::new(Remote { ranker: ranker.clone(), requests: requests.clone(), deadline });
+    let remote = |ranker: &RankerClient<Channel>| {
+        Arc::new(Remote { ranker: ranker.clone(), requests: requests.clone(), deadline })
+    };
     let (hybrid, timed) = (remote(&site.hybrid), remote(&site.timed));
     let own = Arc::new(Own {
         batcher: site.batcher.clone(),
@@ -320,10 +321,13 @@ async fn measure(params: &Params, progress: &mut (dyn FnMut(Progress) + Send)) -
             })?;
             let same = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE;
             checked += 1;
-            wrong += u64::from(!(scores.len() == ours.scores.len() && scores.iter().zip(&ours.scores).all(same)));
+            wrong +=
+                u64::from(!(scores.len() == ours.scores.len() && scores.iter().zip(&ours.scores).all(same)));
         }
         kernel.push(kernel_us(&site.own, &site.batch_model, &requests, part.0));
-        ratios.push(loads[0].latency.quantile_us(0.99) / loads[1].latency.quantile_us(0.99).max(f64::MIN_POSITIVE));
+        ratios.push(
+            loads[0].latency.quantile_us(0.99) / loads[1].latency.quantile_us(0.99).max(f64::MIN_POSITIVE),
+        );
         for (total, load) in totals.iter_mut().zip(&loads) {
             total.merge(load);
         }

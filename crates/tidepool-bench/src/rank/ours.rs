@@ -95,7 +95,8 @@ impl OwnTables {
                 vector.iter_mut().for_each(|value| *value /= count);
             }
         }
-        let defaulted: Vec<u32> = (0..).zip(&found).filter(|(_, found)| **found == 0).map(|(at, _)| at).collect();
+        let defaulted: Vec<u32> =
+            (0..).zip(&found).filter(|(_, found)| **found == 0).map(|(at, _)| at).collect();
         FeatureVectors {
             table_version: feature.table_version.clone(),
             sequence: 0,

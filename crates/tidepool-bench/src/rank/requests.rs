@@ -32,9 +32,9 @@ impl Requests {
             InputSource::Pooled { pooling, .. } => {
                 let bag = if *pooling == Pooling::Mean { MEAN_BAG } else { 1 };
                 let ids = match RankTable::find(&self.tables, &self.spec, &input.name) {
-                    Some(table) => (0..rows * bag)
-                        .map(|_| id_of(table.keying, random.below(table.rows)))
-                        .collect(),
+                    Some(table) => {
+                        (0..rows * bag).map(|_| id_of(table.keying, random.below(table.rows))).collect()
+                    }
                     None => Vec::new(),
                 };
                 let lengths = (bag > 1).then(|| vec![bag; rows as usize]);

@@ -15,7 +15,7 @@ use tidepool_proto::{
 };
 use tidepool_ranker::{
     Config, RawConfig, Running,
-    batch::{BatchInput, BatchMetrics, BatchModel, BatchOptions, Batcher, Batchers, InPlaceOf, InputFrom, Scorer},
+    batch::{BatchInput, BatchMetrics, BatchModel, Batcher, Batchers, InPlaceOf, InputFrom, Scorer},
     start_with,
 };
 use tidepool_runtime::pool::CpuPool;
@@ -96,17 +96,22 @@ impl Site {
         cluster.rankers = 1;
         cluster.ranker_config = toml::Table::from_iter([
             ("max_candidates".to_owned(), i64::from(params.candidates.max(1000)).into()),
-            ("max_ids".to_owned(), (i64::from(params.candidates) * 64 + 1_000_000).into()),
+            ("max_ids".to_owned(), (max_ids(params) as i64).into()),
             ("batch".to_owned(), batch_keys(params.unbatched).into()),
         ]);
         let cluster = LocalCluster::start(cluster).await?;
         promote(&cluster, spec.model.as_str(), release.as_str()).await?;
         let data = TempDir::new_in(&params.dir).map_err(BenchError::io("making a folder for a ranker"))?;
         let timed_ranker = timed_ranker(params, &cluster, &store, &data).await?;
-        let (hybrid, timed) =
-            (cluster.rankers()[0].grpc_address(), timed_ranker.0.grpc_address);
+        let (hybrid, timed) = (cluster.rankers()[0].grpc_address(), timed_ranker.0.grpc_address);
         let own = Arc::new(OwnTables::open(&tables, &store)?);
-        let (batcher, batch_model) = in_process(params, &store, &release, &tables, own.clone())?;
+        let (batcher, batch_model) = in_process(
+            params,
+            &store,
+            &release,
+            (&tables, own.clone()),
+            config(params, &cluster, &store, &data)?,
+        )?;
         cluster.rest().await;
         Ok(Self {
             cluster,
@@ -127,14 +132,17 @@ impl Site {
         let (running, token) = self.timed_ranker;
         token.cancel();
         let ended = running.wait().await;
-        ended.map_err(|error| BenchError::io("ending the ranker of this process")(std::io::Error::other(error)))?;
+        ended.map_err(|error| {
+            BenchError::io("ending the ranker of this process")(std::io::Error::other(error))
+        })?;
         self.cluster.stop().await
     }
 }
 
 /// Sections `[batch]` of a ranker.
 fn batch_keys(unbatched: bool) -> toml::Table {
-    let mut keys = toml::Table::from_iter([("max_waiting_rows".to_owned(), (MAX_WAITING_ROWS as i64).into())]);
+    let mut keys =
+        toml::Table::from_iter([("max_waiting_rows".to_owned(), (MAX_WAITING_ROWS as i64).into())]);
     if unbatched {
         keys.insert("max_requests".to_owned(), 1.into());
     }
@@ -146,7 +154,8 @@ fn publish(params: &Params, store: &ArtifactStore, tables: &[RankTable]) -> Resu
     let text = params.model.spec.to_toml();
     let versions: Vec<TableVersion> = tables.iter().map(|table| table.table_version.clone()).collect();
     let mut hasher = DefaultHasher::new();
-    (&text, &params.model.onnx, versions.iter().map(ToString::to_string).collect::<Vec<_>>()).hash(&mut hasher);
+    (&text, &params.model.onnx, versions.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .hash(&mut hasher);
     let release = Name::new(format!("bench-{:016x}", hasher.finish()))?;
     let model = &params.model.spec.model;
     if store.release(model, &release).is_err() {
@@ -157,9 +166,8 @@ fn publish(params: &Params, store: &ArtifactStore, tables: &[RankTable]) -> Resu
 
 /// Has the release loaded everywhere and answer.
 async fn promote(cluster: &LocalCluster, model: &str, release: &str) -> Result<(), BenchError> {
-    let refused = |status: tonic::Status| {
-        BenchError::Control(format!("{}: {}", code_of(&status), status.message()))
-    };
+    let refused =
+        |status: tonic::Status| BenchError::Control(format!("{}: {}", code_of(&status), status.message()));
     let mut control = cluster.control().await?;
     let named = v1::PublishReleaseRequest { model: model.into(), release: release.into() };
     control.publish_release(named).await.map_err(refused)?;
@@ -184,14 +192,13 @@ async fn promote(cluster: &LocalCluster, model: &str, release: &str) -> Result<(
     Ok(())
 }
 
-/// A ranker in this process, of the same cluster, whose dense runs are a timer.
-async fn timed_ranker(
+/// How rankers of this process are set up: as the one that is a process.
+fn config(
     params: &Params,
     cluster: &LocalCluster,
     store: &ArtifactStore,
     data: &TempDir,
-) -> Result<(Running, CancellationToken), BenchError> {
-    let started = |problem: String| BenchError::Process { process: "the ranker of this process".into(), problem };
+) -> Result<Config, BenchError> {
     let mut raw = RawConfig {
         ranker: "ranker-timed".into(),
         grpc_address: "127.0.0.1:0".into(),
@@ -200,14 +207,34 @@ async fn timed_ranker(
         store: store.root().display().to_string(),
         data_dir: data.path().display().to_string(),
         max_candidates: params.candidates.max(1000),
+        max_ids: max_ids(params),
         ..RawConfig::default()
     };
-    raw.max_ids = u64::from(params.candidates) * 64 + 1_000_000;
     raw.batch.max_waiting_rows = MAX_WAITING_ROWS;
     if params.unbatched {
         raw.batch.max_requests = 1;
     }
-    let config = Config::try_from(raw).map_err(|error| started(error.to_string()))?;
+    Config::try_from(raw).map_err(|error| BenchError::Process {
+        process: "the ranker of this process".into(),
+        problem: error.to_string(),
+    })
+}
+
+/// Ids of a request: each candidate has a few.
+fn max_ids(params: &Params) -> u64 {
+    u64::from(params.candidates) * 64 + 1_000_000
+}
+
+/// A ranker in this process, of the same cluster, whose dense runs are a timer.
+async fn timed_ranker(
+    params: &Params,
+    cluster: &LocalCluster,
+    store: &ArtifactStore,
+    data: &TempDir,
+) -> Result<(Running, CancellationToken), BenchError> {
+    let started =
+        |problem: String| BenchError::Process { process: "the ranker of this process".into(), problem };
+    let config = config(params, cluster, store, data)?;
     let token = CancellationToken::new();
     let outputs = params.model.spec.outputs.len();
     let timer = move |_| Arc::new(TimedScorer { outputs }) as Arc<dyn Scorer>;
@@ -232,16 +259,17 @@ fn in_process(
     params: &Params,
     store: &ArtifactStore,
     release: &Name,
-    tables: &[RankTable],
-    own: Arc<OwnTables>,
+    (tables, own): (&[RankTable], Arc<OwnTables>),
+    config: Config,
 ) -> Result<(Batcher, Arc<BatchModel>), BenchError> {
     let spec = &params.model.spec;
-    let failed = |problem: String| BenchError::Process { process: "the batcher of this process".into(), problem };
+    let failed =
+        |problem: String| BenchError::Process { process: "the batcher of this process".into(), problem };
     let files = store.release(&spec.model, release)?;
-    let dim_of = |table: &Name| {
-        tables.iter().find(|known| known.table_version.table == *table).map(|known| known.dim)
-    };
-    let dense = DenseModel::load(&files.onnx_path, spec, &dim_of).map_err(|error| failed(error.to_string()))?;
+    let dim_of =
+        |table: &Name| tables.iter().find(|known| known.table_version.table == *table).map(|known| known.dim);
+    let dense =
+        DenseModel::load(&files.onnx_path, spec, &dim_of).map_err(|error| failed(error.to_string()))?;
     let inputs = spec.inputs.iter().zip(dense.widths()).map(|(input, &width)| {
         let table = RankTable::find(tables, spec, &input.name);
         let from = match (&input.source, table) {
@@ -258,22 +286,10 @@ fn in_process(
         inputs: inputs.collect(),
         scorer: Arc::new(dense),
     });
-    let threads = CpuPool::default_threads();
-    let raw = RawConfig::default();
-    let pool = CpuPool::new(threads, raw.pool_queue_len as usize);
+    let pool = CpuPool::new(config.pool_threads, config.pool_queue_len);
     let pool = pool.map_err(|error| failed(error.to_string()))?;
     let metrics = BatchMetrics::new().map_err(|error| failed(error.to_string()))?;
-    let options = BatchOptions {
-        max_rows: raw.batch.max_rows.into(),
-        max_requests: if params.unbatched { 1 } else { raw.batch.max_requests as usize },
-        max_ids: u64::MAX,
-        max_delay: Duration::from_millis(raw.batch.max_delay_ms),
-        max_concurrent_batches: threads * 2,
-        max_waiting_rows: MAX_WAITING_ROWS,
-        max_waiting_requests: raw.batch.max_waiting_requests as usize,
-        exact: false,
-    };
-    let batchers = Batchers::new(options, Default::default(), pool, own, metrics);
+    let batchers = Batchers::new(config.batch, config.models, pool, own, metrics);
     Ok((batchers.of(&spec.model), batch_model))
 }
 

@@ -108,11 +108,11 @@ pub(super) fn run(args: &Rank, output: Output) -> Result<Outcome> {
 fn is_kept(report: &Report, args: &Rank) -> bool {
     let right = report.wrong_answers == 0
         && report.checked_answers > 0
-        && report.hybrid.failed_requests + report.in_process.failed_requests + report.timed.failed_requests == 0;
+        && report.hybrid.failed_requests + report.in_process.failed_requests + report.timed.failed_requests
+            == 0;
     let timed = args.no_timing || report.in_flight.is_some();
     right
-        && (timed
-            || (report.p99_ratio.median <= MOST_P99_RATIO && report.added_p99_us <= MOST_ADDED_P99_US))
+        && (timed || (report.p99_ratio.median <= MOST_P99_RATIO && report.added_p99_us <= MOST_ADDED_P99_US))
 }
 
 /// A reference model with random weights.
@@ -173,7 +173,16 @@ fn show(report: &Report, output: Output) {
     output.line(format!("on {}, {} cores, {}", machine.cpu, machine.cores, machine.kernel));
     output.line(format!(
         "{:<28} {:>10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>8} {:>7}",
-        "", "requests/s", "mean us", "p50 us", "p99 us", "lookup us", "dense us", "queue us", "in batch", "failed"
+        "",
+        "requests/s",
+        "mean us",
+        "p50 us",
+        "p99 us",
+        "lookup us",
+        "dense us",
+        "queue us",
+        "in batch",
+        "failed"
     ));
     way("ranker and nodes", &report.hybrid, output);
     way("in this process", &report.in_process, output);
