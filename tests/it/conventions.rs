@@ -71,6 +71,11 @@ const LICENCES: &[&str] = &[
 
 /// The rooms made for unsafe code.
 const UNSAFE_ROOMS: &[&str] = &[
+    "crates/tidepool-dense/benches/engines/peers.rs",
+    "crates/tidepool-dense/src/cpu/matmul.rs",
+    "crates/tidepool-dense/src/cpu/matmul_avx2.rs",
+    "crates/tidepool-dense/src/cpu/matmul_avx512.rs",
+    "crates/tidepool-dense/src/cpu/mod.rs",
     "crates/tidepool-kernels/src/pool/avx2.rs",
     "crates/tidepool-kernels/src/pool/avx512.rs",
     "crates/tidepool-kernels/src/prefetch.rs",

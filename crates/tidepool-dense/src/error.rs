@@ -54,7 +54,19 @@ pub enum DenseError {
         /// Where and why.
         problem: String,
     },
-    /// The library that runs the graph broke down over it.
+    /// An operator, or a form of one, that the static plan does not cover (docs/dense.md lists what it does).
+    #[error("{path}: node {node:?} ({op}): {problem}; docs/dense.md lists what is covered", path = path.display())]
+    NotCovered {
+        /// The file.
+        path: PathBuf,
+        /// The node, as the file or the simplified graph names it.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// What is not covered.
+        problem: String,
+    },
+    /// The library that reads the graph broke down over it.
     #[error("{path}: the engine broke down while it {doing}: {problem}", path = path.display())]
     Panicked {
         /// The file.

@@ -7,10 +7,12 @@
 //! Read first: [`DenseModel`], [`DenseBatch`], [`DenseError`], and `ModelSpec` of tidepool-types, the contract.
 
 mod contract;
+mod cpu;
 mod error;
 mod file;
 mod guard;
 mod model;
+mod plan;
 mod write;
 
 pub use error::DenseError;

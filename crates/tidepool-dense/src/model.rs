@@ -3,7 +3,6 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use tidepool_types::{ModelSpec, Name, Side};
@@ -14,6 +13,7 @@ use crate::{
     contract::{self, Fed, Interface},
     file,
     guard::{brief, guarded},
+    plan::{self, Inputs, Plan},
 };
 
 /// The name of the batch dimension in the prepared graph, whatever the file calls it.
@@ -32,16 +32,15 @@ pub struct DenseBatch<'a> {
     /// For each row, the number of its request: `[rows]`, each below `requests`.
     pub request_of: &'a [u32],
     /// The inputs in the order of the contract, row-major: `[requests, width]` of the user, `[rows, width]` of the
-    /// candidates.
+    /// candidates. Masks of sequences follow, see [`DenseModel::masks`].
     pub inputs: &'a [&'a [f32]],
 }
 
 /// A dense model that fits its contract, ready to run. It may be shared between threads.
 pub struct DenseModel {
     path: PathBuf,
-    input_names: Vec<String>,
     interface: Interface,
-    plan: Arc<TypedRunnableModel>,
+    plan: Plan,
 }
 
 impl fmt::Debug for DenseModel {
@@ -71,14 +70,27 @@ impl DenseModel {
         })?;
         let interface = contract::check(graph, spec, table_dims).map_err(DenseError::Contract)?;
         let plan = guarded(onnx, "prepared the graph", || prepare(onnx, &model, spec, &interface))?;
-        let input_names = spec.inputs.iter().map(|i| i.name.clone()).collect();
-        Ok(Self { path: onnx.to_path_buf(), input_names, interface, plan })
+        Ok(Self { path: onnx.to_path_buf(), interface, plan })
     }
 
-    /// Elements per row of each input, in the order of the contract.
+    /// Elements per row of each input, in the order of the contract; of a sequence `max_len * dim`.
     #[must_use]
     pub fn widths(&self) -> &[usize] {
         &self.interface.widths
+    }
+
+    /// The masks that are given behind the contract's inputs, `[rows or requests, max_len]` each: for each, which of
+    /// the contract's inputs it goes with.
+    #[must_use]
+    pub fn masks(&self) -> &[usize] {
+        &self.interface.masks
+    }
+
+    /// What the plan does, a line for each step: `request` or `row` for how often, the node that asked for it, what it
+    /// is, and how many numbers it makes each time.
+    #[must_use]
+    pub fn steps(&self) -> Vec<String> {
+        self.plan.describe()
     }
 
     /// Runs the graph. The outputs are in the order of the contract, each `[rows]`. No rows give empty outputs. Values are returned
@@ -86,22 +98,24 @@ impl DenseModel {
     /// judging the inputs, since a NaN that goes in may well come out as a number (a sigmoid clamps it).
     ///
     /// # Errors
-    /// [`DenseError::Input`] when a length is wrong or a row belongs to no request; [`DenseError::Run`] and [`DenseError::Panicked`] when
-    /// the graph cannot be evaluated.
+    /// [`DenseError::Input`] when a length is wrong or a row belongs to no request; [`DenseError::Panicked`] would
+    /// be a defect of the plan.
     pub fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
         self.check(batch)?;
         if batch.rows == 0 {
             return Ok(vec![Vec::new(); self.interface.outputs.len()]);
         }
-        guarded(&self.path, "ran the graph", || self.evaluate(batch))
+        let &DenseBatch { rows, requests, request_of, inputs: values } = batch;
+        let inputs = Inputs { rows, requests, request_of, values };
+        guarded(&self.path, "ran the graph", || Ok(self.plan.run(inputs)))
     }
 
     fn check(&self, batch: &DenseBatch<'_>) -> Result<(), DenseError> {
         let &DenseBatch { rows, requests, request_of, inputs } = batch;
-        let widths = &self.interface.widths;
+        let given = &self.interface.given;
         let list = |problem| DenseError::Input { input: "list".into(), problem };
-        if inputs.len() != widths.len() {
-            return Err(list(format!("{} inputs were given, the model has {}", inputs.len(), widths.len())));
+        if inputs.len() != given.len() {
+            return Err(list(format!("{} inputs were given, the model has {}", inputs.len(), given.len())));
         }
         if request_of.len() != rows {
             return Err(list(format!("requests were given for {} of {rows} rows", request_of.len())));
@@ -110,66 +124,28 @@ impl DenseModel {
             let of = request_of[row];
             return Err(list(format!("row {row} belongs to request {of}, there are {requests} requests")));
         }
-        let expected = self.interface.sides.iter().zip(widths);
-        for ((name, values), (&side, &width)) in self.input_names.iter().zip(inputs).zip(expected) {
-            let (count, what) = if side == Side::User { (requests, "requests") } else { (rows, "rows") };
+        for (values, given) in inputs.iter().zip(given) {
+            let (count, what) =
+                if given.side == Side::User { (requests, "requests") } else { (rows, "rows") };
+            let width = given.width();
             if count.checked_mul(width) != Some(values.len()) {
                 return Err(DenseError::Input {
-                    input: format!("{name:?}"),
+                    input: format!("{:?}", given.name),
                     problem: format!("{} numbers were given for {count} {what} of {width}", values.len()),
                 });
             }
         }
         Ok(())
     }
-
-    fn evaluate(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
-        let rows = batch.rows;
-        let failed = |problem| DenseError::Run { path: self.path.clone(), rows, problem };
-        let expands = !self.interface.has_request_index();
-        let mut tensors = TVec::new();
-        for &fed in &self.interface.inputs {
-            let tensor = match fed {
-                Fed::RequestIndex => {
-                    let numbers: Vec<i64> = batch.request_of.iter().map(|&r| r.into()).collect();
-                    Tensor::from_shape(&[rows], &numbers)
-                }
-                Fed::Input(at) => {
-                    let (width, values) = (self.interface.widths[at], batch.inputs[at]);
-                    match self.interface.sides[at] {
-                        Side::User if expands => {
-                            let of = |&request: &u32| &values[request as usize * width..][..width];
-                            let expanded: Vec<f32> = batch.request_of.iter().flat_map(of).copied().collect();
-                            Tensor::from_shape(&[rows, width], &expanded)
-                        }
-                        Side::User => Tensor::from_shape(&[batch.requests, width], values),
-                        Side::Candidate => Tensor::from_shape(&[rows, width], values),
-                    }
-                }
-            };
-            tensors.push(tensor.map_err(|e| failed(brief(&e)))?.into_tvalue());
-        }
-        let results = self.plan.run(tensors).map_err(|e| failed(brief(&e)))?;
-        let column = |&at: &usize| {
-            let values = results.get(at).ok_or_else(|| failed(format!("there is no output {at}")))?;
-            let values = values.try_as_plain_ram().map_err(|e| failed(brief(&e)))?;
-            let values = values.as_slice::<f32>().map_err(|e| failed(brief(&e)))?;
-            if values.len() != rows {
-                return Err(failed(format!("output {at} has {} values", values.len())));
-            }
-            Ok(values.to_vec())
-        };
-        self.interface.outputs.iter().map(column).collect()
-    }
 }
 
-/// Types, simplifies and plans the graph with a batch of unknown size, and checks what comes out of it.
+/// Types and simplifies the graph with a batch of unknown size, checks what comes out of it, and makes its plan.
 fn prepare(
     path: &Path,
     model: &ModelProto,
     spec: &ModelSpec,
     interface: &Interface,
-) -> Result<Arc<TypedRunnableModel>, DenseError> {
+) -> Result<Plan, DenseError> {
     let failed = |e: TractError| DenseError::Graph { path: path.to_path_buf(), problem: brief(&e) };
     // Shapes inside the file may speak of the batch by another name, so they are inferred again.
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
@@ -179,9 +155,11 @@ fn prepare(
         let fact = match fed {
             Fed::RequestIndex => InferenceFact::dt_shape(i64::datum_type(), [TDim::from(rows.clone())]),
             Fed::Input(input) => {
-                let apart = interface.has_request_index() && interface.sides[input] == Side::User;
-                let batch = if apart { &requests } else { &rows };
-                let shape = [TDim::from(batch.clone()), TDim::from(interface.widths[input])];
+                let given = &interface.given[input];
+                let apart = interface.has_request_index() && given.side == Side::User;
+                let batch = TDim::from(if apart { requests.clone() } else { rows.clone() });
+                let shape: TVec<TDim> =
+                    std::iter::once(batch).chain(given.shape.iter().map(|&len| TDim::from(len))).collect();
                 InferenceFact::dt_shape(f32::datum_type(), shape)
             }
         };
@@ -219,5 +197,10 @@ fn prepare(
     if !problems.is_empty() {
         return Err(DenseError::Contract(problems));
     }
-    typed.into_optimized().and_then(IntoRunnable::into_runnable).map_err(failed)
+    plan::lower(&typed, [rows, requests], interface).map_err(|uncovered| DenseError::NotCovered {
+        path: path.to_path_buf(),
+        node: uncovered.node,
+        op: uncovered.op,
+        problem: uncovered.problem,
+    })
 }

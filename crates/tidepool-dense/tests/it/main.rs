@@ -3,7 +3,11 @@
 
 mod contract;
 mod hostile;
+mod models;
 mod onnx;
+mod oracle;
+mod plan;
+mod random;
 mod run;
 
 use std::path::PathBuf;
