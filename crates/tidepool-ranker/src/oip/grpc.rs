@@ -105,7 +105,7 @@ impl GrpcInferenceService for Inference {
             release: message.model_version.clone(),
             ..v1::RankRequest::default()
         };
-        let infer = read(message).map_err(|error| (error, asked));
+        let infer = read(message).map_err(|error| (error, Box::new(asked)));
         let inferred = self.infer(&Caller::of(&extensions), infer, traceparent, arrived).await;
         Ok(Response::new(write(inferred.map_err(status)?, typed)))
     }

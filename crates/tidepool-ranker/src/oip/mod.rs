@@ -48,6 +48,9 @@ pub(crate) struct Inference {
     retries: Retries,
 }
 
+/// Why a request could not be read, and what is known of it all the same.
+type NotRead = (RankError, Box<v1::RankRequest>);
+
 /// A request for an inference, its elements raw.
 #[derive(Clone, Debug, PartialEq)]
 struct Infer {
@@ -78,12 +81,11 @@ impl Inference {
         (rest::routes(self.clone(), max_request_bytes), rest::health_routes(self.clone()))
     }
 
-    /// Answers a request for an inference: `asked` is what was read of it, or why it could not be read, and what is
-    /// known of it all the same.
+    /// Answers a request for an inference, if it could be read.
     async fn infer(
         &self,
         caller: &Caller,
-        asked: Result<Infer, (RankError, v1::RankRequest)>,
+        asked: Result<Infer, NotRead>,
         traceparent: Option<TraceParent>,
         arrived: Instant,
     ) -> Result<Inferred, RankError> {
@@ -91,7 +93,7 @@ impl Inference {
             for (what, name) in [("model", &infer.model), ("version", &infer.version)] {
                 if name.len() > MAX_NAME_BYTES {
                     let problem = format!("a {what} of {} bytes: no name is so long", name.len());
-                    return Err((RankError::Invalid(problem), v1::RankRequest::default()));
+                    return Err((RankError::Invalid(problem), Box::default()));
                 }
             }
             let release = (!infer.version.is_empty()).then_some(infer.version.as_str());
@@ -99,10 +101,10 @@ impl Inference {
             let made = by_contract(releases, &infer.model, release, key, |spec| {
                 convert(&infer, &Contract::of(spec))
             });
-            made.map_err(|error| (error, infer.named()))
+            made.map_err(|error| (error, Box::new(infer.named())))
         });
         let (message, answering) =
-            converted.map_err(|(error, asked)| self.service.not_read(error, asked, arrived))?;
+            converted.map_err(|(error, asked)| self.service.not_read(error, *asked, arrived))?;
         let response = self.service.answer(caller, message, traceparent, arrived).await?;
         answering.answer(response)
     }

@@ -162,9 +162,9 @@ async fn infer(
                 release: which.version.clone(),
                 ..v1::RankRequest::default()
             };
-            read(&served, which, &headers, body).await.map_err(|error| (error, known))
+            read(&served, which, &headers, body).await.map_err(|error| (error, Box::new(known)))
         }
-        Err(error) => Err((error, v1::RankRequest::default())),
+        Err(error) => Err((error, Box::default())),
     };
     let (infer, binary) = match read {
         Ok((infer, binary)) => (Ok(infer), binary),

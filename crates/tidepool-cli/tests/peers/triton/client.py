@@ -73,7 +73,7 @@ def tensors(user, items, genres):
         "occupation": np.array([user["occupation"]], dtype=np.uint64),
         "age": np.array([[user["age"]]], dtype=np.float32),
         "gender": np.array([[user["gender"]]], dtype=np.float32),
-        "item": np.array(items, dtype=np.int64).reshape(-1, 1),
+        "item": np.array(items, dtype=np.uint64).reshape(-1, 1),
         "genres": np.array(flat, dtype=np.int64),
         "genres_lengths": np.array([len(of) for of in genres], dtype=np.int32),
     }
@@ -167,7 +167,7 @@ def main():
         site = json.load(file)
     reference = Reference(site)
     random = np.random.default_rng(7)
-    users, items = reference.ids("user"), reference.ids("item") + [NOWHERE]
+    users, items = reference.ids("user"), np.array(reference.ids("item") + [NOWHERE], dtype=np.uint64)
     genres, occupations = reference.ids("genre"), reference.ids("occupation")
     cases = []
     for count in (1, 2, 17, 100, 257):

@@ -13,13 +13,17 @@ use crate::{
     trained::Trained,
 };
 
-/// Ids that are looked up of each table; some of them have no row.
-const IDS: std::ops::Range<u64> = 0..80;
+/// Ids that are looked up of each table, in the data that the model was trained on; some of them have no row.
+fn ids(table: &str) -> Vec<String> {
+    // Ids of items are spread over all of u64 there.
+    let id = |at: u64| if table == "item" { tidepool_types::mix64(at) } else { at };
+    (0..80).map(|at| id(at).to_string()).collect()
+}
 
 /// What the script may compute with: the rows of a table as the cluster serves them, and its default row.
 fn rows(trained: &Trained, controller: &Role, table: &str) -> Value {
     let version = format!("{table}@r1");
-    let ids: Vec<String> = IDS.map(|id| id.to_string()).collect();
+    let ids = ids(table);
     let mut args = vec!["--controller", &controller.grpc_address, "lookup", &version];
     args.extend(ids.iter().map(String::as_str));
     let (code, found) = json(&args);
