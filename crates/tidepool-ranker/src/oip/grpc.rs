@@ -145,7 +145,6 @@ impl GrpcInferenceService for Inference {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn status(error: RankError) -> Status {
     status_of(error.code(), chain(&error), error.epoch())
 }

@@ -195,7 +195,7 @@ def main():
         assert response.id == f"triton-grpc-{at}" and response.model_version == "r1", response
         assert response.parameters["table_versions"].string_param.count("@r1") == 4, response
         missing = response.parameters["missing_ids"].int64_param
-        assert missing == (1 if NOWHERE in chosen else 0), response
+        assert (missing > 0) == (NOWHERE in chosen), response
 
         for how in ({}, {"binary_data": True}, {"binary_data": False}):
             result = over_http.infer(MODEL, inputs(http, arrays, **how), request_id=f"triton-http-{at}")
