@@ -64,7 +64,7 @@ mod tests {
             user: 0,
             item: 0,
             time: 0,
-            label: at % 3 > 0,
+            label: !at.is_multiple_of(3),
             true_probability: None,
             conversion: at % 3 == 1,
             true_conversion: None,
