@@ -4,7 +4,7 @@
 //!
 //! `cargo bench -p tidepool-ranker --bench batching`; in test mode one short round is tried.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::{
