@@ -22,7 +22,7 @@ fn a_node_is_killed_and_nobody_notices() {
 #[test]
 fn what_is_no_drill_is_wrong_usage() {
     let (code, said) = failure(&["bench", "drill", "fire"]);
-    assert!(code == 2 && said.contains("partition or soak"), "{said}");
+    assert!(code == 2 && said.contains("soak, or all"), "{said}");
     assert_eq!(failure(&["bench", "drill", "kill", "--rate", "0"]).0, 2);
 }
 

@@ -10,7 +10,7 @@ fn with(inputs: &[(&str, i64)]) -> Graph {
 }
 
 /// The inputs that most have: a user's vector, an item's, and numbers of the candidate.
-fn usual() -> Graph {
+pub(crate) fn usual() -> Graph {
     with(&[("user", 8), ("item", 16), ("context", 3)])
 }
 
@@ -219,7 +219,10 @@ pub(crate) fn forms() -> Graph {
         .node("ReduceL2", &["item", "axis"], "norm", &[int("keepdims", 1)])
         .node("Div", &["item", "norm"], "unit", &[])
         .integers("wide", &[2], &[1, 5])
-        .node("Expand", &["mean", "wide"], "spread", &[])
+        .node("Expand", &["mean", "wide"], "same", &[])
+        // A product by what is the same all along would be one that tract gets wrong.
+        .random("five", &[5])
+        .node("Mul", &["same", "five"], "spread", &[])
         .node("Sub", &["max", "min"], "range", &[])
         .node("Neg", &["context"], "neg", &[])
         .node("Erf", &["neg"], "erf", &[])

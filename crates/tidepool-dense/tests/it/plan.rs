@@ -181,3 +181,29 @@ fn a_sequence_comes_with_its_mask() {
         ]
     );
 }
+
+/// Where tract's own answer is another one: it counts the element once (0.23.9), so the sum is written out beside it.
+#[test]
+fn an_element_that_is_repeated_along_a_summed_axis_counts_each_time() {
+    let graph = || {
+        models::usual()
+            .integers("axis", &[1], &[1])
+            .node("ReduceMean", &["user", "axis"], "mean", &[int("keepdims", 1)])
+            .integers("wide", &[2], &[1, 5])
+            .node("Expand", &["mean", "wide"], "spread", &[])
+            .node("Concat", &["spread", "item"], "x", &[int("axis", 1)])
+            .random("w", &[21])
+    };
+    let product = graph().node("MatMul", &["x", "w"], "ctr", &[]);
+    let written_out = graph().node("Mul", &["x", "w"], "terms", &[]);
+    let written_out = written_out.node("ReduceSum", &["terms", "axis"], "ctr", &[int("keepdims", 0)]);
+    let [product, written_out] = [product, written_out].map(|graph| {
+        // An input that nothing takes would not be in the contract.
+        let graph = graph.node("ReduceSum", &["context", "axis"], "rest", &[int("keepdims", 0)]);
+        Case::new(graph.output("ctr", &[open("batch")]).output("rest", &[open("batch")]))
+    });
+    let batch = product.batch(9, 2, 5);
+    for (product, written_out) in product.run(&batch)[0].iter().zip(&written_out.run(&batch)[0]) {
+        assert!((product - written_out).abs() <= 3e-6, "{product} {written_out}");
+    }
+}

@@ -57,6 +57,8 @@ struct Ads {
     _node: FakeNode,
     _controller: FakeController,
     _data: TempDir,
+    /// Releases are read from it while they load.
+    _store: Store,
     ranker: TestRanker,
 }
 
@@ -93,7 +95,7 @@ async fn start() -> Ads {
     let data = tempfile::tempdir().unwrap();
     let raw = raw_config(&store, controller.address, data.path().join("ranker"));
     let ranker = TestRanker::start(raw).await;
-    Ads { _node: node, _controller: controller, _data: data, ranker }
+    Ads { _node: node, _controller: controller, _data: data, _store: store, ranker }
 }
 
 fn texts(name: &str, texts: &[&str], lengths: &[u32]) -> v1::Feature {
