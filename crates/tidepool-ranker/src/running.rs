@@ -104,28 +104,8 @@ pub async fn start_with(
     let releases = Releases::default();
     registry.register(Box::new(ReleaseMetrics::new(releases.clone())?))?;
     let client = Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?;
-    let batch_metrics = BatchMetrics::new()?;
-    batch_metrics.register(&registry)?;
-    let source = Arc::new(client.clone());
-    let batchers = Batchers::new(config.batch, config.models.clone(), pool.clone(), source, batch_metrics);
-    let batchers = match in_place_of {
-        Some(in_place_of) => batchers.with_in_place_of(in_place_of),
-        None => batchers,
-    };
-    let service = RankService {
-        ranker: Arc::new(Ranker {
-            releases: releases.clone(),
-            client: client.clone(),
-            scenarios: Scenarios::new(config.scenarios.clone()),
-            pool: pool.clone(),
-            limits: config.limits,
-            default_deadline: config.default_deadline,
-            max_deadline: config.max_deadline,
-            shadows: Shadows::of_pool(config.pool_threads),
-            recent: Recent::new(config.recent_requests),
-        }),
-        metrics: metrics.clone(),
-    };
+    let batchers = batchers(&config, &pool, &client, &registry)?.with_in_place_of(in_place_of);
+    let service = service(&config, (&releases, &client, &pool), &metrics);
     let status = {
         let (releases, connected, health) = (releases.clone(), connected.clone(), health.clone());
         move || {
@@ -186,14 +166,7 @@ pub async fn start_with(
         shutdown: shutdown.clone(),
         connected,
     };
-    // The session ends as the draining begins, so that the controller sends nobody here any more.
-    let draining = shutdown.draining();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = session.run() => {}
-            () = draining => {}
-        }
-    });
+    keep_up(session, &shutdown);
     info!(ranker = %config.ranker, %grpc_address, %http_address, "ranker started");
     let drain_timeout = config.drain_timeout;
     let status = Arc::new(status);
@@ -249,6 +222,52 @@ fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router
         .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0))
         .merge(recent::routes(config.ranker.to_string(), service.ranker.recent.clone()))
         .merge(models::routes(config.ranker.to_string(), service.ranker.releases.clone()))
+}
+
+/// What answers rankings.
+fn service(
+    config: &Config,
+    (releases, client, pool): (&Releases, &Client, &CpuPool),
+    metrics: &Metrics,
+) -> RankService {
+    RankService {
+        ranker: Arc::new(Ranker {
+            releases: releases.clone(),
+            client: client.clone(),
+            scenarios: Scenarios::new(config.scenarios.clone()),
+            pool: pool.clone(),
+            limits: config.limits,
+            default_deadline: config.default_deadline,
+            max_deadline: config.max_deadline,
+            shadows: Shadows::of_pool(config.pool_threads),
+            recent: Recent::new(config.recent_requests),
+        }),
+        metrics: metrics.clone(),
+    }
+}
+
+/// Follows the controller until the draining begins, so that it sends nobody here any more.
+fn keep_up(session: Session, shutdown: &Shutdown) {
+    let draining = shutdown.draining();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = session.run() => {}
+            () = draining => {}
+        }
+    });
+}
+
+/// Where requests share batches.
+fn batchers(
+    config: &Config,
+    pool: &CpuPool,
+    client: &Client,
+    registry: &Registry,
+) -> Result<Batchers, StartError> {
+    let metrics = BatchMetrics::new()?;
+    metrics.register(registry)?;
+    let source = Arc::new(client.clone());
+    Ok(Batchers::new(config.batch, config.models.clone(), pool.clone(), source, metrics))
 }
 
 /// How the ranker's client asks the cluster.

@@ -46,7 +46,9 @@ use self::{
 };
 pub use self::{
     metrics::BatchMetrics,
-    model::{BatchInput, BatchModel, InPlaceOf, InputFrom, Looking, MAX_ELEMENTS, Scorer, VectorSource},
+    model::{
+        BatchInput, BatchModel, InPlaceOf, InputFrom, Looking, MAX_ELEMENTS, Replace, Scorer, VectorSource,
+    },
     options::{BatchOptions, ModelLimits, RawBatch, RawModel},
     share::{Counts, Progress, Share},
     work::{Job, Outputs, Ticket},
@@ -158,10 +160,10 @@ impl Batchers {
         Self { inner: Arc::new(all), in_place_of: None }
     }
 
-    /// With something in the place of every model that is loaded from here on.
+    /// With something in the place of every model that is loaded from here on, if there is something.
     #[must_use]
-    pub fn with_in_place_of(self, in_place_of: InPlaceOf) -> Self {
-        Self { in_place_of: Some(in_place_of), ..self }
+    pub fn with_in_place_of(self, in_place_of: Option<InPlaceOf>) -> Self {
+        Self { in_place_of, ..self }
     }
 
     /// What runs in the place of `model`: itself, if nothing else does.

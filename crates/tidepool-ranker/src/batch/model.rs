@@ -64,7 +64,10 @@ impl Scorer for DenseModel {
 
 /// What stands in for the scorer of each release that is loaded; a bench has a timer in its place.
 #[derive(Clone)]
-pub struct InPlaceOf(pub Arc<dyn Fn(Arc<dyn Scorer>) -> Arc<dyn Scorer> + Send + Sync>);
+pub struct InPlaceOf(pub Arc<Replace>);
+
+/// Makes what stands in, of what it stands in for.
+pub type Replace = dyn Fn(Arc<dyn Scorer>) -> Arc<dyn Scorer> + Send + Sync;
 
 impl fmt::Debug for InPlaceOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
