@@ -2,30 +2,51 @@
 //! that goes on with the files runs as somebody else, who must be able to open them.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, fchown},
     path::Path,
 };
 
 /// Opens the file at `path`, or makes it: then, by root, for whom its folder belongs to. A file that is there stays whose
-/// it is: behind its name may be a link that somebody has put there.
+/// it is: behind its name may be a link that somebody has put there. Where such a link leads to nothing, root makes
+/// nothing.
 ///
 /// # Errors
 /// What the system said.
 pub fn open_or_make(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    let file = match options.clone().create_new(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return options.clone().create(true).open(path);
-        }
-        made => made?,
+    let Some(owner) = somebody_else_at(path)? else {
+        return options.clone().create(true).open(path);
     };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let (here, there) = (file.metadata()?, folder.unwrap_or(Path::new(".")).metadata()?);
-    if here.uid() == 0 && there.uid() != 0 {
-        fchown(&file, Some(there.uid()), Some(there.gid()))?;
-    }
+    let mut again = true;
+    let file = loop {
+        match options.clone().create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => break made?,
+        }
+        match options.clone().create(false).open(path) {
+            // It has gone in between, or it is a link that leads to nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && again => again = false,
+            found => return found,
+        }
+    };
+    give(&file, &owner)?;
     Ok(file)
+}
+
+/// Of the folder that `path` is in, when this is root and the folder is somebody else's.
+fn somebody_else_at(path: &Path) -> io::Result<Option<Metadata>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).metadata()?;
+    Ok((folder.uid() != 0 && rustix::process::geteuid().is_root()).then_some(folder))
+}
+
+/// Gives away what root has just made.
+fn give(made: &File, owner: &Metadata) -> io::Result<()> {
+    if made.metadata()?.uid() == 0 {
+        fchown(made, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -34,12 +55,15 @@ mod tests {
 
     use super::*;
 
+    fn owner(path: &Path) -> (u32, u32) {
+        path.metadata().map(|of| (of.uid(), of.gid())).unwrap()
+    }
+
     #[test]
     fn a_file_that_is_made_belongs_to_whom_its_folder_belongs_and_one_that_is_there_stays_whose_it_is() {
         let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         // Refused to all but root, who is the one that this is about.
         let _ = chown(folder.path(), Some(12_345), Some(12_345));
-        let owner = |path: &Path| path.metadata().map(|of| (of.uid(), of.gid())).unwrap();
         let mut options = OpenOptions::new();
         options.append(true);
         let made = folder.path().join("made");
@@ -53,5 +77,17 @@ mod tests {
         symlink(&there, folder.path().join("link")).unwrap();
         open_or_make(&folder.path().join("link"), &options).unwrap();
         assert_eq!(owner(&there), before);
+    }
+
+    #[test]
+    fn root_makes_nothing_behind_a_link_that_leads_to_nothing_in_a_folder_of_somebody_else() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let is_root = chown(folder.path(), Some(12_345), Some(12_345)).is_ok();
+        let (link, nothing) = (folder.path().join("link"), elsewhere.path().join("nothing"));
+        symlink(&nothing, &link).unwrap();
+        let refused = open_or_make(&link, OpenOptions::new().append(true)).err().map(|error| error.kind());
+        // Who is not root makes there what he may make anyway.
+        assert_eq!(refused, is_root.then_some(io::ErrorKind::NotFound));
+        assert_eq!(nothing.exists(), !is_root);
     }
 }
