@@ -1,10 +1,10 @@
-//! Whose a file is that root makes: the folder's owner's. Root repairs (`tidepool metastore restore`), and the process
-//! that goes on with the files runs as somebody else, who must be able to open them.
+//! Whose a file or a folder is that root makes: the owner's of the folder that it is in. Root repairs (`tidepool metastore
+//! restore`), and the process that goes on with the files runs as somebody else, who must be able to open them.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::Path,
 };
 
@@ -32,6 +32,19 @@ pub fn open_or_make(path: &Path, options: &OpenOptions) -> io::Result<File> {
     };
     give(&file, &owner)?;
     Ok(file)
+}
+
+/// Makes the folder at `path`, by root for whom the folder belongs to that it is in.
+///
+/// # Errors
+/// What the system said: one that is there already is an error too.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)?;
+    let Some(owner) = somebody_else_at(path)? else { return Ok(()) };
+    // Whom the folder around it belongs to may have put something else at its name by now.
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let folder = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    give(&folder, &owner)
 }
 
 /// Of the folder that `path` is in, when this is root and the folder is somebody else's.
@@ -89,5 +102,19 @@ mod tests {
         // Who is not root makes there what he may make anyway.
         assert_eq!(refused, is_root.then_some(io::ErrorKind::NotFound));
         assert_eq!(nothing.exists(), !is_root);
+    }
+
+    #[test]
+    fn a_folder_that_is_made_belongs_to_whom_the_one_around_it_belongs_and_so_does_what_is_made_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        // Refused to all but root, who is the one that this is about.
+        let _ = chown(folder.path(), Some(12_345), Some(12_345));
+        let made = folder.path().join("made");
+        make_folder(&made).unwrap();
+        open_or_make(&made.join("file"), OpenOptions::new().append(true)).unwrap();
+        for path in [made.clone(), made.join("file")] {
+            assert_eq!(owner(&path), owner(folder.path()), "{}", path.display());
+        }
+        assert_eq!(make_folder(&made).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

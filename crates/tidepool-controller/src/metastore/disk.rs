@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use tidepool_runtime::owner::open_or_make;
+use tidepool_runtime::owner::{make_folder, open_or_make};
 
 /// The operations. A new entry of a directory (by [`create`](Self::create), [`rename`](Self::rename) or
 /// [`create_dir_all`](Self::create_dir_all)) is lasting only after [`sync_dir`](Self::sync_dir) of that directory.
@@ -72,7 +72,7 @@ impl Disk for RealDisk {
         }
         let parent = path.parent().unwrap_or(Path::new(""));
         self.create_dir_all(parent)?;
-        match fs::create_dir(path) {
+        match make_folder(path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
             made => made?,
         }
