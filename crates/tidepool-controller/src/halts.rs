@@ -64,7 +64,12 @@ impl Halts {
                 return newest;
             }
             Some(last) => last,
-            None => before(state, SystemTime::now()),
+            None => {
+                let last = before(state, SystemTime::now());
+                // Written down first: if what follows cannot be, it is not too old when it is looked at again.
+                self.save(last);
+                last
+            }
         };
         let mut written = true;
         for event in events.after(last).filter(|event| event.by == GUARDS) {
@@ -122,6 +127,8 @@ fn before(state: &ClusterState, now: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::symlink, path::Path};
+
     use serde_json::Value;
     use tidepool_cluster::{Durable, Settings};
     use tidepool_runtime::audit::AuditOptions;
@@ -193,6 +200,33 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("\"event\":2") && text.contains(GUARDS), "{text}");
+        assert_eq!(halts.load(), Some(2));
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_at_the_first_look_is_made_up_for_however_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let [full, path] = ["full.log", "audit.log"].map(|name| folder.path().join(name));
+        let open = |path: &Path| {
+            let options = AuditOptions { path: path.to_owned(), max_bytes: 1 << 20, keep: 1 };
+            Halts {
+                audit: AuditLog::open(Some(options)).unwrap(),
+                lead: standing().1,
+                noted: folder.path().join("audited-events"),
+                failures: IntCounter::new("x", "x").unwrap(),
+            }
+        };
+        let halts = open(&full);
+        fs::remove_file(&full).unwrap();
+        symlink("/dev/full", &full).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        halts.note(&state_of(now, &["alice", GUARDS]), halts.load()).await;
+        assert_eq!((halts.failures.get(), halts.load()), (1, Some(0)));
+        // The process ends with what it owes, and the next looks when the same events are old.
+        let halts = open(&path);
+        assert_eq!(halts.note(&state(&["alice", GUARDS]), halts.load()).await, 2);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!((text.lines().count(), text.contains("\"event\":2")), (1, true), "{text}");
         assert_eq!(halts.load(), Some(2));
     }
 }
