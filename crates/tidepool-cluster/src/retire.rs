@@ -8,7 +8,8 @@
 //! has passed since. A table that is no longer served on its own account leaves likewise.
 //! How far they are is not written down: after a restart the grace begins anew.
 //!
-//! **Invariant:** rankers let go first. No table leaves in the step in which a release that pins it does.
+//! **Invariant:** rankers let go first. With a grace above zero, and the controller's configuration takes no other, no
+//! table leaves in the step in which a release that pins it does.
 
 use std::{collections::BTreeSet, time::Duration};
 
