@@ -20,9 +20,9 @@ use crate::{MAX_FIELDS, ReservingEncoder};
 /// them sends them raw.
 pub const MAX_NUMBERS: usize = 1 << 22;
 
-/// prost's codec that refuses a message of more than [`MAX_FIELDS`] fields, those of its tensors included, or of more
-/// than [`MAX_NUMBERS`]. A tensor of no fields takes 288 bytes or less, so a request takes 72 MiB at most beside its
-/// bytes and numbers.
+/// prost's codec that refuses a message of more than [`MAX_FIELDS`] fields, those of its tensors and outputs included,
+/// or of more than [`MAX_NUMBERS`]. A tensor of no fields takes 288 bytes or less, and the first parameter of one some
+/// 550 more, so that tensors of a parameter each take the most: about 105 MiB beside their bytes and numbers.
 #[derive(Debug)]
 pub struct InferenceCodec<T, U>(PhantomData<(T, U)>);
 
@@ -82,19 +82,22 @@ impl<U: Message + Default> Decoder for InferenceDecoder<U> {
 }
 
 /// Where in a request for an inference the count is. In the other messages of the protocol the same field numbers
-/// are not there, or are texts, in which at worst too much is counted.
+/// are not there, or are texts and raw elements, in which at worst too much is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
     Message,
     Tensor,
     Contents,
+    Output,
 }
 
 impl Level {
-    /// Tensors of a request (5), the contents of a tensor (5).
+    /// Tensors of a request (5) and the outputs that it asks for (6), the contents of a tensor (5). Their parameters
+    /// are a field each.
     const fn below(self, tag: u32) -> Option<Self> {
         match (self, tag) {
             (Self::Message, 5) => Some(Self::Tensor),
+            (Self::Message, 6) => Some(Self::Output),
             (Self::Tensor, 5) => Some(Self::Contents),
             _ => None,
         }
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
     use crate::inference::{
         InferParameter, InferTensorContents, ModelInferRequest, infer_parameter::ParameterChoice,
-        model_infer_request::InferInputTensor,
+        model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     };
 
     fn found(request: &ModelInferRequest) -> Found {
@@ -180,6 +183,21 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(found(&request), Found { fields: 3 + 3 + 1 + 2, numbers: 6 });
+    }
+
+    #[test]
+    fn parameters_are_counted_wherever_they_stand() {
+        let parameters = || (0..1000).map(|at| (at.to_string(), InferParameter::default())).collect();
+        let tensor = InferInputTensor { parameters: parameters(), ..Default::default() };
+        let output = InferRequestedOutputTensor { name: "p".into(), parameters: parameters() };
+        let request = ModelInferRequest {
+            parameters: parameters(),
+            inputs: vec![tensor; 2],
+            outputs: vec![output; 3],
+            ..Default::default()
+        };
+        let fields = 1000 + 2 * (1 + 1000) + 3 * (1 + 1 + 1000);
+        assert_eq!(found(&request), Found { fields, numbers: 0 });
     }
 
     #[test]
