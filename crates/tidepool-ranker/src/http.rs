@@ -20,6 +20,7 @@ use crate::{
     RankError,
     by_contract::by_contract,
     json::{self, JsonRequest},
+    releases::Chosen,
     service::RankService,
 };
 
@@ -67,7 +68,7 @@ async fn answer(
     traceparent: Option<TraceParent>,
     arrived: Instant,
 ) -> Result<Response, RankError> {
-    let message = match JsonRequest::parse(body).map_err(invalid) {
+    let made = match JsonRequest::parse(body).map_err(invalid) {
         Ok(mut request) => convert(service, &mut request).map_err(|error| {
             let JsonRequest { request_id, tenant, model, release, .. } = request;
             let release = release.unwrap_or_default();
@@ -75,20 +76,24 @@ async fn answer(
         }),
         Err(error) => Err((error, v1::RankRequest::default())),
     };
-    let message = message.map_err(|(error, asked)| service.not_read(error, asked, arrived))?;
-    let response = service.answer(caller, message, traceparent, arrived).await?;
+    let (chosen, message) = made.map_err(|(error, asked)| service.not_read(error, asked, arrived))?;
+    let response = service.answer(caller, Some(chosen), message, traceparent, arrived).await?;
     Ok(Json(json::answer(&response)).into_response())
 }
 
-/// The message of a document: the contract says which numbers are ids.
-fn convert(service: &RankService, request: &mut JsonRequest) -> Result<v1::RankRequest, RankError> {
+/// The message of a document, and the release that answers it: its contract says which numbers are ids.
+fn convert(
+    service: &RankService,
+    request: &mut JsonRequest,
+) -> Result<(Chosen, v1::RankRequest), RankError> {
     service.ranker.scenarios.resolve(&request.scenario, &mut request.model)?;
     request.scenario.clear();
     let request = &*request;
     let (named, key) = (request.release.as_deref(), request.routing_key.as_str());
     let releases = &service.ranker.releases;
     let read = |spec: &ModelSpec| Ok((request.to_message(spec).map_err(invalid)?, ()));
-    Ok(by_contract(releases, &request.model, named, key, read)?.0)
+    let (chosen, message, ()) = by_contract(releases, &request.model, named, key, read)?;
+    Ok((chosen, message))
 }
 
 fn invalid(error: json::JsonError) -> RankError {

@@ -31,7 +31,7 @@ use crate::{
 mod onnx;
 
 /// A ranker of one model without tables, `score = 2 price`, with one thread and one place in the queue.
-fn ranker() -> Ranker {
+pub(crate) fn ranker() -> Ranker {
     let dir = tempfile::tempdir().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
     let (model, release) = (Name::new("prices").unwrap(), Name::new("p1").unwrap());

@@ -132,7 +132,13 @@ impl Snapshot {
         Ok((self.ready(entry)?, epoch))
     }
 
-    fn choose(&self, model: &str, release: Option<&str>, bucket: u32) -> Result<Chosen, RankError> {
+    /// As [`Releases::choose`], by this picture.
+    pub(crate) fn choose(
+        &self,
+        model: &str,
+        release: Option<&str>,
+        bucket: u32,
+    ) -> Result<Chosen, RankError> {
         if let Some(release) = release {
             let (release, epoch) = self.pin(model, release)?;
             return Ok(Chosen { release, epoch, choice: Choice::Named });

@@ -17,6 +17,7 @@ use crate::{
     metrics::Metrics,
     rank::{RankAnswer, Ranker},
     recent::{Noting, cut_id},
+    releases::Chosen,
     request::RankRequest,
     shadow::Shadowed,
 };
@@ -32,10 +33,12 @@ pub(crate) struct RankService {
 }
 
 impl RankService {
-    /// Answers `message` of `caller`, which arrived at `arrived` with `traceparent` beside it.
+    /// Answers `message` of `caller`, which arrived at `arrived` with `traceparent` beside it. One that was made by the
+    /// contract of a release comes with what was `chosen` for it; for another the release is chosen here.
     pub(crate) async fn answer(
         &self,
         caller: &Caller,
+        chosen: Option<Chosen>,
         mut message: v1::RankRequest,
         traceparent: Option<TraceParent>,
         arrived: Instant,
@@ -46,7 +49,9 @@ impl RankService {
         let request_id = message.request_id.clone();
         let allowed = named.and_then(|()| check_tenant(caller, &message.tenant));
         let result = match allowed.and_then(|()| message.try_into()) {
-            Ok(request) => self.rank(RankRequest { traceparent, ..request }, arrived, &mut noting).await,
+            Ok(request) => {
+                self.rank(chosen, RankRequest { traceparent, ..request }, arrived, &mut noting).await
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -68,11 +73,12 @@ impl RankService {
 
     async fn rank(
         &self,
+        chosen: Option<Chosen>,
         request: RankRequest,
         arrived: Instant,
         noting: &mut Noting,
     ) -> Result<(RankAnswer, Option<Shadowed>), RankError> {
-        let chosen = self.ranker.choose(&request)?;
+        let chosen = chosen.map_or_else(|| self.ranker.choose(&request), Ok)?;
         self.metrics.chosen(chosen.choice);
         let shadowed = self.ranker.shadowed(&request);
         noting.note(|record| record.shadows = shadowed.as_ref().map_or(0, Shadowed::count));
@@ -123,7 +129,7 @@ impl RankerRpc for RankService {
         let traceparents = request.metadata().get_all(TraceParent::HEADER).iter();
         let traceparent = TraceParent::only(traceparents.map(MetadataValue::as_bytes));
         let (_, extensions, message) = request.into_parts();
-        let answered = self.answer(&Caller::of(&extensions), message, traceparent, arrived).await;
+        let answered = self.answer(&Caller::of(&extensions), None, message, traceparent, arrived).await;
         answered.map(Response::new).map_err(|e| status_of(e.code(), chain(&e), e.epoch()))
     }
 }

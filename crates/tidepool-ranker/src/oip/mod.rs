@@ -103,9 +103,9 @@ impl Inference {
             });
             made.map_err(|error| (error, Box::new(infer.named())))
         });
-        let (message, answering) =
+        let (chosen, message, answering) =
             converted.map_err(|(error, asked)| self.service.not_read(error, *asked, arrived))?;
-        let response = self.service.answer(caller, message, traceparent, arrived).await?;
+        let response = self.service.answer(caller, Some(chosen), message, traceparent, arrived).await?;
         answering.answer(response)
     }
 }
