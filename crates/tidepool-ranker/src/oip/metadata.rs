@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tidepool_cluster::BUCKETS;
 
 use super::{
-    Inference,
+    Inference, check_names,
     contract::{Contract, Described},
-    tensors::told,
 };
 use crate::{RankError, loaded::LoadedRelease};
 
@@ -36,9 +35,10 @@ impl Inference {
         if name.is_empty() {
             return Err(RankError::Invalid("no model is named".into()));
         }
-        let version = (!version.is_empty()).then(|| told(version));
+        check_names(name, version)?;
+        let version = (!version.is_empty()).then_some(version);
         // No arm has the bucket after the last.
-        let chosen = self.service.ranker.releases.choose(&told(name), version.as_deref(), BUCKETS)?;
+        let chosen = self.service.ranker.releases.choose(name, version, BUCKETS)?;
         Ok(chosen.release)
     }
 

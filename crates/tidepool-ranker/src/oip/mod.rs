@@ -28,6 +28,7 @@ use tidepool_proto::{
     inference::grpc_inference_service_server::GrpcInferenceServiceServer as GrpcServer, v1,
 };
 use tidepool_runtime::{auth::Caller, health::Health};
+use tidepool_types::{ModelSpec, Name};
 
 pub(crate) use self::repository::{MAX_RETRIES, Retries, Retry, outcome};
 use self::{answer::Inferred, contract::Contract, convert::convert, parameters::Parameters, tensors::Tensor};
@@ -35,9 +36,6 @@ use crate::{RankError, admin::Desk, by_contract::by_contract, service::RankServi
 
 /// What the protocol's paths begin with.
 pub(crate) const PREFIX: &str = "/v2";
-
-/// No name of a model or a release is longer.
-const MAX_NAME_BYTES: usize = 256;
 
 /// What answers the protocol.
 #[derive(Clone)]
@@ -90,17 +88,11 @@ impl Inference {
         arrived: Instant,
     ) -> Result<Inferred, RankError> {
         let converted = asked.and_then(|infer| {
-            for (what, name) in [("model", &infer.model), ("version", &infer.version)] {
-                if name.len() > MAX_NAME_BYTES {
-                    let problem = format!("a {what} of {} bytes: no name is so long", name.len());
-                    return Err((RankError::Invalid(problem), Box::default()));
-                }
-            }
             let release = (!infer.version.is_empty()).then_some(infer.version.as_str());
             let (releases, key) = (&self.service.ranker.releases, &infer.parameters.routing_key);
-            let made = by_contract(releases, &infer.model, release, key, |spec| {
-                convert(&infer, &Contract::of(spec))
-            });
+            let read = |spec: &ModelSpec| convert(&infer, &Contract::of(spec));
+            let made = check_names(&infer.model, &infer.version)
+                .and_then(|()| by_contract(releases, &infer.model, release, key, read));
             made.map_err(|error| (error, Box::new(infer.named())))
         });
         let (chosen, message, answering) =
@@ -108,6 +100,17 @@ impl Inference {
         let response = self.service.answer(caller, Some(chosen), message, traceparent, arrived).await?;
         answering.answer(response)
     }
+}
+
+/// Refuses names that are longer than any: the others are looked up, and repeated, as they are.
+fn check_names(model: &str, version: &str) -> Result<(), RankError> {
+    for (what, name) in [("model", model), ("version", version)] {
+        if name.len() > Name::MAX_BYTES {
+            let problem = format!("a {what} of {} bytes: no name is so long", name.len());
+            return Err(RankError::Invalid(problem));
+        }
+    }
+    Ok(())
 }
 
 impl Infer {
@@ -120,5 +123,20 @@ impl Infer {
             release: self.version.clone(),
             ..v1::RankRequest::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_whole_or_refused() {
+        let longest = "n".repeat(Name::MAX_BYTES);
+        assert!(check_names(&longest, &longest).is_ok());
+        let problem = |model: &str, version: &str| check_names(model, version).unwrap_err().to_string();
+        let longer = format!("{longest}n");
+        assert_eq!(problem(&longer, ""), "a model of 101 bytes: no name is so long");
+        assert_eq!(problem(&longest, &longer), "a version of 101 bytes: no name is so long");
     }
 }
