@@ -1,8 +1,8 @@
 //! The bodies of HTTP: a JSON document, and after it the elements of the tensors that are sent as bytes.
 //!
 //! How long the document is, says the header `Inference-Header-Content-Length`; without it the document is all there
-//! is. Elements are read into flat lists as they are parsed, at 16 bytes a number, and no more than
-//! [`MAX_NUMBERS`] of them.
+//! is. Elements are read into flat lists as they are parsed, at 16 bytes a number: how many there are is counted
+//! before, in the whole document.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use tidepool_proto::MAX_NUMBERS;
 use super::{
     Infer,
     parameters::{Named, Parameters, Value, check_of_tensor},
-    tensors::{Frame, Number, Tensor, told},
+    tensors::{Frame, MAX_TEXTS, Number, Tensor, told},
 };
 use crate::RankError;
 
@@ -93,6 +93,7 @@ pub(super) fn read(
         Some(len) => bytes.split_to(len),
         None => std::mem::take(&mut bytes),
     };
+    check_counts(&document)?;
     let document: Document =
         serde_json::from_slice(&document).map_err(|e| invalid(format!("the request does not parse: {e}")))?;
     let Document { id, mut parameters, inputs, outputs } = document;
@@ -121,6 +122,45 @@ pub(super) fn read(
     }
     let parameters = Parameters::read(&parameters)?;
     Ok((Infer { model, version, id, parameters, inputs, outputs: names }, binary))
+}
+
+/// Refuses a document of more numbers or texts than are read into memory, whichever inputs they are of. Of what is no
+/// JSON it may count too much or too little, but only after the place where the parser ends.
+fn check_counts(document: &[u8]) -> Result<(), RankError> {
+    let (mut numbers, mut texts) = (0usize, 0usize);
+    let mut in_number = false;
+    let mut bytes = document.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'0'..=b'9' | b'-' => {
+                numbers += usize::from(!in_number);
+                in_number = true;
+            }
+            b'+' | b'.' | b'e' | b'E' => {}
+            _ => in_number = false,
+        }
+        if *byte == b'"' {
+            texts += 1;
+            while let Some(byte) = bytes.next() {
+                match byte {
+                    b'"' => break,
+                    // What comes after it ends no text.
+                    b'\\' => {
+                        bytes.next();
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    for (what, found, most) in [("numbers", numbers, MAX_NUMBERS), ("texts", texts, MAX_TEXTS)] {
+        if found > most {
+            return Err(RankError::Invalid(format!(
+                "the document has {found} {what}, it may have {most}: send the elements as bytes"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// An input, with its part of the bytes after the document if that is where its elements are.
@@ -177,15 +217,6 @@ enum Values {
     Texts(Vec<String>),
 }
 
-impl Values {
-    const fn len(&self) -> usize {
-        match self {
-            Self::Numbers(numbers) => numbers.len(),
-            Self::Texts(texts) => texts.len(),
-        }
-    }
-}
-
 impl<'de> Deserialize<'de> for Elements {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let mut collected =
@@ -225,9 +256,6 @@ impl Level<'_> {
         }
         if *self.into.leaves.get_or_insert(self.depth) != self.depth {
             return Err(E::custom("data: elements and lists stand side by side"));
-        }
-        if self.into.values.len() >= MAX_NUMBERS {
-            return Err(E::custom(format!("data: more than {MAX_NUMBERS} elements: send them as bytes")));
         }
         Ok(())
     }
@@ -340,6 +368,31 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert!(elements(&deep).unwrap_err().contains("recursion limit"));
+    }
+
+    #[test]
+    fn numbers_and_texts_are_counted_in_the_whole_document() {
+        // Two inputs, with six and seven texts beside their elements, and a size each.
+        let of = |numbers: usize, texts: usize| {
+            let numbers = vec!["-1.5e+3"; numbers].join(", ");
+            let texts = vec![r#""\\\"1,2""#; texts].join(",");
+            let document = format!(
+                r#"{{"inputs": [{{"name": "a", "shape": [1], "datatype": "FP32", "data": [{numbers}]}},
+                {{"name": "b", "shape": [1], "datatype": "BYTES", "data": [[{texts}]]}}]}}"#
+            );
+            check_counts(document.as_bytes()).map_err(|error| error.to_string())
+        };
+        let (numbers, texts) = (MAX_NUMBERS - 2, MAX_TEXTS - 13);
+        assert_eq!(of(numbers, texts), Ok(()));
+        let problem = of(numbers + 1, texts).unwrap_err();
+        assert_eq!(
+            problem,
+            "the document has 4194305 numbers, it may have 4194304: send the elements as bytes"
+        );
+        assert!(of(numbers, texts + 1).unwrap_err().starts_with("the document has 262145 texts"));
+        for odd in ["", "\"", "\"\\", "true", "1-2", "]"] {
+            assert!(check_counts(odd.as_bytes()).is_ok(), "{odd}");
+        }
     }
 
     #[test]

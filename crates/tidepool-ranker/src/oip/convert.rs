@@ -10,7 +10,7 @@ use super::{
     Infer,
     answer::Answering,
     contract::{Contract, LENGTHS, WEIGHTS},
-    tensors::{Tensor, told},
+    tensors::{MAX_TEXTS, Tensor, told},
 };
 use crate::RankError;
 
@@ -26,6 +26,11 @@ pub(super) fn convert(
     let (found, most) = (infer.inputs.len(), 3 * contract.features.len() + MAX_UNKNOWN);
     if found > most {
         return Err(RankError::Invalid(format!("{found} inputs, a request of this model may have {most}")));
+    }
+    let of_texts = infer.inputs.iter().filter(|tensor| tensor.frame.datatype.is_text());
+    let texts: usize = of_texts.map(|tensor| tensor.frame.elements).sum();
+    if texts > MAX_TEXTS {
+        return Err(RankError::Invalid(format!("{texts} texts, a request may have {MAX_TEXTS}")));
     }
     let mut by_name = BTreeMap::new();
     for tensor in &infer.inputs {

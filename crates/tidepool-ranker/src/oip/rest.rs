@@ -34,6 +34,9 @@ use crate::{RankError, json::short};
 /// How many bytes of a body are its document; the rest are elements.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
+/// A body of more bytes is read on the pool: where it arrives, it would hold up whoever shares the thread.
+const MAX_INLINE_BYTES: usize = 64 << 10;
+
 /// The rest of what begins like the protocol. It stands in no table of access: where doors are locked it is open to
 /// nobody, and elsewhere it says that there is no such call, in a form that clients can read.
 const NOT_SERVED: &str = "/v2/{*rest}";
@@ -184,19 +187,27 @@ async fn read(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(Infer, Binary), RankError> {
     let invalid = |problem: String| RankError::Invalid(problem);
-    let mut body = body.map_err(|rejection| invalid(rejection.body_text()))?;
+    let body = body.map_err(|rejection| invalid(rejection.body_text()))?;
     let encoding = headers.get(header::CONTENT_ENCODING).map_or(&[][..], HeaderValue::as_bytes);
-    if let Some(encoding) = Encoding::of(encoding)? {
-        let max_bytes = served.max_request_bytes;
-        // What computes, computes on the pool.
-        body =
-            served.inference.service.ranker.pool.run(move || inflate(encoding, &body, max_bytes)).await??;
-    }
+    let encoding = Encoding::of(encoding)?;
     let length = headers.get(HEADER_LENGTH).map(|length| {
         let length = length.to_str().ok().and_then(|length| length.parse().ok());
         length.ok_or_else(|| invalid("Inference-Header-Content-Length is no number of bytes".into()))
     });
-    body::read(model, version, length.transpose()?, body)
+    let length = length.transpose()?;
+    if encoding.is_none() && body.len() <= MAX_INLINE_BYTES {
+        return body::read(model, version, length, body);
+    }
+    let max_bytes = served.max_request_bytes;
+    let work = move || {
+        let body = match encoding {
+            Some(encoding) => inflate(encoding, &body, max_bytes)?,
+            None => body,
+        };
+        body::read(model, version, length, body)
+    };
+    // What computes, computes on the pool.
+    served.inference.service.ranker.pool.run(work).await?
 }
 
 /// The answer: a document, and after it the elements of the outputs that are wanted as bytes.

@@ -10,8 +10,8 @@ use crate::RankError;
 
 /// The most sizes that a shape has; no tensor here has more than two that are not 1.
 const MAX_RANK: usize = 8;
-/// The most texts of an input: in memory each takes six times the four bytes that it takes at least on the wire.
-const MAX_TEXTS: usize = MAX_FIELDS;
+/// The most texts of a request: in memory each takes six times the four bytes that it takes at least on the wire.
+pub(super) const MAX_TEXTS: usize = MAX_FIELDS;
 /// Letters of a name that a refusal repeats.
 const MAX_TOLD_CHARS: usize = 64;
 
@@ -279,6 +279,9 @@ impl Tensor {
 
     /// Texts, which are checked to be as many as the shape says, and nothing after them.
     fn texts(&self) -> Result<std::vec::IntoIter<&[u8]>, RankError> {
+        if self.frame.elements > MAX_TEXTS {
+            return Err(self.wrong(format!("{} texts, a request may have {MAX_TEXTS}", self.frame.elements)));
+        }
         // Each has four bytes before it, so more than that cannot come of the bytes that are there.
         let mut texts = Vec::with_capacity(self.frame.elements.min(self.raw.len() / 4));
         let mut rest = &self.raw[..];
@@ -303,9 +306,6 @@ impl Tensor {
     /// Texts as they are written.
     pub(super) fn strings(&self) -> Result<Vec<String>, RankError> {
         self.must_be(&[Datatype::Bytes])?;
-        if self.frame.elements > MAX_TEXTS {
-            return Err(self.wrong(format!("{} texts, a request may have {MAX_TEXTS}", self.frame.elements)));
-        }
         let texts = self.texts()?.enumerate().map(|(at, text)| {
             let text = std::str::from_utf8(text).map(str::to_owned);
             text.map_err(|_| self.wrong(format!("element {at} is no UTF-8 text")))
@@ -358,7 +358,10 @@ mod tests {
         assert!(problem(raw("BYTES", &[2], &[1, 0, 0, 0, b'a', 0, 0])).contains("end in element 1 of 2"));
         assert!(problem(raw("BYTES", &[1], &[255; 8])).contains("end in element 0 of 1"));
         assert!(problem(raw("BYTES", &[1], &[0; 5])).contains("1 raw bytes after the last"));
-        assert!(problem(raw("BYTES", &[i64::MAX], &[0; 8])).contains("end in element 2 of"));
+        assert!(problem(raw("BYTES", &[9], &[0; 8])).contains("end in element 2 of 9"));
+        assert!(
+            problem(raw("BYTES", &[i64::MAX], &[0; 8])).ends_with("775807 texts, a request may have 262144")
+        );
     }
 
     #[test]
