@@ -83,8 +83,11 @@ impl Inference {
         if let Err(error) = check_repository(repository) {
             return error;
         }
-        let releases = &self.service.ranker.releases.snapshot().map.releases;
-        match releases.iter().find(|entry| entry.model.as_str() == model) {
+        let snapshot = self.service.ranker.releases.snapshot();
+        if !snapshot.seen {
+            return RankError::NoMap;
+        }
+        match snapshot.map.releases.iter().find(|entry| entry.model.as_str() == model) {
             Some(entry) => RankError::NotUnloaded(entry.model.clone()),
             None => RankError::UnknownModel(told(model)),
         }
@@ -111,8 +114,12 @@ fn entry(slot: &Slot) -> Entry {
     Entry { name, version, state, reason }
 }
 
-/// What became of loading the releases of a model: `None` while one of them is still being loaded.
+/// What became of loading the releases of a model: `None` while one of them is still being loaded. Before there is a
+/// map it is not known which there are.
 pub(crate) fn outcome(now: &Snapshot, model: &Name) -> Option<Result<(), RankError>> {
+    if !now.seen {
+        return Some(Err(RankError::NoMap));
+    }
     let slots = || now.slots.iter().filter(|slot| slot.entry.model == *model);
     if slots().next().is_none() {
         return Some(Err(RankError::UnknownModel(model.to_string())));
@@ -130,4 +137,18 @@ pub(crate) fn outcome(now: &Snapshot, model: &Name) -> Option<Result<(), RankErr
         State::Loading | State::Ready(_) => None,
     });
     Some(failed.map_or(Ok(()), Err))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_there_is_a_map_no_model_is_unknown() {
+        let model = Name::new("m").unwrap();
+        let unseen = outcome(&Snapshot::default(), &model);
+        assert!(matches!(unseen, Some(Err(RankError::NoMap))), "{unseen:?}");
+        let empty = outcome(&Snapshot { seen: true, ..Snapshot::default() }, &model);
+        assert!(matches!(empty, Some(Err(RankError::UnknownModel(_)))), "{empty:?}");
+    }
 }
