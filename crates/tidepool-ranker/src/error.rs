@@ -152,6 +152,16 @@ pub enum RankError {
         /// Rows that were run.
         expected: usize,
     },
+    /// The answer does not have an output as it was asked for: a defect.
+    #[error("output {output:?} of the answer has {found} bytes, {expected} were expected")]
+    Answer {
+        /// By name.
+        output: String,
+        /// Bytes that came.
+        found: usize,
+        /// Bytes of the rows that are answered.
+        expected: usize,
+    },
     /// The CPU pool is full, closed, or its work panicked.
     #[error("the dense model was not run")]
     Pool(#[from] PoolError),
@@ -185,9 +195,11 @@ impl RankError {
             },
             Self::Pool(PoolError::Full { .. }) | Self::Busy { .. } => ErrorCode::Overloaded,
             Self::DeadlineExceeded(_) => ErrorCode::DeadlineExceeded,
-            Self::Dense(_) | Self::NotFinite { .. } | Self::Vectors { .. } | Self::Outputs { .. } => {
-                ErrorCode::Internal
-            }
+            Self::Dense(_)
+            | Self::NotFinite { .. }
+            | Self::Vectors { .. }
+            | Self::Outputs { .. }
+            | Self::Answer { .. } => ErrorCode::Internal,
             Self::Pool(PoolError::Panicked(_)) => ErrorCode::Internal,
         }
     }

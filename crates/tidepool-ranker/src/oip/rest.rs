@@ -174,7 +174,7 @@ async fn infer(
         Err(problem) => (Err(problem), Binary::default()),
     };
     match (served.inference.infer(&caller, infer, traceparent, arrived).await, too_large) {
-        (Ok(inferred), _) => answered(write(inferred, &binary)),
+        (Ok(inferred), _) => write(inferred, &binary),
         (Err(error), Some(status)) => answer_text(status, &chain(&error)),
         (Err(error), None) => refused(&error),
     }
@@ -211,7 +211,7 @@ async fn read(
 }
 
 /// The answer: a document, and after it the elements of the outputs that are wanted as bytes.
-fn write(inferred: Inferred, binary: &Binary) -> Result<Response, RankError> {
+fn write(inferred: Inferred, binary: &Binary) -> Response {
     let Inferred { model, version, id, parameters, outputs } = inferred;
     let mut tail = Vec::new();
     let mut is_binary = false;
@@ -225,7 +225,7 @@ fn write(inferred: Inferred, binary: &Binary) -> Result<Response, RankError> {
             output["parameters"] = json!({ "binary_data_size": raw.len() });
             tail.extend_from_slice(&raw);
         } else {
-            output["data"] = data(frame.datatype, &frame.name, &raw)?;
+            output["data"] = data(frame.datatype, &raw);
         }
         shown.push(output);
     }
@@ -233,7 +233,7 @@ fn write(inferred: Inferred, binary: &Binary) -> Result<Response, RankError> {
         "model_name": model, "model_version": version, "id": id, "parameters": parameters, "outputs": shown,
     });
     if !is_binary {
-        return Ok(Json(document).into_response());
+        return Json(document).into_response();
     }
     let mut body = document.to_string().into_bytes();
     let length = HeaderValue::from(body.len());
@@ -242,24 +242,15 @@ fn write(inferred: Inferred, binary: &Binary) -> Result<Response, RankError> {
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
         (HEADER_LENGTH, length),
     ];
-    Ok((headers, body).into_response())
+    (headers, body).into_response()
 }
 
-/// Elements as JSON, in which there is no NaN.
-fn data(datatype: Datatype, name: &str, raw: &[u8]) -> Result<JsonValue, RankError> {
+/// Elements as JSON, in which there is no NaN: a ranking that makes one is not answered.
+fn data(datatype: Datatype, raw: &[u8]) -> JsonValue {
     if datatype == Datatype::Uint32 {
-        return Ok(unpack::<u32>(raw).into_iter().flatten().collect());
+        return unpack::<u32>(raw).into_iter().flatten().collect();
     }
-    let mut numbers = Vec::with_capacity(raw.len() / 4);
-    for (row, number) in unpack::<f32>(raw).into_iter().flatten().enumerate() {
-        if !number.is_finite() {
-            return Err(RankError::Invalid(format!(
-                "output {name:?} is {number} for row {row}, which JSON cannot say: ask for it as bytes"
-            )));
-        }
-        numbers.push(short(number));
-    }
-    Ok(numbers.into())
+    unpack::<f32>(raw).into_iter().flatten().map(short).collect()
 }
 
 /// What a request to the repository may say.
