@@ -68,6 +68,9 @@ impl Parameters {
                 ("sequence_id" | "sequence_start" | "sequence_end", _) => {
                     return wrong("sequences are not served: every request stands for itself");
                 }
+                ("scenario", _) => {
+                    return wrong("scenarios are not served: a request of this protocol names its model");
+                }
                 ("priority", _) => {
                     return wrong("priorities are not served: what a tenant may ask for is its quota");
                 }
@@ -214,6 +217,7 @@ mod tests {
     fn what_is_not_served_is_refused_by_name() {
         let cases = [
             (vec![("sequence_id", Value::Int(1))], "sequences are not served"),
+            (vec![("scenario", Value::Text("home".into()))], "scenarios are not served"),
             (vec![("priority", Value::Uint(1))], "priorities are not served"),
             (
                 vec![("tenent", Value::Bool(true))],
