@@ -119,6 +119,7 @@ fn options() -> BatchOptions {
         max_concurrent_batches: 34,
         max_waiting_rows: 400_000,
         max_waiting_requests: 100_000,
+        max_waiting_bytes: 1 << 40,
         exact: false,
     }
 }

@@ -97,18 +97,22 @@ pub enum RankError {
     },
     /// More of the model waits than may.
     #[error(
-        "model {model} is busy: {waiting_requests} requests with {waiting_rows} rows are waiting, it may be \
-         {max_waiting_requests} with {max_waiting_rows}"
+        "model {model} is busy: {waiting_requests} requests with {waiting_rows} rows and {waiting_bytes} bytes are \
+         waiting, it may be {max_waiting_requests} with {max_waiting_rows} and {max_waiting_bytes}"
     )]
     Busy {
         /// The model.
         model: Name,
         /// Rows that wait.
         waiting_rows: u64,
+        /// Bytes of what waits.
+        waiting_bytes: u64,
         /// Requests that wait.
         waiting_requests: usize,
         /// Rows that may wait.
         max_waiting_rows: u64,
+        /// Bytes that may wait.
+        max_waiting_bytes: u64,
         /// Requests that may wait.
         max_waiting_requests: usize,
     },

@@ -37,6 +37,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const SLEEP_SLACK: Duration = Duration::from_micros(150);
 /// Rows that may wait: a bench offers more than is answered, and no request is to fail for it.
 const MAX_WAITING_ROWS: u64 = 1 << 40;
+/// Nor their bytes.
+const MAX_WAITING_BYTES: u64 = 1 << 40;
 
 /// All ways of answering.
 pub(super) struct Site {
@@ -141,8 +143,10 @@ impl Site {
 
 /// Sections `[batch]` of a ranker.
 fn batch_keys(unbatched: bool) -> toml::Table {
-    let mut keys =
-        toml::Table::from_iter([("max_waiting_rows".to_owned(), (MAX_WAITING_ROWS as i64).into())]);
+    let mut keys = toml::Table::from_iter([
+        ("max_waiting_rows".to_owned(), (MAX_WAITING_ROWS as i64).into()),
+        ("max_waiting_bytes".to_owned(), (MAX_WAITING_BYTES as i64).into()),
+    ]);
     if unbatched {
         keys.insert("max_requests".to_owned(), 1.into());
     }
@@ -211,6 +215,7 @@ fn config(
         ..RawConfig::default()
     };
     raw.batch.max_waiting_rows = MAX_WAITING_ROWS;
+    raw.batch.max_waiting_bytes = MAX_WAITING_BYTES;
     if params.unbatched {
         raw.batch.max_requests = 1;
     }

@@ -40,7 +40,7 @@ pub(crate) use self::options::check;
 use self::{
     form::Passenger,
     metrics::{Dropped, ModelMetrics},
-    queue::{Entry, Limits, Part, Queue},
+    queue::{Entry, Limits, Part, Queue, Waiting},
     run::Batch,
     work::Work,
 };
@@ -87,10 +87,16 @@ struct Key {
     tenant: Option<String>,
     /// Inputs whose ids have weights: ones in their place need not give the same bits as none.
     weighted: Vec<usize>,
-    /// Where defaults stand in for what does not come in time: the order of the time that there is.
-    time: u32,
     behind: bool,
 }
+
+/// What may wait behind the others: one part in so many of what they may have.
+const BEHIND_SHARE: u32 = 4;
+/// How often those are looked for at most whom nobody waits for any more.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+/// Into so many parts a batch is split that was refused. With four, one that is to blame among 64 is found in as many lookups
+/// as with two, and if all are to blame it takes a third fewer.
+const PARTIES: usize = 4;
 
 /// What all batches of a model share.
 pub(super) struct Inner {
@@ -118,6 +124,10 @@ struct State {
     fetched: usize,
     /// Somebody will look again once the first of those who wait has waited long enough.
     watched: bool,
+    /// When those were looked for last whom nobody waits for.
+    swept: Option<Instant>,
+    /// The number of the next party.
+    parties: u64,
     fastest: Fastest,
 }
 
@@ -222,16 +232,22 @@ impl Batcher {
         let inner = &self.inner;
         let limits = inner.limits_of(&job.model);
         let key = inner.key(&job);
-        let (rows, behind) = (u64::from(job.rows), key.behind);
+        let behind = key.behind;
         let (work, ticket) = Work::new(job, limits, finish);
         let sizes = work.sizes();
-        let (since, end) = (work.since, sizes.len());
-        let entry = Entry { item: work, sizes, next: 0, end, since, alone: false };
-        {
+        let (since, end, bytes) = (work.since, sizes.len(), work.bytes());
+        let entry = Entry { item: work, sizes, next: 0, end, since, bytes, party: None };
+        let mut over = Vec::new();
+        let admitted = {
             let mut state = inner.lock();
-            inner.admit(&state, rows)?;
-            state.queue.push(key, limits, behind, entry);
-        }
+            let admitted = inner.admit(&mut state, behind, (entry.rows(), bytes), &mut over);
+            if admitted.is_ok() {
+                state.queue.push(key, limits, behind, entry);
+            }
+            admitted
+        };
+        leave_behind(over);
+        admitted?;
         inner.advance();
         Ok(ticket)
     }
@@ -303,38 +319,65 @@ impl Inner {
     fn key(&self, job: &Job) -> Key {
         let is_weighted = |rows: &InputRows| matches!(rows, InputRows::Bags { weights: Some(_), .. });
         let inputs = job.inputs.iter().enumerate();
-        let time = match self.source.default_options().on_unavailable {
-            OnUnavailable::Fail => 0,
-            OnUnavailable::Default => {
-                let left = job.deadline.saturating_duration_since(Instant::now());
-                u128::BITS - left.as_micros().leading_zeros()
-            }
-        };
         Key {
             release: Arc::as_ptr(&job.model).addr(),
             tenant: job.tenant.clone(),
             weighted: inputs.filter(|(_, rows)| is_weighted(rows)).map(|(at, _)| at).collect(),
-            time,
             behind: job.background,
         }
     }
 
-    /// Whether so many rows more may wait.
-    fn admit(&self, state: &State, rows: u64) -> Result<(), RankError> {
-        let BatchOptions { max_waiting_rows, max_waiting_requests, .. } = self.options;
-        let (waiting_rows, waiting_requests) = (state.queue.rows(), state.queue.len());
-        let too_much = waiting_rows > 0 && waiting_rows.saturating_add(rows) > max_waiting_rows;
-        if too_much || waiting_requests >= max_waiting_requests {
-            self.metrics.dropped(Dropped::Refused);
-            return Err(RankError::Busy {
-                model: self.model.clone(),
-                waiting_rows,
-                waiting_requests,
-                max_waiting_rows,
-                max_waiting_requests,
-            });
+    /// Whether a request of so many rows and bytes may wait. Nobody is turned away for the sake of those whom nobody waits
+    /// for: they are taken out first, as `over`. So are, now and then, those behind the others, whose turn may never come
+    /// and who keep a whole release alive.
+    fn admit(
+        &self,
+        state: &mut State,
+        behind: bool,
+        size: (u64, u64),
+        over: &mut Vec<Arc<Work>>,
+    ) -> Result<(), RankError> {
+        let mut admitted = self.may_wait(state.queue.waiting(behind), behind, size);
+        let now = Instant::now();
+        if (admitted.is_err() || state.queue.waiting(true).requests > 0)
+            && state.swept.is_none_or(|swept| swept + SWEEP_INTERVAL <= now)
+        {
+            state.swept = Some(now);
+            *over = state.queue.sweep(|work| work.job.deadline <= now || work.is_over());
+            for work in over.iter() {
+                self.metrics.dropped(if work.is_over() { Dropped::Gone } else { Dropped::Late });
+            }
+            admitted = self.may_wait(state.queue.waiting(behind), behind, size);
         }
-        Ok(())
+        if admitted.is_err() {
+            self.metrics.dropped(Dropped::Refused);
+        }
+        admitted
+    }
+
+    /// Whether a request of so many rows and bytes may wait beside those that do.
+    fn may_wait(&self, waiting: Waiting, behind: bool, (rows, bytes): (u64, u64)) -> Result<(), RankError> {
+        let share = if behind { BEHIND_SHARE } else { 1 };
+        let of = |most: u64| (most / u64::from(share)).max(1);
+        let (max_waiting_rows, max_waiting_bytes) =
+            (of(self.options.max_waiting_rows), of(self.options.max_waiting_bytes));
+        let max_waiting_requests = (self.options.max_waiting_requests / share as usize).max(1);
+        let fits = |waiting: u64, more: u64, most: u64| waiting == 0 || waiting.saturating_add(more) <= most;
+        if waiting.requests < max_waiting_requests
+            && fits(waiting.rows, rows, max_waiting_rows)
+            && fits(waiting.bytes, bytes, max_waiting_bytes)
+        {
+            return Ok(());
+        }
+        Err(RankError::Busy {
+            model: self.model.clone(),
+            waiting_rows: waiting.rows,
+            waiting_bytes: waiting.bytes,
+            waiting_requests: waiting.requests,
+            max_waiting_rows,
+            max_waiting_bytes,
+            max_waiting_requests,
+        })
     }
 
     /// Lets batches leave while they may.
@@ -348,23 +391,24 @@ impl Inner {
 
     fn next(self: &Arc<Self>) -> Option<Batch> {
         let mut left_behind = Vec::new();
+        let on_unavailable = self.source.default_options().on_unavailable;
         let mut state = self.lock();
         let batch = loop {
-            if !self.may_leave(&mut state, Instant::now()) {
+            let now = Instant::now();
+            if !self.may_leave(&mut state, now) {
                 break None;
             }
-            let Some((key, parts)) = state.queue.take() else { break None };
-            if let Some(batch) = self.board(&mut state, key, parts, &mut left_behind) {
+            // While nothing is under way it is not known how fast it would be now.
+            let least = if state.under_way > 0 { state.fastest.get() } else { Duration::ZERO };
+            let Some((key, parts)) = state.queue.take(alike(on_unavailable, now, least)) else { break None };
+            if let Some(batch) = self.board(&mut state, key, parts, (now, least), &mut left_behind) {
                 state.under_way += 1;
                 break Some(batch);
             }
         };
         self.metrics.waiting(state.queue.rows(), state.under_way);
         drop(state);
-        // What goes with a request that has ended may be a whole release: not while others wait for the lock.
-        left_behind.into_iter().for_each(|work: Arc<Work>| {
-            work.fail(RankError::DeadlineExceeded(work.job.budget));
-        });
+        leave_behind(left_behind);
         batch
     }
 
@@ -402,18 +446,16 @@ impl Inner {
         state: &mut State,
         key: Key,
         parts: Vec<Part<Arc<Work>>>,
+        (now, least): (Instant, Duration),
         left_behind: &mut Vec<Arc<Work>>,
     ) -> Option<Batch> {
-        let now = Instant::now();
-        // While nothing is under way it is not known how fast it would be now.
-        let least = if state.under_way > 0 { state.fastest.get() } else { Duration::ZERO };
         let (mut passengers, mut rests) = (Vec::new(), Vec::new());
         for Part { item: work, piece, rest } in parts {
             let is_late = work.job.deadline <= now + least;
             let is_over = work.is_over();
             if is_over || is_late {
                 self.metrics.dropped(if is_over { Dropped::Gone } else { Dropped::Late });
-                rest.iter().for_each(|rest| state.queue.forget(rest));
+                rest.iter().for_each(|rest| state.queue.forget(key.behind, rest));
                 left_behind.push(work);
                 continue;
             }
@@ -468,12 +510,13 @@ impl Inner {
     }
 
     /// What is left of requests that are not gone on with.
-    fn forget<'a>(&self, rests: impl Iterator<Item = &'a Entry<Arc<Work>>>) {
+    fn forget<'a>(&self, key: &Key, rests: impl Iterator<Item = &'a Entry<Arc<Work>>>) {
         let mut state = self.lock();
-        rests.for_each(|rest| state.queue.forget(rest));
+        rests.for_each(|rest| state.queue.forget(key.behind, rest));
     }
 
-    /// Passengers whose batch failed, with what is left of their requests: each once more, alone.
+    /// Passengers whose batch failed, with what is left of their requests: once more, in smaller parties, and at last
+    /// each alone. One by one at once they would be a lookup for each, though most of them may fit together.
     fn again(
         self: &Arc<Self>,
         key: &Key,
@@ -481,11 +524,15 @@ impl Inner {
         passengers: Vec<(Passenger, Option<Entry<Arc<Work>>>)>,
     ) {
         let (limits, since) = (self.limits_of(model), Instant::now());
+        let size = passengers.len().div_ceil(PARTIES);
         let mut state = self.lock();
-        let entries = passengers.into_iter().map(|(Passenger { work, at, .. }, rest)| {
-            rest.iter().for_each(|rest| state.queue.forget(rest));
+        let first = state.parties;
+        state.parties += PARTIES as u64;
+        let entries = passengers.into_iter().enumerate().map(|(n, (Passenger { work, at, .. }, rest))| {
+            rest.iter().for_each(|rest| state.queue.forget(key.behind, rest));
             let end = rest.map_or(at + 1, |rest| rest.end);
-            Entry { sizes: work.sizes(), item: work, next: at, end, since, alone: true }
+            let (bytes, party) = (work.bytes(), Some(first + (n / size) as u64));
+            Entry { sizes: work.sizes(), item: work, next: at, end, since, bytes, party }
         });
         let entries = entries.collect();
         state.queue.again(key.clone(), limits, key.behind, entries);
@@ -500,4 +547,29 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says of each request whether it may share a batch with those before it. Where defaults stand in for what does not come in
+/// time, the lookup has what the first deadline leaves it, so the times that they all have left `now`, and not when they
+/// came, are within a factor of two: who has waited long does not leave a fresh one with defaults.
+fn alike(on_unavailable: OnUnavailable, now: Instant, least: Duration) -> impl FnMut(&Arc<Work>) -> bool {
+    let mut span: Option<(Duration, Duration)> = None;
+    move |work: &Arc<Work>| {
+        let left = work.job.deadline.saturating_duration_since(now);
+        // Who is not answered any more is taken all the same, to be told, and has no say.
+        if on_unavailable == OnUnavailable::Fail || left <= least || work.is_over() {
+            return true;
+        }
+        let (shortest, longest) = span.map_or((left, left), |(s, l)| (s.min(left), l.max(left)));
+        let goes_along = longest <= shortest.saturating_mul(2);
+        if goes_along {
+            span = Some((shortest, longest));
+        }
+        goes_along
+    }
+}
+
+/// Ends requests that get no batch. What goes with them may be a whole release, so not while others wait for the lock.
+fn leave_behind(works: Vec<Arc<Work>>) {
+    works.into_iter().for_each(|work| work.fail(RankError::DeadlineExceeded(work.job.budget)));
 }

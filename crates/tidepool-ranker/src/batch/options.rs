@@ -34,6 +34,8 @@ pub struct RawBatch {
     pub max_waiting_rows: u64,
     /// Requests of a model that may wait for a batch.
     pub max_waiting_requests: u32,
+    /// Bytes of the inputs of those requests.
+    pub max_waiting_bytes: u64,
 }
 
 impl Default for RawBatch {
@@ -45,6 +47,7 @@ impl Default for RawBatch {
             max_concurrent_batches: 0,
             max_waiting_rows: 200_000,
             max_waiting_requests: 4096,
+            max_waiting_bytes: 256 << 20,
         }
     }
 }
@@ -80,6 +83,8 @@ pub struct BatchOptions {
     pub max_waiting_rows: u64,
     /// Requests that may wait for a batch.
     pub max_waiting_requests: usize,
+    /// Bytes of the inputs of what waits, unless it is one request that has more.
+    pub max_waiting_bytes: u64,
     /// Every lookup is answered to the bit on any layout.
     pub exact: bool,
 }
@@ -152,6 +157,7 @@ pub(crate) fn check(
         .check((1..=MAX_BATCH_ROWS).contains(&rows), format!("batch.max_rows: from 1 to {MAX_BATCH_ROWS}"));
     problems.check(raw.max_delay_ms <= 1_000, "batch.max_delay_ms: at most 1000");
     problems.check(raw.max_waiting_rows > 0, "batch.max_waiting_rows: at least 1");
+    problems.check(raw.max_waiting_bytes > 0, "batch.max_waiting_bytes: at least 1");
     let places = pool_threads.max(1) * PLACES_PER_THREAD;
     let options = BatchOptions {
         max_rows: rows.into(),
@@ -162,6 +168,7 @@ pub(crate) fn check(
         max_concurrent_batches: if concurrent == 0 { places + MORE_BATCHES } else { concurrent },
         max_waiting_rows: raw.max_waiting_rows,
         max_waiting_requests,
+        max_waiting_bytes: raw.max_waiting_bytes,
         exact,
     };
     (options, named)

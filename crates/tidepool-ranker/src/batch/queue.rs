@@ -3,7 +3,7 @@
 //! Requests that may share a batch (of one release, of one tenant) wait in one line. Lines take turns: the one that a
 //! batch was taken from goes behind the others. So do the pieces of a request that is larger than a batch: what is left
 //! of it goes behind those who wait in its line, so that a huge request has every other batch at most while others
-//! wait. What may wait for others (a shadow's requests) is taken when nobody else waits.
+//! wait. What may wait for others (a shadow's requests) is taken when nobody else waits, and is counted by itself.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -34,8 +34,10 @@ pub(super) struct Entry<T> {
     pub(super) end: usize,
     /// Since when it stands where it is.
     pub(super) since: Instant,
-    /// It shares its batch with nobody: the batch it was in failed.
-    pub(super) alone: bool,
+    /// What the whole request takes in memory, however much of it still waits.
+    pub(super) bytes: u64,
+    /// It shares its batch with those of the same party alone: the batch they were in failed.
+    pub(super) party: Option<u64>,
 }
 
 impl<T> Entry<T> {
@@ -69,114 +71,178 @@ struct Line<K, T> {
 /// Entries of a line that a batch looks at before it leaves without being full.
 const LOOK_AHEAD: usize = 256;
 
+/// How much waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// Requests, without the rests that are yet to be put back.
+    pub(super) requests: usize,
+    /// Those of rests that are yet to be put back included.
+    pub(super) rows: u64,
+    /// Likewise.
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+struct Lines<K, T> {
+    /// None is empty. The first has the next turn.
+    lines: VecDeque<Line<K, T>>,
+    waiting: Waiting,
+}
+
 /// The lines before one model.
 #[derive(Debug)]
 pub(super) struct Queue<K, T> {
-    /// None is empty. The first has the next turn.
-    lines: VecDeque<Line<K, T>>,
+    first: Lines<K, T>,
     /// Those that are taken when there is nobody in the others.
-    behind: VecDeque<Line<K, T>>,
-    /// Rows that wait, those of rests that are yet to be put back included.
-    rows: u64,
-    entries: usize,
+    behind: Lines<K, T>,
+}
+
+impl<K, T> Default for Lines<K, T> {
+    fn default() -> Self {
+        Self { lines: VecDeque::new(), waiting: Waiting::default() }
+    }
 }
 
 impl<K, T> Default for Queue<K, T> {
     fn default() -> Self {
-        Self { lines: VecDeque::new(), behind: VecDeque::new(), rows: 0, entries: 0 }
+        Self { first: Lines::default(), behind: Lines::default() }
     }
 }
 
 impl<K: PartialEq, T> Queue<K, T> {
     /// Rows that wait.
     pub(super) const fn rows(&self) -> u64 {
-        self.rows
+        self.first.waiting.rows + self.behind.waiting.rows
     }
 
-    /// Requests that wait, without the rests that are yet to be put back.
-    pub(super) const fn len(&self) -> usize {
-        self.entries
+    /// What waits `behind` the others, or of the others.
+    pub(super) const fn waiting(&self, behind: bool) -> Waiting {
+        if behind { self.behind.waiting } else { self.first.waiting }
+    }
+
+    fn of(&mut self, behind: bool) -> &mut Lines<K, T> {
+        if behind { &mut self.behind } else { &mut self.first }
     }
 
     /// Lines a request up that has just come.
     pub(super) fn push(&mut self, key: K, limits: Limits, behind: bool, entry: Entry<T>) {
-        self.rows += entry.rows();
+        let waiting = &mut self.of(behind).waiting;
+        waiting.rows += entry.rows();
+        waiting.bytes += entry.bytes;
         self.put_back(key, limits, behind, entry);
     }
 
     /// Lines up what is left of a request of which a piece was taken: behind the others.
     pub(super) fn put_back(&mut self, key: K, limits: Limits, behind: bool, entry: Entry<T>) {
-        self.entries += 1;
-        let lines = if behind { &mut self.behind } else { &mut self.lines };
+        let Lines { lines, waiting } = self.of(behind);
+        waiting.requests += 1;
         match lines.iter_mut().find(|line| line.key == key) {
             Some(line) => line.entries.push_back(entry),
             None => lines.push_back(Line { key, limits, entries: [entry].into() }),
         }
     }
 
-    /// Lines requests up that have waited already, before all others, each to be taken alone.
+    /// Lines requests up that have waited already: before all others of their line. The line itself goes behind the other
+    /// lines, which are not to pay for a batch that failed.
     pub(super) fn again(&mut self, key: K, limits: Limits, behind: bool, entries: Vec<Entry<T>>) {
         if entries.is_empty() {
             return;
         }
-        self.rows += entries.iter().map(Entry::rows).sum::<u64>();
-        self.entries += entries.len();
-        let lines = if behind { &mut self.behind } else { &mut self.lines };
+        let Lines { lines, waiting } = self.of(behind);
+        waiting.requests += entries.len();
+        waiting.rows += entries.iter().map(Entry::rows).sum::<u64>();
+        waiting.bytes += entries.iter().map(|entry| entry.bytes).sum::<u64>();
         let mut line = match lines.iter().position(|line| line.key == key).and_then(|at| lines.remove(at)) {
             Some(line) => line,
             None => Line { key, limits, entries: VecDeque::new() },
         };
-        entries.into_iter().rev().for_each(|entry| line.entries.push_front(Entry { alone: true, ..entry }));
-        lines.push_front(line);
+        entries.into_iter().rev().for_each(|entry| line.entries.push_front(entry));
+        lines.push_back(line);
     }
 
     /// A rest will not be put back, for its request has ended.
-    pub(super) fn forget(&mut self, rest: &Entry<T>) {
-        self.rows -= rest.rows();
+    pub(super) fn forget(&mut self, behind: bool, rest: &Entry<T>) {
+        let waiting = &mut self.of(behind).waiting;
+        waiting.rows -= rest.rows();
+        waiting.bytes -= rest.bytes;
+    }
+
+    /// Takes out all that are over.
+    pub(super) fn sweep(&mut self, is_over: impl Fn(&T) -> bool) -> Vec<T>
+    where
+        T: Clone,
+    {
+        let mut over = Vec::new();
+        for Lines { lines, waiting } in [&mut self.first, &mut self.behind] {
+            for line in lines.iter_mut() {
+                line.entries.retain(|entry| {
+                    let stays = !is_over(&entry.item);
+                    if !stays {
+                        waiting.requests -= 1;
+                        waiting.rows -= entry.rows();
+                        waiting.bytes -= entry.bytes;
+                        over.push(entry.item.clone());
+                    }
+                    stays
+                });
+            }
+            lines.retain(|line| !line.entries.is_empty());
+        }
+        over
     }
 
     /// Since when the first of those waits whose turn is next.
     pub(super) fn since(&self) -> Option<Instant> {
-        let line = self.lines.front().or_else(|| self.behind.front())?;
+        let line = self.first.lines.front().or_else(|| self.behind.lines.front())?;
         line.entries.front().map(|entry| entry.since)
     }
 
-    /// Takes the next batch: of one line, its first piece in any case, and those behind that fit.
-    pub(super) fn take(&mut self) -> Option<(K, Vec<Part<T>>)>
+    /// Takes the next batch: of one line, its first piece in any case, and those behind that fit. Each that fits, the
+    /// first included, is asked in turn whether it `goes_along`.
+    pub(super) fn take(&mut self, mut goes_along: impl FnMut(&T) -> bool) -> Option<(K, Vec<Part<T>>)>
     where
         K: Clone,
         T: Clone,
     {
-        let lines = if self.lines.is_empty() { &mut self.behind } else { &mut self.lines };
+        let behind = self.first.lines.is_empty();
+        let Lines { lines, waiting } = self.of(behind);
         let mut line = lines.pop_front()?;
         let limits = line.limits;
-        let (mut parts, mut passed, mut sum) = (Vec::new(), VecDeque::new(), Size::default());
+        let party = line.entries.front().and_then(|entry| entry.party);
+        let (mut parts, mut passed, mut sum) = (Vec::new(), Vec::new(), Size::default());
         for _ in 0..LOOK_AHEAD {
             if parts.len() == limits.requests.max(1) || sum.rows >= limits.rows {
                 break;
             }
             let Some(entry) = line.entries.pop_front() else { break };
-            let size = entry.size();
-            let fits =
-                sum.rows + size.rows <= limits.rows && sum.ids + size.ids <= limits.ids && !entry.alone;
-            if !parts.is_empty() && !fits {
-                passed.push_back(entry);
-                continue;
-            }
-            let alone = entry.alone;
-            (sum.rows, sum.ids) = (sum.rows + size.rows, sum.ids + size.ids);
-            self.rows -= size.rows;
-            self.entries -= 1;
-            let (item, piece) = (entry.item.clone(), entry.next);
-            let rest = Entry { next: piece + 1, ..entry };
-            let rest = (rest.next < rest.end).then_some(rest);
-            parts.push(Part { item, piece, rest });
-            if alone {
+            if party.is_some() && entry.party != party {
+                // A party stands together.
+                line.entries.push_front(entry);
                 break;
             }
+            let size = entry.size();
+            let leads = parts.is_empty();
+            let fits = leads
+                || entry.party == party
+                    && sum.rows + size.rows <= limits.rows
+                    && sum.ids + size.ids <= limits.ids;
+            let goes = fits && goes_along(&entry.item);
+            if !leads && !goes {
+                passed.push(entry);
+                continue;
+            }
+            (sum.rows, sum.ids) = (sum.rows + size.rows, sum.ids + size.ids);
+            let (item, piece, bytes) = (entry.item.clone(), entry.next, entry.bytes);
+            let rest = Entry { next: piece + 1, ..entry };
+            let rest = (rest.next < rest.end).then_some(rest);
+            waiting.requests -= 1;
+            waiting.rows -= size.rows;
+            if rest.is_none() {
+                waiting.bytes -= bytes;
+            }
+            parts.push(Part { item, piece, rest });
         }
-        passed.append(&mut line.entries);
-        line.entries = passed;
+        passed.into_iter().rev().for_each(|entry| line.entries.push_front(entry));
         let key = line.key.clone();
         if !line.entries.is_empty() {
             lines.push_back(line);
@@ -193,7 +259,7 @@ mod tests {
 
     fn entry(item: &'static str, rows: &[u64]) -> Entry<&'static str> {
         let sizes: Arc<[Size]> = rows.iter().map(|rows| Size { rows: *rows, ids: 0 }).collect();
-        Entry { item, end: sizes.len(), sizes, next: 0, since: Instant::now(), alone: false }
+        Entry { item, end: sizes.len(), sizes, next: 0, since: Instant::now(), bytes: 7, party: None }
     }
 
     fn push(queue: &mut Queue<u8, &'static str>, key: u8, item: &'static str, rows: &[u64]) {
@@ -202,7 +268,7 @@ mod tests {
 
     /// The next batch; rests are put back at once.
     fn next(queue: &mut Queue<u8, &'static str>) -> Vec<(&'static str, usize)> {
-        let Some((key, parts)) = queue.take() else { return Vec::new() };
+        let Some((key, parts)) = queue.take(|_| true) else { return Vec::new() };
         let mut taken = Vec::new();
         for part in parts {
             taken.push((part.item, part.piece));
@@ -220,14 +286,14 @@ mod tests {
             push(&mut queue, 1, item, &[rows]);
         }
         assert_eq!(next(&mut queue), [("a", 0), ("c", 0), ("d", 0)], "b does not fit");
-        assert_eq!((queue.rows(), queue.len()), (51, 2));
+        assert_eq!(queue.waiting(false), Waiting { requests: 2, rows: 51, bytes: 14 });
         assert_eq!(next(&mut queue), [("b", 0), ("e", 0)]);
         for item in ["f", "g", "h", "i"] {
             push(&mut queue, 1, item, &[1]);
         }
         assert_eq!(next(&mut queue).len(), 3);
         assert_eq!(next(&mut queue), [("i", 0)]);
-        assert_eq!((queue.rows(), queue.len(), next(&mut queue).len()), (0, 0, 0));
+        assert_eq!((queue.waiting(false), next(&mut queue).len()), (Waiting::default(), 0));
     }
 
     #[test]
@@ -262,27 +328,57 @@ mod tests {
     }
 
     #[test]
-    fn whose_batch_failed_goes_first_and_alone() {
+    fn whose_batch_failed_go_before_their_line_in_parties_and_other_lines_before_them() {
         let mut queue = Queue::default();
         push(&mut queue, 1, "new", &[10]);
         push(&mut queue, 2, "other", &[10]);
-        queue.again(1, LIMITS, false, vec![entry("a", &[5]), entry("b", &[5])]);
-        assert_eq!((queue.rows(), queue.len()), (30, 4));
-        assert_eq!(next(&mut queue), [("a", 0)]);
+        let of = |item, party| Entry { party: Some(party), ..entry(item, &[5]) };
+        queue.again(1, LIMITS, false, vec![of("a", 0), of("b", 0), of("c", 1)]);
+        assert_eq!(queue.waiting(false), Waiting { requests: 5, rows: 35, bytes: 35 });
         assert_eq!(next(&mut queue), [("other", 0)]);
-        assert_eq!(next(&mut queue), [("b", 0)]);
+        assert_eq!(next(&mut queue), [("a", 0), ("b", 0)]);
+        assert_eq!(next(&mut queue), [("c", 0)]);
         assert_eq!(next(&mut queue), [("new", 0)]);
         queue.again(3, LIMITS, false, Vec::new());
-        assert_eq!((queue.rows(), queue.len(), queue.since()), (0, 0, None));
+        assert_eq!((queue.waiting(false), queue.since()), (Waiting::default(), None));
+    }
+
+    #[test]
+    fn who_does_not_go_along_keeps_the_turn() {
+        let mut queue = Queue::default();
+        for item in ["a", "x", "b", "y"] {
+            push(&mut queue, 1, item, &[10]);
+        }
+        let (_, parts) = queue.take(|item| ["a", "b"].contains(item)).unwrap();
+        assert_eq!(parts.iter().map(|part| part.item).collect::<Vec<_>>(), ["a", "b"]);
+        push(&mut queue, 1, "c", &[10]);
+        let (_, parts) = queue.take(|_| false).unwrap();
+        assert_eq!(parts.iter().map(|part| part.item).collect::<Vec<_>>(), ["x"], "the first in any case");
+        assert_eq!(next(&mut queue), [("y", 0), ("c", 0)]);
+    }
+
+    #[test]
+    fn those_that_are_over_are_swept_out_of_all_lines() {
+        let mut queue = Queue::default();
+        for (key, item) in [(1, "gone"), (1, "stays"), (2, "gone"), (100, "gone")] {
+            push(&mut queue, key, item, &[10, 20]);
+        }
+        assert_eq!(queue.waiting(true), Waiting { requests: 1, rows: 30, bytes: 7 });
+        assert_eq!(queue.sweep(|item| *item == "gone").len(), 3);
+        assert_eq!(queue.waiting(true), Waiting::default());
+        assert_eq!(queue.waiting(false), Waiting { requests: 1, rows: 30, bytes: 7 });
+        assert_eq!(next(&mut queue), [("stays", 0)]);
+        assert_eq!(next(&mut queue), [("stays", 1)]);
+        assert_eq!(queue.waiting(false), Waiting::default());
     }
 
     #[test]
     fn a_rest_that_is_not_put_back_waits_no_more() {
         let mut queue = Queue::default();
         push(&mut queue, 1, "huge", &[100, 100, 20]);
-        let (_, parts) = queue.take().unwrap();
-        assert_eq!((queue.rows(), queue.len()), (120, 0));
-        queue.forget(parts[0].rest.as_ref().unwrap());
-        assert_eq!(queue.rows(), 0);
+        let (_, parts) = queue.take(|_| true).unwrap();
+        assert_eq!(queue.waiting(false), Waiting { requests: 0, rows: 120, bytes: 7 });
+        queue.forget(false, parts[0].rest.as_ref().unwrap());
+        assert_eq!(queue.waiting(false), Waiting::default());
     }
 }

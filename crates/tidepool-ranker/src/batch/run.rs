@@ -143,8 +143,8 @@ impl Batch {
     }
 
     /// What the lookup may take. Where what is unavailable fails a request, it has until the last of the deadlines: who
-    /// has less leaves before. Where defaults stand in, all have what the first has, less the share of the model; their
-    /// times are of the same order ([`Key`]).
+    /// has less leaves before. Where defaults stand in, all have what the first has, less the share of the model; what
+    /// they have left is of the same order ([`super::alike`]).
     fn options(&self, now: Instant) -> LookupOptions {
         let deadlines = || self.passengers.iter().map(|p| p.work.job.deadline);
         let defaults = self.inner.source.default_options();
@@ -187,7 +187,7 @@ impl Batch {
     }
 
     /// The lookup has failed. Where one request may be to blame, because together they asked for more than a node takes in
-    /// or their tenant has left, each is asked for again, alone.
+    /// or their tenant has left, they are asked for again, in smaller parties.
     fn failed(&mut self, error: ClientError) {
         let together = matches!(error.code(), ErrorCode::InvalidRequest | ErrorCode::QuotaExceeded);
         if together && self.passengers.len() > 1 {
@@ -213,7 +213,7 @@ impl Batch {
 
     fn forget_rests(&mut self) {
         let rests = std::mem::take(&mut self.rests);
-        self.inner.forget(rests.iter().map(|(_, rest)| rest));
+        self.inner.forget(&self.key, rests.iter().map(|(_, rest)| rest));
     }
 }
 

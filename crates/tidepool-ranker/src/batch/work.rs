@@ -197,6 +197,19 @@ impl Work {
         self.pieces.iter().map(size).collect()
     }
 
+    /// What its inputs take in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |rows: &InputRows| match rows {
+            InputRows::Numbers(values) => size_of_val(values.as_slice()),
+            InputRows::Bags { ids, lengths, weights } => {
+                let lengths = lengths.as_ref().map_or(0, |lengths| size_of_val(lengths.as_slice()));
+                let weights = weights.as_ref().map_or(0, |weights| size_of_val(weights.as_slice()));
+                size_of_val(ids.as_slice()) + lengths + weights
+            }
+        };
+        self.job.inputs.iter().map(|rows| of(rows) as u64).sum()
+    }
+
     /// Whether it has an outcome, or nobody waits for one.
     pub(super) fn is_over(&self) -> bool {
         self.lock().waiter.as_ref().is_none_or(|waiter| waiter.is_gone())

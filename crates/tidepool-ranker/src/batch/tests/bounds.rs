@@ -61,7 +61,8 @@ async fn what_waits_is_bounded_and_refused_at_once() {
     let error = site.try_submit(site.job(101)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "model m is busy: 9 requests with 900 rows are waiting, it may be 20 with 1000"
+        "model m is busy: 9 requests with 900 rows and 18288 bytes are waiting, it may be 20 with 1000 and \
+         1000000"
     );
     assert_eq!(error.code(), ErrorCode::Overloaded);
     let small: Vec<_> = (0..11).map(|seed| site.submit(job(&site.model, 1, seed))).collect();
@@ -72,6 +73,38 @@ async fn what_waits_is_bounded_and_refused_at_once() {
         answer(ticket).await.unwrap();
     }
     assert_eq!(site.batcher.waiting_rows(), 0);
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_in_bytes_too() {
+    let site = Site::new(Rows::gated(), BatchOptions { max_waiting_bytes: 5_000, ..options() });
+    let held = site.submit(site.job(1));
+    until("it has left", || site.rows.count() == 1).await;
+    let waiting = [1, 2].map(|seed| site.submit(job(&site.model, 100, seed)));
+    let error = site.try_submit(site.job(100)).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Overloaded, "each takes 2,032: {error}");
+    site.rows.let_through(20);
+    for ticket in [held].into_iter().chain(waiting) {
+        answer(ticket).await.unwrap();
+    }
+    answer(site.submit(site.job(400))).await.expect("it has more, and nobody else waits");
+}
+
+#[tokio::test]
+async fn nobody_is_turned_away_for_whom_nobody_waits_for_or_for_shadows() {
+    let site = Site::new(Rows::gated(), options());
+    let held = site.submit(site.job(1));
+    until("it has left", || site.rows.count() == 1).await;
+    let of_shadow = |rows| Job { background: true, ..site.job(rows) };
+    let shadow = site.submit(of_shadow(200));
+    drop(site.submit(site.job(1_000)));
+    assert_eq!(site.try_submit(of_shadow(51)).unwrap_err().code(), ErrorCode::Overloaded, "250 is theirs");
+    until("the dropped one has made room", || site.try_submit(site.job(1_000)).is_ok()).await;
+    assert_eq!(site.batcher.waiting_rows(), 1_200, "that of the shadow, and the one that has just come");
+    site.rows.let_through(9);
+    answer(held).await.unwrap();
+    assert_eq!(answer(shadow).await.unwrap(), scores(200, 0));
+    until("nothing is left", || site.batcher.under_way() == 0 && site.batcher.waiting_rows() == 0).await;
 }
 
 #[tokio::test]
@@ -139,6 +172,24 @@ async fn where_defaults_stand_in_a_lookup_leaves_time_to_the_model_and_like_dead
     let asked = site.rows.asked.lock().unwrap();
     let asked: Vec<_> = asked.iter().map(|(r, o)| (r.features[0].ids.len(), o.timeout.as_secs())).collect();
     assert_eq!(asked, [(1, 22), (2, 74), (1, 749)], "three quarters of the least that is left");
+}
+
+#[test]
+fn who_shares_a_batch_is_judged_by_what_each_has_left_when_it_leaves() {
+    let site = Site::new(Rows::open(), options());
+    let (now, least) = (Instant::now(), Duration::from_millis(1));
+    let of = |left| {
+        let job = Job { deadline: now + Duration::from_millis(left), ..site.job(1) };
+        Work::new(job, queue::Limits { rows: 100, requests: 8, ids: 10_000 }, Ok)
+    };
+    // The second came with as much time as the others, and has waited for most of it.
+    let works = [1_000, 50, 1_990, 2_010, 0, 500, 1_000].map(of);
+    let asked = |on_unavailable| {
+        let mut alike = alike(on_unavailable, now, least);
+        works.each_ref().map(|(work, _)| alike(work))
+    };
+    assert_eq!(asked(OnUnavailable::Default), [true, false, true, false, true, false, true]);
+    assert_eq!(asked(OnUnavailable::Fail), [true; 7]);
 }
 
 #[test]

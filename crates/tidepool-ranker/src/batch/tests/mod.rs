@@ -207,6 +207,7 @@ fn options() -> BatchOptions {
         max_concurrent_batches: 1,
         max_waiting_rows: 1_000,
         max_waiting_requests: 20,
+        max_waiting_bytes: 1_000_000,
         exact: true,
     }
 }

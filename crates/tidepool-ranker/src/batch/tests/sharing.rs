@@ -97,6 +97,23 @@ async fn what_is_too_much_together_is_asked_for_alone() {
 }
 
 #[tokio::test]
+async fn what_is_refused_together_is_split_and_split_again() {
+    let site = Site::new(Rows { only_alone: true, ..Rows::gated() }, options());
+    let held = site.submit(site.job(1));
+    until("it has left", || site.rows.count() == 1).await;
+    let tickets: Vec<_> = (0..8).map(|seed| site.submit(job(&site.model, 10, seed))).collect();
+    site.rows.let_through(14);
+    answer(held).await.unwrap();
+    for (seed, ticket) in (0..8).zip(tickets) {
+        assert_eq!(answer(ticket).await.unwrap(), scores(10, seed));
+    }
+    let asked = site.rows.asked.lock().unwrap();
+    let mut users: Vec<_> = asked.iter().map(|(request, _)| request.features[0].ids.len()).collect();
+    users.sort_unstable();
+    assert_eq!(users, [1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 8]);
+}
+
+#[tokio::test]
 async fn a_huge_request_is_cut_and_a_small_one_is_answered_meanwhile() {
     let site = Site::new(Rows::gated(), BatchOptions { max_waiting_rows: 50, ..options() });
     let huge = site.submit(job(&site.model, 950, 5));
