@@ -137,8 +137,8 @@ impl ModelSpec {
     pub const SCHEMA_VERSION: u32 = 1;
     /// The most entries of each list of the document.
     pub const MAX_ENTRIES: usize = 10_000;
-    /// The longest document, in bytes.
-    pub const MAX_BYTES: usize = 16 << 20;
+    /// The longest document, in bytes: a list of boundaries alone may have some hundred thousand.
+    pub const MAX_BYTES: usize = 4 << 20;
     /// What `score` says for the formula.
     pub const UTILITY: &'static str = "utility";
 
@@ -167,11 +167,7 @@ impl ModelSpec {
             let problem = format!("it has {} bytes, it may have {}", text.len(), Self::MAX_BYTES);
             return Err(ModelError::Problems(vec![problem]));
         }
-        let (document, syntax) = DeTable::parse_recoverable(text);
-        if !syntax.is_empty() {
-            let told: Vec<_> = syntax.iter().map(|error| error.to_string().trim_end().to_owned()).collect();
-            return Err(ModelError::Syntax(told.join("\n")));
-        }
+        let document = DeTable::parse(text).map_err(|first| ModelError::Syntax(no_toml(text, first)))?;
         let mut problems = Problems::of(text);
         let mut fields = Fields::of(document.get_ref(), String::new(), 0);
         let spec = Self::read(&mut fields, &mut problems);
@@ -302,6 +298,26 @@ impl ModelSpec {
         };
         of(surface).or_else(|| of(""))
     }
+}
+
+/// What is wrong with a text that is no TOML; `first` is the first error of it.
+fn no_toml(text: &str, first: toml::de::Error) -> String {
+    // There may be one error for every byte, and all of them are held at once: of a long text only the first is told.
+    const ALL_OF_BYTES: usize = 256 << 10;
+    const TOLD: usize = 20;
+    let errors = if text.len() <= ALL_OF_BYTES { DeTable::parse_recoverable(text).1 } else { vec![first] };
+    let tell = |error: &toml::de::Error| {
+        // Not as the error shows itself: that is with its whole line, which may be all of the text.
+        let at = error.span().map_or(0, |span| span.start);
+        let before = text.as_bytes().get(..at).unwrap_or_default();
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        format!("line {line}: {}", error.message())
+    };
+    let mut told: Vec<_> = errors.iter().take(TOLD).map(tell).collect();
+    if errors.len() > TOLD {
+        told.push(format!("and {} more", errors.len() - TOLD));
+    }
+    told.join("; ")
 }
 
 fn read_inputs(fields: &mut Fields<'_>, problems: &mut Problems<'_>) -> Vec<(usize, InputSpec)> {

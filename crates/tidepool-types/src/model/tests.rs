@@ -296,6 +296,18 @@ fn what_is_no_toml_is_told_with_its_place() {
 }
 
 #[test]
+fn of_very_many_syntax_errors_some_are_told_in_few_words() {
+    for commas in [100_000, 1_000_000] {
+        let Err(ModelError::Syntax(told)) = ModelSpec::from_toml(&",".repeat(commas)) else { panic!() };
+        assert!(told.len() < 10_000 && told.starts_with("line 1: "), "{commas}: {} bytes", told.len());
+    }
+    let Err(ModelError::Syntax(told)) = ModelSpec::from_toml(&"a = \n".repeat(50)) else { panic!() };
+    assert!(told.contains("; line 2: ") && told.ends_with(" more"), "{told}");
+    let long = "#".repeat(ModelSpec::MAX_BYTES + 1);
+    assert!(problems(&long)[0].contains("4194305 bytes"));
+}
+
+#[test]
 fn golden_vectors_are_frozen_and_checked() {
     let spec = ModelSpec::from_toml(ADS).unwrap();
     let samples = r#"{"schema_version": 1,
