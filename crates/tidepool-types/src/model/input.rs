@@ -1,6 +1,6 @@
 //! What the graph takes: its inputs, and which feature of a request each is made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -230,7 +230,7 @@ fn source(input: &mut Fields<'_>, problems: &mut Problems<'_>) -> Option<InputSo
 /// Notes inputs, masks and features that cannot be told from each other, or do not agree. `inputs` come with the byte
 /// where they stand.
 pub(super) fn agree(inputs: &[(usize, InputSpec)], problems: &mut Problems<'_>) {
-    let mut graph = BTreeMap::new();
+    let mut graph = BTreeSet::new();
     for (at, input) in inputs {
         let place = format!("input {:?}", input.name);
         let mask = match &input.source {
@@ -240,14 +240,15 @@ pub(super) fn agree(inputs: &[(usize, InputSpec)], problems: &mut Problems<'_>) 
         for name in std::iter::once(input.name.as_str()).chain(mask) {
             if name == InputSpec::REQUEST_INDEX {
                 problems.add(*at, &place, format!("the graph input {name:?} is filled by the ranker itself"));
-            } else if graph.insert(name, ()).is_some() {
+            } else if !graph.insert(name) {
                 problems.add(*at, "", format!("input {name:?} stands twice"));
             }
         }
     }
-    for (later, (at, input)) in inputs.iter().enumerate() {
-        let mut earlier = inputs[..later].iter().map(|(_, input)| input);
-        let Some(first) = earlier.find(|earlier| earlier.feature == input.feature) else { continue };
+    let mut features: BTreeMap<&str, &InputSpec> = BTreeMap::new();
+    for (at, input) in inputs {
+        // The first with this feature; of itself there is nothing to say.
+        let first = *features.entry(&input.feature).or_insert(input);
         let place = format!("input {:?}", input.name);
         if first.name == input.name {
             continue;

@@ -43,7 +43,7 @@ mod transform;
 mod utility;
 mod write;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 use toml::de::DeTable;
@@ -135,8 +135,10 @@ pub enum ModelError {
 impl ModelSpec {
     /// The only document version there is.
     pub const SCHEMA_VERSION: u32 = 1;
-    /// The most entries of each list of the document.
-    pub const MAX_ENTRIES: usize = 10_000;
+    /// The most inputs, outputs and numbers of the formula, each: they are looked for by name, one after the other.
+    pub const MAX_ENTRIES: usize = 1_000;
+    /// The most calibrations: of each output, one for each surface.
+    pub const MAX_CALIBRATIONS: usize = 10_000;
     /// The longest document, in bytes: a list of boundaries alone may have some hundred thousand.
     pub const MAX_BYTES: usize = 4 << 20;
     /// What `score` says for the formula.
@@ -206,13 +208,11 @@ impl ModelSpec {
         let policies = [("refuse", UnknownFeatures::Refuse), ("ignore", UnknownFeatures::Ignore)];
         let unknown_features = fields.word(problems, "unknown_features", &policies).unwrap_or_default();
         let mut calibrations: Vec<Calibration> = Vec::new();
-        for mut entry in fields.tables(problems, "calibrations", Self::MAX_ENTRIES) {
+        let mut curves = BTreeSet::new();
+        for mut entry in fields.tables(problems, "calibrations", Self::MAX_CALIBRATIONS) {
             let calibration = Calibration::read(&mut entry, &outputs, problems);
-            let same = |one: &Calibration, other: &Calibration| {
-                (one.output, &one.surface) == (other.output, &other.surface)
-            };
             if let Some(calibration) = calibration {
-                if calibrations.iter().any(|earlier| same(earlier, &calibration)) {
+                if !curves.insert((calibration.output, calibration.surface.clone())) {
                     let (output, surface) = (&outputs[calibration.output], &calibration.surface);
                     entry.problem(
                         problems,
@@ -260,11 +260,13 @@ impl ModelSpec {
     #[must_use]
     pub fn features(&self) -> Vec<FeatureSpec> {
         let mut features: Vec<FeatureSpec> = Vec::new();
+        let mut places = BTreeMap::new();
         let inputs = self.inputs.iter().map(|i| (&i.feature, i.side, i.takes(), i.name.as_str()));
         let number = FeatureKind::Row { width: 1 };
         let numbers = self.utility_inputs.iter().map(|i| (&i.name, i.side, number, Self::UTILITY));
         for (name, side, kind, used_by) in inputs.chain(numbers) {
-            match features.iter_mut().find(|feature| feature.name == *name) {
+            let place = *places.entry(name).or_insert(features.len());
+            match features.get_mut(place) {
                 Some(feature) => feature.used_by.push(used_by.to_owned()),
                 None => {
                     let (name, used_by) = (name.clone(), vec![used_by.to_owned()]);
@@ -399,8 +401,8 @@ fn read_utility(
     let utility = utility.map_err(|error| fields.problem_of(problems, "utility", error)).ok()?;
     for name in utility.names() {
         if !outputs.contains(name) && !inputs.iter().any(|input| input.name == *name) {
-            let inputs: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
-            let (outputs, inputs) = (outputs.join(", "), inputs.join(", "));
+            let outputs = listed(outputs.iter().map(String::as_str));
+            let inputs = listed(inputs.iter().map(|input| input.name.as_str()));
             let problem = format!("{name:?} is neither an output ({outputs}) nor a utility input ({inputs})");
             fields.problem_of(problems, "utility", problem);
         }
@@ -410,6 +412,14 @@ fn read_utility(
         fields.problem_of(problems, "utility", problem);
     }
     Some(utility)
+}
+
+/// The first of some names, which may be very many.
+fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+    const LISTED: usize = 20;
+    let more = names.len().saturating_sub(LISTED);
+    let first = names.take(LISTED).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{first} and {more} more") } else { first }
 }
 
 fn read_score(fields: &mut Fields<'_>, outputs: &[String], problems: &mut Problems<'_>) -> Option<Score> {
