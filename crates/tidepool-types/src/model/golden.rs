@@ -9,7 +9,7 @@
 //! ```
 //! `weights` may stand beside `raw`, and `id_weights` beside `ids`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,8 +80,12 @@ impl Golden {
     pub const SCHEMA_VERSION: u32 = 1;
     /// How far a score may be from the frozen one, as a part of it: an f32 and a little of a training script's own.
     pub const SCORE_TOLERANCE: f64 = 1e-6;
+    /// The most cases: whoever loads a release computes all of them.
+    pub const MAX_CASES: usize = 100_000;
     /// Mismatches that are told one by one.
     const TOLD: usize = 10;
+    /// Looks at an entry of the contract that all scores together may take.
+    const MAX_STEPS: usize = 1 << 30;
 
     /// How many cases there are.
     #[must_use]
@@ -89,32 +93,63 @@ impl Golden {
         self.inputs.values().map(Vec::len).sum::<usize>() + self.scores.len()
     }
 
-    /// Computes every case again. Gives what does not fit, the first ten of them one by one; nothing is good.
+    /// Computes every case again. Gives what does not fit, the first ten of it one by one; nothing is good. What comes
+    /// after those ten is not computed.
     #[must_use]
     pub fn check(&self, spec: &ModelSpec) -> Vec<String> {
+        if let Some(problem) = self.too_much(spec) {
+            return vec![problem];
+        }
         let mut problems = Vec::new();
         if self.schema_version != Self::SCHEMA_VERSION {
             let (found, known) = (self.schema_version, Self::SCHEMA_VERSION);
             problems.push(format!("schema_version {found}, this build knows {known}"));
         }
+        let entries = Entries::of(spec);
+        let mut left = 0;
         for (name, bags) in &self.inputs {
-            let Some(transform) = transform_of(spec, name) else {
-                problems.push(format!("model.toml has no input {name:?} that takes ids"));
+            let Some(transform) = entries.transforms.get(name.as_str()) else {
+                if problems.len() < Self::TOLD {
+                    problems.push(format!("model.toml has no input {name:?} that takes ids"));
+                }
                 continue;
             };
             for (at, bag) in bags.iter().enumerate() {
-                problems.extend(bag.problem(transform).map(|p| format!("input {name:?}, case {at}: {p}")));
+                if problems.len() < Self::TOLD {
+                    problems
+                        .extend(bag.problem(transform).map(|p| format!("input {name:?}, case {at}: {p}")));
+                } else {
+                    left += 1;
+                }
             }
         }
         for (at, score) in self.scores.iter().enumerate() {
-            problems.extend(score.problem(spec).map(|problem| format!("scores, case {at}: {problem}")));
+            if problems.len() < Self::TOLD {
+                let problem = score.problem(spec, &entries);
+                problems.extend(problem.map(|problem| format!("scores, case {at}: {problem}")));
+            } else {
+                left += 1;
+            }
         }
-        let more = problems.len().saturating_sub(Self::TOLD);
-        problems.truncate(Self::TOLD);
-        if more > 0 {
-            problems.push(format!("and {more} more"));
+        if left > 0 {
+            problems.push(format!("{left} more cases were not computed"));
         }
         problems
+    }
+
+    /// Why nothing of it is computed, if so: a document that fits its bound in bytes could keep a ranker for hours.
+    fn too_much(&self, spec: &ModelSpec) -> Option<String> {
+        let cases = self.cases();
+        if cases > Self::MAX_CASES {
+            return Some(format!("it has {cases} cases, it may have {}", Self::MAX_CASES));
+        }
+        // A score looks for each name of the formula among all that it may be.
+        let names = spec.utility.as_ref().map_or(1, |utility| utility.names().len().max(1));
+        let entries = spec.outputs.len() + spec.utility_inputs.len() + spec.calibrations.len();
+        let most = Self::MAX_STEPS / names.saturating_mul(entries).max(1);
+        let scores = self.scores.len();
+        (scores > most)
+            .then(|| format!("it has {scores} scores, with a contract this long it may have {most}"))
     }
 
     /// Fills in what samples leave out: ids, their weights, and scores. What is there already stays as it is, for
@@ -123,8 +158,12 @@ impl Golden {
     /// # Errors
     /// Samples that the contract cannot take.
     pub fn freeze(&mut self, spec: &ModelSpec) -> Result<(), Vec<String>> {
+        if let Some(problem) = self.too_much(spec) {
+            return Err(vec![problem]);
+        }
+        let entries = Entries::of(spec);
         for (name, bags) in &mut self.inputs {
-            let Some(transform) = transform_of(spec, name) else { continue };
+            let Some(transform) = entries.transforms.get(name.as_str()) else { continue };
             for bag in bags {
                 // What cannot be made says so when it is checked.
                 let Ok((ids, weights)) = bag.made(transform) else { continue };
@@ -135,7 +174,7 @@ impl Golden {
             }
         }
         for score in &mut self.scores {
-            if let (None, Ok(made)) = (score.score, score.made(spec)) {
+            if let (None, Ok(made)) = (score.score, score.made(spec, &entries)) {
                 score.score = Some(f64::from(made));
             }
         }
@@ -144,9 +183,23 @@ impl Golden {
     }
 }
 
-fn transform_of<'s>(spec: &'s ModelSpec, name: &str) -> Option<&'s Transform> {
-    let input = spec.inputs.iter().find(|input| input.name == name)?;
-    input.source.table().map(|_| &input.transform)
+/// What cases name of a contract, made once for all of them.
+struct Entries<'s> {
+    /// Of inputs that take ids.
+    transforms: BTreeMap<&'s str, &'s Transform>,
+    outputs: BTreeSet<&'s str>,
+    utility_inputs: BTreeSet<&'s str>,
+}
+
+impl<'s> Entries<'s> {
+    fn of(spec: &'s ModelSpec) -> Self {
+        let of_ids = spec.inputs.iter().filter(|input| input.source.table().is_some());
+        Self {
+            transforms: of_ids.map(|input| (input.name.as_str(), &input.transform)).collect(),
+            outputs: spec.outputs.iter().map(|output| output.name.as_str()).collect(),
+            utility_inputs: spec.utility_inputs.iter().map(|input| input.name.as_str()).collect(),
+        }
+    }
 }
 
 impl GoldenBag {
@@ -189,13 +242,11 @@ impl GoldenBag {
 }
 
 impl GoldenScore {
-    fn made(&self, spec: &ModelSpec) -> Result<f32, String> {
-        if let Some(other) = self.outputs.keys().find(|name| spec.output(name).is_none()) {
+    fn made(&self, spec: &ModelSpec, entries: &Entries<'_>) -> Result<f32, String> {
+        if let Some(other) = self.outputs.keys().find(|name| !entries.outputs.contains(name.as_str())) {
             return Err(format!("{other:?} is not one of the outputs"));
         }
-        if let Some(other) =
-            self.inputs.keys().find(|name| !spec.utility_inputs.iter().any(|i| i.name == **name))
-        {
+        if let Some(other) = self.inputs.keys().find(|name| !entries.utility_inputs.contains(name.as_str())) {
             return Err(format!("{other:?} is not one of the utility inputs"));
         }
         let of = |values: &BTreeMap<String, f64>, name: &String| {
@@ -212,8 +263,8 @@ impl GoldenScore {
         }
     }
 
-    fn problem(&self, spec: &ModelSpec) -> Option<String> {
-        let made = match self.made(spec) {
+    fn problem(&self, spec: &ModelSpec, entries: &Entries<'_>) -> Option<String> {
+        let made = match self.made(spec, entries) {
             Ok(made) => f64::from(made),
             Err(problem) => return Some(problem),
         };

@@ -343,6 +343,48 @@ fn golden_vectors_are_frozen_and_checked() {
     assert!(golden.check(&spec)[2].contains("the utility is NaN"));
 }
 
+#[test]
+fn lists_are_bounded() {
+    let output = |at: usize| format!("[[outputs]]\nname = \"o{at}\"\n");
+    let text = |outputs: usize| format!("{GOOD}{}", (1..outputs).map(output).collect::<String>());
+    assert_eq!(ModelSpec::from_toml(&text(ModelSpec::MAX_ENTRIES)).unwrap().outputs.len(), 1_000);
+    let told = problems(&text(ModelSpec::MAX_ENTRIES + 1));
+    assert!(
+        told.iter().any(|problem| problem.ends_with("outputs: 1001 entries, there may be 1000")),
+        "{told:?}"
+    );
+    let of_nothing = text(30).replace("model =", "utility = \"x\"\nmodel =");
+    let told = problems(&of_nothing).join("\n");
+    assert!(told.contains("o18, o19 and 10 more) nor a utility input ()"), "{told}");
+}
+
+#[test]
+fn the_work_of_golden_vectors_is_bounded() {
+    let spec = ModelSpec::from_toml(ADS).unwrap();
+    let score = |surface: &str| GoldenScore {
+        surface: surface.to_owned(),
+        outputs: BTreeMap::from([("ctr".to_owned(), 0.5)]),
+        inputs: BTreeMap::new(),
+        score: Some(1.0),
+    };
+    let golden = |cases: usize| Golden {
+        schema_version: Golden::SCHEMA_VERSION,
+        inputs: BTreeMap::new(),
+        scores: vec![score("home"); cases],
+    };
+    let told = golden(1_000).check(&spec);
+    assert_eq!((told.len(), told[10].as_str()), (11, "990 more cases were not computed"));
+    let told = ["it has 100001 cases, it may have 100000"];
+    let mut golden = golden(Golden::MAX_CASES + 1);
+    assert_eq!(golden.check(&spec), told);
+    assert_eq!(golden.freeze(&spec).unwrap_err(), told);
+    golden.scores.truncate(Golden::MAX_CASES);
+    // Every score looks at all curves.
+    let calibrations = vec![spec.calibrations[0].clone(); 6_000];
+    let spec = ModelSpec { calibrations, ..spec };
+    assert!(golden.check(&spec)[0].starts_with("it has 100000 scores, "));
+}
+
 fn stages() -> impl Strategy<Value = Transform> {
     let ids = prop_oneof![
         any::<u64>().prop_map(|seed| Stage::Hash { of: Hashed::Ids, seed }),
