@@ -237,17 +237,20 @@ impl ModelSpec {
     }
 
     /// The document that [`from_toml`](Self::from_toml) reads back as the same contract. It is written in one way
-    /// only: without comments, each key in its place, and no key that says what is so without it.
+    /// only: without comments, each key in its place, and no key that says what is so without it. The formula stays as
+    /// it was written.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        write::document(self)
+        write::document(self, self.utility.as_ref().map(Utility::text))
     }
 
-    /// XXH3 with 64 bits, seed 0, of [`to_toml`](Self::to_toml): the same for two contracts that say the same, however
-    /// they are written. It says nothing of the graph, the tables or the golden vectors.
+    /// XXH3 with 64 bits, seed 0, of [`to_toml`](Self::to_toml), but with the formula written from its steps: the same
+    /// for two contracts that say the same, however they are written. The order of inputs, outputs, numbers of the
+    /// formula and calibrations counts. It says nothing of the graph, the tables or the golden vectors.
     #[must_use]
     pub fn schema_hash(&self) -> u64 {
-        xxh3_64(self.to_toml().as_bytes())
+        let utility = self.utility.as_ref().map(Utility::canonical);
+        xxh3_64(write::document(self, utility.as_deref()).as_bytes())
     }
 
     /// The tables that the inputs take vectors from, each once, in order of first use.

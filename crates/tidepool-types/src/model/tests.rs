@@ -136,6 +136,16 @@ fn the_hash_of_a_contract_is_the_same_for_ever() {
     let commented = ADS.replace("top_k = 10", "# at most a page\ntop_k = 0x0a");
     assert_eq!(ModelSpec::from_toml(&commented).unwrap().schema_hash(), spec.schema_hash());
     assert_ne!(ModelSpec::from_toml(GOOD).unwrap().schema_hash(), spec.schema_hash());
+    let hash = |text: &str| ModelSpec::from_toml(text).unwrap().schema_hash();
+    for (from, to) in
+        [("ctr * bid", "(ctr*`bid`)"), ("[18, 25.5", "[18.0, 2.55e1"), ("[[0, 0]", "[[-0.0, 0e1]")]
+    {
+        assert_eq!(hash(&ADS.replacen(from, to, 1)), spec.schema_hash(), "{to}");
+    }
+    assert_ne!(hash(&ADS.replacen("ctr * bid", "bid * ctr", 1)), spec.schema_hash());
+    let (ctr, cvr) = ("[[outputs]]\nname = \"ctr\"\n", "[[outputs]]\nname = \"cvr\"\n");
+    let turned = ADS.replacen(&format!("{ctr}{cvr}"), &format!("{cvr}{ctr}"), 1);
+    assert_ne!(hash(&turned), spec.schema_hash());
     assert_eq!(spec.schema_hash(), 11_048_469_420_151_113_500, "{}", spec.to_toml());
 }
 

@@ -61,6 +61,32 @@ enum Op {
     Sigmoid,
 }
 
+impl Op {
+    /// Its sign, or the name of its function.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Number(_) | Self::Name(_) => "",
+            Self::Negate | Self::Subtract => "-",
+            Self::Add => "+",
+            Self::Multiply => "*",
+            Self::Divide => "/",
+            Self::Min => "min",
+            Self::Max => "max",
+            Self::Log => "log",
+            Self::Exp => "exp",
+            Self::Pow => "pow",
+            Self::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+/// A name as a formula has it.
+fn quoted(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    if plain { name.to_owned() } else { format!("`{name}`") }
+}
+
 /// Candidates that are worked on together: their columns stay in a near cache.
 const CHUNK: usize = 1024;
 
@@ -92,6 +118,51 @@ impl Utility {
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The formula written from its steps: the same for two texts that are computed alike, whatever their spaces,
+    /// parentheses and numbers look like.
+    #[must_use]
+    pub(super) fn canonical(&self) -> String {
+        // What stands on the stack, and how tightly it holds together: sums 1, products 2, all else 3.
+        let mut stack: Vec<(String, u8)> = Vec::new();
+        let within = |(text, tight): (String, u8), least: u8| {
+            if tight < least { format!("({text})") } else { text }
+        };
+        for op in &self.ops {
+            let (sign, tight) = match op {
+                Op::Number(number) => {
+                    stack.push((format!("{number:?}"), 3));
+                    continue;
+                }
+                Op::Name(at) => {
+                    stack.push((self.names.get(*at).map_or_else(String::new, |name| quoted(name)), 3));
+                    continue;
+                }
+                Op::Negate => {
+                    let of = stack.pop().unwrap_or_default();
+                    stack.push((format!("-{}", within(of, 3)), 3));
+                    continue;
+                }
+                Op::Log | Op::Exp | Op::Sigmoid => {
+                    let (of, _) = stack.pop().unwrap_or_default();
+                    stack.push((format!("{}({of})", op.word()), 3));
+                    continue;
+                }
+                Op::Add | Op::Subtract => (op.word(), 1),
+                Op::Multiply | Op::Divide => (op.word(), 2),
+                Op::Min | Op::Max | Op::Pow => (op.word(), 3),
+            };
+            let (right, left) = (stack.pop().unwrap_or_default(), stack.pop().unwrap_or_default());
+            let text = if tight == 3 {
+                format!("{sign}({}, {})", left.0, right.0)
+            } else {
+                // Sums and products are computed from the left: what stands to the right holds more tightly.
+                format!("{} {sign} {}", within(left, tight), within(right, tight + 1))
+            };
+            stack.push((text, tight));
+        }
+        stack.pop().map_or_else(String::new, |(text, _)| text)
     }
 
     /// What it speaks of, each name once, in the order of their first use.

@@ -51,6 +51,26 @@ fn formulas_are_worth_what_arithmetic_says() {
 }
 
 #[test]
+fn what_is_computed_alike_is_written_alike() {
+    for (text, expected) in [
+        ("ctr*bid", "ctr * bid"),
+        (" ( (`ctr`) * bid ) ", "ctr * bid"),
+        ("1 - (2 - 3) - 4e0", "1.0 - (2.0 - 3.0) - 4.0"),
+        ("(a + b) * c / (d * e)", "(a + b) * c / (d * e)"),
+        ("-(a * b) + --c", "-(a * b) + --c"),
+        ("-a*b", "-a * b"),
+        ("min(a,b+1,c)", "min(min(a, b + 1.0), c)"),
+        ("clamp(x, 0, 1)", "min(max(x, 0.0), 1.0)"),
+        ("pow(`cvr/head`, sigmoid(log(exp(x))))", "pow(`cvr/head`, sigmoid(log(exp(x))))"),
+    ] {
+        let utility = Utility::parse(text).unwrap();
+        assert_eq!(utility.canonical(), expected, "{text}");
+        let again = Utility::parse(&utility.canonical()).unwrap();
+        assert_eq!((again.canonical(), &again.ops), (utility.canonical(), &utility.ops), "{text}");
+    }
+}
+
+#[test]
 fn problems_say_where() {
     for (text, expected) in [
         ("", "column 1: a number, a name or \"(\" is wanted, not the end"),

@@ -1,5 +1,5 @@
-//! The contract as text, in one way only: its hash is the contract's identity, so it must not depend on how some
-//! library likes to write TOML this year.
+//! The contract as text, in one way only but for its formula: a hash of it is the contract's identity, so it must not
+//! depend on how some library likes to write TOML this year.
 
 use std::fmt::{Display, Write};
 
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::pooling::Pooling;
 
-/// The whole document.
-pub(super) fn document(spec: &ModelSpec) -> String {
+/// The whole document, with its formula written like this.
+pub(super) fn document(spec: &ModelSpec, utility: Option<&str>) -> String {
     let mut out = Text::default();
     out.key("schema_version", ModelSpec::SCHEMA_VERSION);
     out.key("model", quoted(&spec.model));
     out.key("score", quoted(spec.score_name()));
-    if let Some(utility) = &spec.utility {
-        out.key("utility", quoted(utility.text()));
+    if let Some(utility) = utility {
+        out.key("utility", quoted(utility));
     }
     if spec.top_k > 0 {
         out.key("top_k", spec.top_k);
@@ -132,13 +132,14 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// The shortest decimal that reads back as the same number.
+/// The shortest decimal that reads back as the same number. Zero has no sign.
 fn decimal(number: f64) -> String {
-    format!("{number:?}")
+    format!("{:?}", number + 0.0)
 }
 
-/// The shortest decimal that reads back as the same f32, also by way of an f64.
+/// The shortest decimal that reads back as the same f32, also by way of an f64. Zero has no sign.
 fn decimal_f32(number: f32) -> String {
+    let number = number + 0.0;
     let short = format!("{number:?}");
     let same = short.parse().is_ok_and(|read: f64| nearest(read).to_bits() == number.to_bits());
     if same { short } else { decimal(f64::from(number)) }
