@@ -81,6 +81,13 @@ struct Example<'a> {
     genres: &'a [u32],
 }
 
+/// What stands for ids that are left out, for rows that were never seen, and for bags that are empty.
+pub(crate) struct Defaults {
+    pub(crate) user: Array1<f32>,
+    pub(crate) item: Array1<f32>,
+    pub(crate) genre: Array1<f32>,
+}
+
 /// A run over the train slice.
 pub(crate) struct Trainer<'a> {
     data: &'a Dataset,
@@ -122,8 +129,11 @@ impl<'a> Trainer<'a> {
         let mut order = self.data.train.clone();
         for epoch in 1..=self.options.max_epochs {
             self.rng.shuffle(&mut order);
-            let defaults =
-                (self.params.user.mean_row(&self.seen.user), self.params.item.mean_row(&self.seen.item));
+            let defaults = Defaults {
+                user: self.params.user.mean_row(&self.seen.user),
+                item: self.params.item.mean_row(&self.seen.item),
+                genre: self.params.genre.mean_row(&self.seen.genre),
+            };
             for batch in order.chunks(self.options.batch) {
                 self.add_gradients(batch, &defaults);
                 self.step();
@@ -146,9 +156,8 @@ impl<'a> Trainer<'a> {
         Ok(best.map_or_else(|| self.model(), |(_, _, model)| model))
     }
 
-    /// Adds the gradients of a batch to all parameters, and gives its mean loss. `defaults` stand for the user and item
-    /// rows that are left out.
-    fn add_gradients(&mut self, events: &[Event], defaults: &(Array1<f32>, Array1<f32>)) -> f64 {
+    /// Adds the gradients of a batch to all parameters, and gives its mean loss.
+    fn add_gradients(&mut self, events: &[Event], defaults: &Defaults) -> f64 {
         let data = self.data;
         let mut x = Array2::zeros((events.len(), columns::WIDTH));
         let mut examples = Vec::with_capacity(events.len());
@@ -164,9 +173,12 @@ impl<'a> Trainer<'a> {
                 occupation: user.occupation,
                 genres,
             };
-            row.slice_mut(s![columns::USER]).assign(&row_or(&self.params.user, example.user, &defaults.0));
-            row.slice_mut(s![columns::ITEM]).assign(&row_or(&self.params.item, example.item, &defaults.1));
+            row.slice_mut(s![columns::USER]).assign(&row_or(&self.params.user, example.user, &defaults.user));
+            row.slice_mut(s![columns::ITEM]).assign(&row_or(&self.params.item, example.item, &defaults.item));
             let mut bag = row.slice_mut(s![columns::GENRES]);
+            if genres.is_empty() {
+                bag.assign(&defaults.genre);
+            }
             let share = 1.0 / genres.len().max(1) as f32;
             genres.iter().for_each(|&g| bag.scaled_add(share, &self.params.genre.rows.row(g as usize)));
             for entity in [columns::USER, columns::ITEM] {
@@ -310,7 +322,11 @@ mod tests {
         for table in [&mut params.user, &mut params.item, &mut params.genre, &mut params.occupation] {
             table.rows *= 8.0;
         }
-        let none = (Array1::zeros(ENTITY_DIM), Array1::zeros(ENTITY_DIM));
+        let none = Defaults {
+            user: Array1::zeros(ENTITY_DIM),
+            item: Array1::zeros(ENTITY_DIM),
+            genre: Array1::zeros(GENRE_DIM),
+        };
         let batch = &data.train[..12];
         let run = |params: &Parameters| {
             let mut trainer = Trainer::new(&data, &options, params.clone(), 0.0, 1);

@@ -1,6 +1,6 @@
 //! Training of tables and tape together, until the validation slice says stop.
 
-use ndarray::{Array1, Array2, s};
+use ndarray::{Array2, s};
 
 use super::{
     Built, ReferenceOptions, RowDims, build,
@@ -15,7 +15,7 @@ use crate::{
     error::TrainError,
     model::{AgeScale, TrainedTable},
     net::Adam,
-    ranker::{START_SCALE, Seen, dense, hashed, round_to_codes, row_or},
+    ranker::{Defaults, START_SCALE, Seen, dense, hashed, round_to_codes, row_or},
     rng::Rng,
     tape::{Tape, Value},
 };
@@ -45,12 +45,6 @@ impl Tables {
             occupation: table(data.occupations.len(), dims.occupation),
         }
     }
-}
-
-/// What stands for ids that are left out, and for rows that were never seen.
-struct Defaults {
-    user: Array1<f32>,
-    item: Array1<f32>,
 }
 
 /// A run over the train slice.
@@ -113,6 +107,7 @@ impl<'a> Fit<'a> {
         Defaults {
             user: self.tables.user.mean_row(&self.seen.user),
             item: self.tables.item.mean_row(&self.seen.item),
+            genre: self.tables.genre.mean_row(&self.seen.genre),
         }
     }
 
@@ -151,9 +146,14 @@ impl<'a> Fit<'a> {
             users.row_mut(at).assign(&row_or(&self.tables.user, place(user), &defaults.user));
             items.row_mut(at).assign(&row_or(&self.tables.item, place(item), &defaults.item));
             let bag = &self.data.items[event.item as usize].genres;
+            if bag.is_empty() {
+                genres.row_mut(at).assign(&defaults.genre);
+            }
             let share = 1.0 / bag.len().max(1) as f32;
             for &genre in bag {
-                genres.row_mut(at).scaled_add(share, &self.tables.genre.rows.row(genre as usize));
+                let seen = Some(genre).filter(|&genre| self.seen.genre[genre as usize]);
+                let row = row_or(&self.tables.genre, seen, &defaults.genre);
+                genres.row_mut(at).scaled_add(share, &row);
             }
             let user = &self.data.users[event.user as usize];
             occupations.row_mut(at).assign(&self.tables.occupation.rows.row(user.occupation as usize));

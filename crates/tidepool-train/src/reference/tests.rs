@@ -146,6 +146,23 @@ fn an_items_vector_stands_in_a_table_and_the_graph_has_the_rest() {
     assert_eq!(model.tables[1].ids.len(), DATA.items.len(), "items without events have their genres");
 }
 
+/// Serving gives an item without genres the default row, and a genre that was never seen as well.
+#[test]
+fn what_is_not_known_of_genres_is_their_mean() {
+    let mut data = DATA.clone();
+    let unseen = data.genres.len() as u32;
+    data.genres.push("Silent".into());
+    let new = |id: u64, genres: Vec<u32>| crate::data::Item { id, title: String::new(), year: None, genres };
+    data.items.extend([new(9_000_001, vec![unseen]), new(9_000_002, Vec::new()), new(9_000_003, vec![0])]);
+    let ReferenceOutcome { model, .. } =
+        untrained_reference(&data, &options(Architecture::TwoTower, ModelSize::Small)).unwrap();
+    let table = &model.tables[1];
+    let rows: Vec<&[f32]> = table.rows.chunks(table.dim).collect();
+    let [.., of_unseen, of_none, of_known] = rows[..] else { panic!() };
+    assert_eq!(of_unseen, of_none);
+    assert_ne!(of_none, of_known);
+}
+
 #[test]
 fn a_seed_means_the_same_model() {
     let again = train_reference(&DATA, &options(Architecture::Dlrm, ModelSize::Small), &mut |_| ()).unwrap();
