@@ -159,6 +159,9 @@ impl<'a> Lookup<'a> {
 }
 
 impl TrainedModel {
+    /// The tables that every such model has, in their order.
+    pub const TABLES: &'static [&'static str] = &["user", "item", "genre", "occupation"];
+
     /// The contract of this model, called `model`.
     ///
     /// # Errors

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tidepool_store::ArtifactStore;
 use tidepool_train::{
     Architecture, Dataset, ExportOptions, ModelSize, Quality, ReferenceOptions, ReferenceReport,
-    TrainOptions, export_release, train, train_reference, untrained_reference,
+    TrainOptions, TrainedModel, export_release, train, train_reference, untrained_reference,
 };
-use tidepool_types::{Name, ReleaseManifest};
+use tidepool_types::{Name, ReleaseManifest, TableVersion};
 
 use crate::{
     demo::data,
@@ -108,9 +108,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     };
     let export = ExportOptions::new(model, args.release.clone(), version);
     let store = ArtifactStore::open(&args.store)?;
-    if store.release(&export.model, &export.release).is_ok() {
-        bail!("release {} {} is in {} already", export.model, export.release, args.store.display());
-    }
+    refuse_taken(&store, &args, &export)?;
     let dataset = data::load(args.data.as_ref(), args.seed, output).await?;
     let (made, fields) =
         tokio::task::spawn_blocking(move || make(&args, &dataset, &store, &export, output)).await??;
@@ -127,6 +125,22 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
         "report": fields,
     }));
     Ok(Outcome::Done)
+}
+
+/// Training takes its time: that a name is taken is said before it, not when all is to be written.
+fn refuse_taken(store: &ArtifactStore, args: &Args, export: &ExportOptions) -> Result<()> {
+    let at = args.store.display();
+    if store.release_dir(&export.model, &export.release).symlink_metadata().is_ok() {
+        bail!("release {} {} is in {at} already", export.model, export.release);
+    }
+    let tables = args.model.architecture().map_or(TrainedModel::TABLES, Architecture::tables);
+    for table in tables {
+        let table = TableVersion { table: Name::new(*table)?, version: export.version.clone() };
+        if store.table_dir(&table).symlink_metadata().is_ok() {
+            bail!("table {table} is in {at} already; give a --table-version");
+        }
+    }
+    Ok(())
 }
 
 /// Trains and exports; gives the release and the report of the training.

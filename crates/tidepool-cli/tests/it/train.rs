@@ -44,6 +44,13 @@ fn every_model_is_trained_and_stands_in_the_store_as_a_release() {
         assert!(files.manifest.tables.iter().all(|table| table.version == version), "{said:#}");
         let again = failure(&args);
         assert!(again.0 == 1 && again.1.contains("already"), "{again:?}");
+        let taken = version.as_str();
+        let no_data = ["train", "--model", model, "--data", "/nowhere", "--store", at, "--release", "r2"];
+        let said = failure(&[&no_data[..], &["--table-version", taken]].concat());
+        assert!(
+            said.0 == 1 && said.1.contains(&format!("table user@{taken} is in")),
+            "before data: {said:?}"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The table that the item tower's vectors become.
-const ITEM_TOWER: &str = "item_tower";
+pub(super) const ITEM_TOWER: &str = "item_tower";
 
 /// Everything that is trained.
 #[derive(Clone, Debug)]

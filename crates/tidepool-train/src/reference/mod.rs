@@ -59,6 +59,15 @@ impl Architecture {
             Self::Dlrm => "dlrm",
         }
     }
+
+    /// The tables that a model of it has, in their order.
+    #[must_use]
+    pub const fn tables(self) -> &'static [&'static str] {
+        match self {
+            Self::TwoTower => &["user", fit::ITEM_TOWER, "occupation"],
+            Self::DcnMmoe | Self::Dlrm => &["user", "item", "genre", "occupation"],
+        }
+    }
 }
 
 /// How large the dense model and the rows are.

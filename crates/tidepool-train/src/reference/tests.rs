@@ -176,6 +176,8 @@ fn a_release_reads_back_as_the_model_it_was_written_from() {
     let store = tidepool_store::ArtifactStore::open(folder.path()).unwrap();
     for ReferenceOutcome { model, report } in &*RUNS {
         let what = report.architecture.as_str();
+        let tables: Vec<&str> = model.tables.iter().map(|table| table.name.as_str()).collect();
+        assert_eq!(tables, report.architecture.tables());
         let options = ExportOptions::new(name(what), name("r1"), name(&format!("{what}-r1")));
         let written = model.export(&store, &options).unwrap();
         let files = store.release(&options.model, &options.release).unwrap();
