@@ -300,7 +300,8 @@ impl ShadowTally {
 }
 
 impl Durable {
-    /// The document version that is written: 2 since releases can be let go or pinned, and nodes drained.
+    /// The document version that is written: 2 since releases can be let go or pinned, and nodes drained. The manifest of
+    /// a release with golden vectors is not read by programs of before those either, though the version is the same.
     pub const SCHEMA_VERSION: u32 = 2;
 
     /// The manifest of a release of the map.
