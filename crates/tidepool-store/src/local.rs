@@ -180,7 +180,7 @@ impl ArtifactStore {
         Ok(ReleaseFiles { manifest, manifest_hash: content_hash(&bytes), spec, golden, onnx_path })
     }
 
-    /// Writes a release without golden vectors.
+    /// Writes a release that has no golden vectors. Whoever has some takes [`write`](Self::write): none are looked for.
     ///
     /// # Errors
     /// What [`write`](Self::write) says.
