@@ -111,6 +111,8 @@ impl Golden {
             let Some(transform) = entries.transforms.get(name.as_str()) else {
                 if problems.len() < Self::TOLD {
                     problems.push(format!("model.toml has no input {name:?} that takes ids"));
+                } else {
+                    left += bags.len();
                 }
                 continue;
             };
