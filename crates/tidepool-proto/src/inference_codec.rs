@@ -146,7 +146,8 @@ impl Found {
 mod tests {
     use super::*;
     use crate::inference::{
-        InferParameter, InferTensorContents, ModelInferRequest, infer_parameter::ParameterChoice,
+        InferParameter, InferTensorContents, ModelInferRequest,
+        infer_parameter::ParameterChoice,
         model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     };
 

@@ -82,10 +82,7 @@ async fn answer(
 }
 
 /// The message of a document, and the release that answers it: its contract says which numbers are ids.
-fn convert(
-    service: &RankService,
-    request: &mut JsonRequest,
-) -> Result<(Chosen, v1::RankRequest), RankError> {
+fn convert(service: &RankService, request: &mut JsonRequest) -> Result<(Chosen, v1::RankRequest), RankError> {
     service.ranker.scenarios.resolve(&request.scenario, &mut request.model)?;
     request.scenario.clear();
     let request = &*request;
