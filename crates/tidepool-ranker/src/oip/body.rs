@@ -124,12 +124,25 @@ pub(super) fn read(
     Ok((Infer { model, version, id, parameters, inputs, outputs: names }, binary))
 }
 
-/// Refuses a document of more numbers or texts than are read into memory, whichever inputs they are of. Of what is no
-/// JSON it may count too much or too little, but only after the place where the parser ends.
+/// Refuses a document of more numbers or texts than are read into memory, whichever inputs they are of.
 fn check_counts(document: &[u8]) -> Result<(), RankError> {
+    let (numbers, texts) = count(document);
+    for (what, found, most) in [("numbers", numbers, MAX_NUMBERS), ("texts", texts, MAX_TEXTS)] {
+        if found > most {
+            return Err(RankError::Invalid(format!(
+                "the document has {found} {what}, it may have {most}: send the elements as bytes"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Numbers and texts of a document, those of its shapes, names and keys included. Of what is no JSON it may count too
+/// few or too many, but only after the place where the parser ends.
+fn count(document: &[u8]) -> (usize, usize) {
     let (mut numbers, mut texts) = (0usize, 0usize);
     let mut in_number = false;
-    let mut bytes = document.iter();
+    let mut bytes = document.iter().copied();
     while let Some(byte) = bytes.next() {
         match byte {
             b'0'..=b'9' | b'-' => {
@@ -139,7 +152,7 @@ fn check_counts(document: &[u8]) -> Result<(), RankError> {
             b'+' | b'.' | b'e' | b'E' => {}
             _ => in_number = false,
         }
-        if *byte == b'"' {
+        if byte == b'"' {
             texts += 1;
             while let Some(byte) = bytes.next() {
                 match byte {
@@ -153,14 +166,7 @@ fn check_counts(document: &[u8]) -> Result<(), RankError> {
             }
         }
     }
-    for (what, found, most) in [("numbers", numbers, MAX_NUMBERS), ("texts", texts, MAX_TEXTS)] {
-        if found > most {
-            return Err(RankError::Invalid(format!(
-                "the document has {found} {what}, it may have {most}: send the elements as bytes"
-            )));
-        }
-    }
-    Ok(())
+    (numbers, texts)
 }
 
 /// An input, with its part of the bytes after the document if that is where its elements are.
@@ -372,27 +378,25 @@ mod tests {
 
     #[test]
     fn numbers_and_texts_are_counted_in_the_whole_document() {
-        // Two inputs, with six and seven texts beside their elements, and a size each.
-        let of = |numbers: usize, texts: usize| {
-            let numbers = vec!["-1.5e+3"; numbers].join(", ");
-            let texts = vec![r#""\\\"1,2""#; texts].join(",");
-            let document = format!(
-                r#"{{"inputs": [{{"name": "a", "shape": [1], "datatype": "FP32", "data": [{numbers}]}},
-                {{"name": "b", "shape": [1], "datatype": "BYTES", "data": [[{texts}]]}}]}}"#
-            );
-            check_counts(document.as_bytes()).map_err(|error| error.to_string())
-        };
-        let (numbers, texts) = (MAX_NUMBERS - 2, MAX_TEXTS - 13);
-        assert_eq!(of(numbers, texts), Ok(()));
-        let problem = of(numbers + 1, texts).unwrap_err();
-        assert_eq!(
-            problem,
-            "the document has 4194305 numbers, it may have 4194304: send the elements as bytes"
-        );
-        assert!(of(numbers, texts + 1).unwrap_err().starts_with("the document has 262145 texts"));
-        for odd in ["", "\"", "\"\\", "true", "1-2", "]"] {
-            assert!(check_counts(odd.as_bytes()).is_ok(), "{odd}");
+        let cases = [
+            ("", (0, 0)),
+            ("[true, -1.5e+3, [2],[3 ,4]]", (4, 0)),
+            (r#"{"a\"1,2": "\\", "b": {"c": [0e1]}}"#, (1, 4)),
+            (r#""1"#, (0, 1)),
+            (r#""\"#, (0, 1)),
+        ];
+        for (text, counts) in cases {
+            assert_eq!(count(text.as_bytes()), counts, "{text}");
         }
+        let of = |data: String| {
+            let input = format!(r#"{{"name": "a", "shape": [1], "datatype": "FP32", "data": {data}}}"#);
+            body(&format!(r#"{{"inputs": [{input}, {input}]}}"#), None, &[]).unwrap_err()
+        };
+        // No input has too many by itself.
+        let numbers = of(format!("[{}0]", "0,".repeat(MAX_NUMBERS / 2)));
+        assert!(numbers.starts_with("the document has 4194308 numbers, it may have 4194304"), "{numbers}");
+        let texts = of(format!(r#"[{}""]"#, r#""","#.repeat(MAX_TEXTS / 2)));
+        assert!(texts.starts_with("the document has 262159 texts, it may have 262144"), "{texts}");
     }
 
     #[test]
