@@ -117,6 +117,8 @@ impl Background {
     }
 }
 
+/// No longer is memory measured at a time: what is done at idle priority can take long on a machine without a free core.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Reading what memory is taken walks all of the process's pages: of the time, at most one part in so many.
 const MEASURE_SHARE: u32 = 50;
 
@@ -335,8 +337,15 @@ impl Loader {
         let unmeasured = std::mem::take(&mut background.unmeasured);
         let begun = Instant::now();
         // It walks the page tables of all that is mapped: some 20 ms a gigabyte of small pages.
-        let smaps = idle::run(Smaps::read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let smaps = time::timeout(MEASURE_TIMEOUT, idle::run(Smaps::read)).await;
         let end = Instant::now();
+        let Ok(smaps) = smaps else {
+            // Nothing is idle: assignments do not wait for what is only to be known.
+            background.unmeasured.extend(unmeasured);
+            background.measure_after = Some(end + MEASURE_TIMEOUT * MEASURE_SHARE);
+            return;
+        };
+        let smaps = smaps.unwrap_or_else(|error| Err(io::Error::other(error)));
         background.measure_after = Some(end + (end - begun) * MEASURE_SHARE);
         let smaps = match smaps {
             Ok(smaps) => smaps,
