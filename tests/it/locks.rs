@@ -357,21 +357,18 @@ async fn who_is_taken_out_of_the_rules_loses_what_is_open() -> Result<()> {
     let end = async {
         loop {
             if let Err(status) = map.message().await {
-                eprintln!("ZZ map");
                 break lost(status);
-            } /**/
+            }
         }
         loop {
             if let Err(status) = session.message().await {
-                eprintln!("ZZ session");
                 break lost(status);
-            } /**/
+            }
         }
         loop {
             if let Err(status) = node_session.message().await {
-                eprintln!("ZZ node_session");
                 break lost(status);
-            } /**/
+            }
         }
         lost(answers.message().await.unwrap_err());
     };

@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -50,6 +51,8 @@ struct Looks {
 struct Seen {
     device: u64,
     inode: u64,
+    /// When it was made, where the file system tells: the number of a file that is gone is soon given to another.
+    born: Option<SystemTime>,
     text: String,
 }
 
@@ -61,11 +64,11 @@ impl Seen {
         let found = file.metadata().map_err(error)?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(error)?;
-        Ok(Self { device: found.dev(), inode: found.ino(), text })
+        Ok(Self { device: found.dev(), inode: found.ino(), born: found.created().ok(), text })
     }
 
     fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
+        (self.device, self.inode, self.born) == (other.device, other.inode, other.born)
     }
 }
 

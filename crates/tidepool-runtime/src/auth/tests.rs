@@ -263,6 +263,16 @@ fn rules_are_read_again_and_bad_ones_leave_those_there_are() {
 }
 
 #[test]
+fn what_was_put_there_twice_between_two_looks_is_taken() {
+    let (_folder, path, access) = watched();
+    // What there was is gone by the second time, and its number may be given to what comes then.
+    replace(&path, &format!("{}\n# once more\n", rules()));
+    replace(&path, &rules()[..rules().find("[[certificate]]").unwrap()]);
+    assert_eq!(access.reload(false), Reloaded::Unchanged, "it might still grow");
+    assert_eq!((access.reload(false), access.problem()), (Reloaded::New, None));
+}
+
+#[test]
 fn half_of_a_file_that_would_do_is_not_taken() {
     let (_folder, path, access) = watched();
     // A copy over the file that was cut off behind the first rule.
