@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "tidepool-bench",
         &["types", "kernels", "table", "store", "client", "dense", "ranker", "cluster", "proto", "runtime"],
     ),
+    ("tidepool-cuda-sim", &[]),
 ];
 
 /// Crates that may use any of ours.

@@ -1,0 +1,1 @@
+//! The CUDA engine, on a GPU or on the simulated driver.
