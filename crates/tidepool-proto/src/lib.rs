@@ -18,8 +18,8 @@ pub use codec::{BoundedCodec, BoundedDecoder, MAX_FIELDS, ReservingEncoder, deco
 pub use convert::{WireError, node_to_wire, quota_rules, quota_tenant, quotas, release_state};
 pub use inference_codec::{InferenceCodec, InferenceDecoder, MAX_NUMBERS};
 pub use status::{
-    CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, code_of, code_of_failure, epoch_of, failure_of, leader_of,
-    not_leader, refusal, status_of,
+    CODE_HEADER, EPOCH_HEADER, LEADER_HEADER, REQUEST_ID_HEADER, code_of, code_of_failure, epoch_of,
+    failure_of, leader_of, not_leader, refusal, status_of, with_request_id,
 };
 pub use stream::{StandIn, answer_stream};
 

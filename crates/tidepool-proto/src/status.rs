@@ -11,6 +11,8 @@ pub const CODE_HEADER: &str = "tidepool-code";
 pub const LEADER_HEADER: &str = "tidepool-leader";
 /// Metadata key that holds the answering node's epoch, with `not_served`.
 pub const EPOCH_HEADER: &str = "tidepool-epoch";
+/// Metadata key, and HTTP header, that holds the id by which `tidepool why` knows a ranking that was not answered.
+pub const REQUEST_ID_HEADER: &str = "tidepool-request-id";
 
 /// The gRPC status of an error.
 #[must_use]
@@ -74,6 +76,17 @@ pub fn not_leader(message: impl Into<String>, leader: Option<&str>) -> Status {
     status
 }
 
+/// The status of a ranking that was not answered. An id that metadata cannot hold was the caller's own, who knows it.
+#[must_use]
+pub fn with_request_id(mut status: Status, request_id: &str) -> Status {
+    if request_id.is_ascii()
+        && let Ok(request_id) = request_id.parse()
+    {
+        status.metadata_mut().insert(REQUEST_ID_HEADER, request_id);
+    }
+    status
+}
+
 /// `host:port` of the controller that a `not_leader` status names.
 #[must_use]
 pub fn leader_of(status: &Status) -> Option<&str> {
@@ -122,6 +135,16 @@ mod tests {
         assert_eq!(leader_of(&not_leader("nobody leads", None)), None);
         assert_eq!(leader_of(&not_leader("a bad address", Some("c\n2"))), None);
         assert_eq!(leader_of(&Status::unavailable("refused")), None);
+    }
+
+    #[test]
+    fn an_id_goes_with_a_status_where_metadata_can_hold_it() {
+        let status = with_request_id(Status::unavailable("refused"), "auto-1");
+        assert_eq!(status.metadata().get(REQUEST_ID_HEADER).unwrap(), "auto-1");
+        for strange in ["a\nb", "für"] {
+            let status = with_request_id(Status::unavailable("refused"), strange);
+            assert!(status.metadata().get(REQUEST_ID_HEADER).is_none(), "{strange:?}");
+        }
     }
 
     #[test]

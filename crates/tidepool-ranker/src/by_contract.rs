@@ -77,6 +77,8 @@ mod tests {
         let answer = |chosen| service.answer(&caller, chosen, message.clone(), None, Instant::now());
         let answered = answer(Some(chosen)).await.unwrap();
         assert_eq!((answered.release.as_str(), answered.scores), ("p1", pack(&[6.0f32, 2.0])));
-        assert!(matches!(answer(None).await, Err(RankError::NoMap)));
+        let unanswered = answer(None).await.unwrap_err();
+        assert!(matches!(unanswered.error, RankError::NoMap), "{unanswered:?}");
+        assert!(unanswered.request_id.starts_with("auto-"), "{unanswered:?}");
     }
 }

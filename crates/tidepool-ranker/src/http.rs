@@ -21,7 +21,7 @@ use crate::{
     by_contract::by_contract,
     json::{self, JsonRequest},
     releases::Chosen,
-    service::RankService,
+    service::{RankService, Unanswered},
 };
 
 /// The routes that a ranker adds to its admin server.
@@ -52,11 +52,13 @@ async fn rank(
     };
     match answer(&service, &caller, &body, traceparent, arrived).await {
         Ok(response) => response,
-        Err(error) => {
+        Err(Unanswered { error, request_id }) => {
             let code = error.code();
             let status =
                 StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            answer_error(status, code, &chain(&error))
+            let (code, message) = (code.as_str(), chain(&error));
+            let body = json!({ "error": { "code": code, "message": message, "request_id": request_id } });
+            (status, Json(body)).into_response()
         }
     }
 }
@@ -67,7 +69,7 @@ async fn answer(
     body: &[u8],
     traceparent: Option<TraceParent>,
     arrived: Instant,
-) -> Result<Response, RankError> {
+) -> Result<Response, Unanswered> {
     let made = match JsonRequest::parse(body).map_err(invalid) {
         Ok(mut request) => convert(service, &mut request).map_err(|error| {
             let JsonRequest { request_id, tenant, model, release, .. } = request;

@@ -6,6 +6,7 @@ use tidepool_client::TraceParent;
 use tidepool_proto::{
     status_of,
     v1::{self, ranker_server::Ranker as RankerRpc},
+    with_request_id,
 };
 use tidepool_runtime::{auth::Caller, error::chain};
 use tidepool_types::ErrorCode;
@@ -32,6 +33,25 @@ pub(crate) struct RankService {
     pub(crate) metrics: Metrics,
 }
 
+/// Why a request has no answer, and the id that its record has: its own, or the one it was given.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: RankError,
+    pub(crate) request_id: String,
+}
+
+impl Unanswered {
+    pub(crate) fn new(error: RankError, request_id: &str) -> Self {
+        Self { error, request_id: cut_id(request_id).to_owned() }
+    }
+}
+
+impl From<Unanswered> for Status {
+    fn from(Unanswered { error, request_id }: Unanswered) -> Self {
+        with_request_id(status_of(error.code(), chain(&error), error.epoch()), &request_id)
+    }
+}
+
 impl RankService {
     /// Answers `message` of `caller`, which arrived at `arrived` with `traceparent` beside it. One that was made by the
     /// contract of a release comes with what was `chosen` for it; for another the release is chosen here.
@@ -42,7 +62,7 @@ impl RankService {
         mut message: v1::RankRequest,
         traceparent: Option<TraceParent>,
         arrived: Instant,
-    ) -> Result<v1::RankResponse, RankError> {
+    ) -> Result<v1::RankResponse, Unanswered> {
         let named = self.ranker.scenarios.resolve(&message.scenario, &mut message.model);
         let id_given = self.ranker.recent.identify(&mut message.request_id);
         let mut noting = self.ranker.recent.begin(&message, id_given, arrived);
@@ -66,7 +86,7 @@ impl RankService {
             Err(error) => {
                 noting.failed(&error);
                 self.refused(&error, &request_id, arrived);
-                Err(error)
+                Err(Unanswered::new(error, &request_id))
             }
         }
     }
@@ -92,11 +112,11 @@ impl RankService {
         error: RankError,
         mut asked: v1::RankRequest,
         arrived: Instant,
-    ) -> RankError {
+    ) -> Unanswered {
         let id_given = self.ranker.recent.identify(&mut asked.request_id);
         self.ranker.recent.begin(&asked, id_given, arrived).failed(&error);
         self.refused(&error, &asked.request_id, arrived);
-        error
+        Unanswered::new(error, &asked.request_id)
     }
 
     /// Counts and logs a request that is not answered.
@@ -130,6 +150,6 @@ impl RankerRpc for RankService {
         let traceparent = TraceParent::only(traceparents.map(MetadataValue::as_bytes));
         let (_, extensions, message) = request.into_parts();
         let answered = self.answer(&Caller::of(&extensions), None, message, traceparent, arrived).await;
-        answered.map(Response::new).map_err(|e| status_of(e.code(), chain(&e), e.epoch()))
+        Ok(Response::new(answered?))
     }
 }

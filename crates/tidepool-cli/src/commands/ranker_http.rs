@@ -13,7 +13,7 @@ use serde_json::Value;
 use tidepool_proto::v1;
 
 use super::control;
-use crate::remote::Remote;
+use crate::{columns::harmless, remote::Remote};
 
 /// `address`, or the HTTP address of a ranker that the controller knows.
 pub(crate) async fn address(address: Option<String>, remote: &Remote) -> Result<String> {
@@ -49,7 +49,11 @@ pub(crate) async fn send(
     let body = collect(address, response).await?;
     let answer: Value = serde_json::from_slice(&body).with_context(|| format!("{status} from {address}"))?;
     let word = |key: &str| answer["error"][key].as_str().unwrap_or_default().to_owned();
-    Err(anyhow!("{}: {}", word("code"), word("message")))
+    let known = match word("request_id").as_str() {
+        "" => String::new(),
+        id => format!(" (request {}: `tidepool why` with it tells more)", harmless(id)),
+    };
+    Err(anyhow!("{}: {}{known}", word("code"), word("message")))
 }
 
 /// The whole body of an answer.

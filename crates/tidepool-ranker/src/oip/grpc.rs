@@ -107,7 +107,7 @@ impl GrpcInferenceService for Inference {
         };
         let infer = read(message).map_err(|error| (error, Box::new(asked)));
         let inferred = self.infer(&Caller::of(&extensions), infer, traceparent, arrived).await;
-        Ok(Response::new(write(inferred.map_err(status)?, typed)))
+        Ok(Response::new(write(inferred?, typed)))
     }
 
     async fn repository_index(

@@ -32,7 +32,12 @@ use tidepool_types::{ModelSpec, Name};
 
 pub(crate) use self::repository::{MAX_RETRIES, Retries, Retry, outcome};
 use self::{answer::Inferred, contract::Contract, convert::convert, parameters::Parameters, tensors::Tensor};
-use crate::{RankError, admin::Desk, by_contract::by_contract, service::RankService};
+use crate::{
+    RankError,
+    admin::Desk,
+    by_contract::by_contract,
+    service::{RankService, Unanswered},
+};
 
 /// What the protocol's paths begin with.
 pub(crate) const PREFIX: &str = "/v2";
@@ -86,7 +91,7 @@ impl Inference {
         asked: Result<Infer, NotRead>,
         traceparent: Option<TraceParent>,
         arrived: Instant,
-    ) -> Result<Inferred, RankError> {
+    ) -> Result<Inferred, Unanswered> {
         let converted = asked.and_then(|infer| {
             let release = (!infer.version.is_empty()).then_some(infer.version.as_str());
             let (releases, key) = (&self.service.ranker.releases, &infer.parameters.routing_key);
@@ -98,7 +103,8 @@ impl Inference {
         let (chosen, message, answering) =
             converted.map_err(|(error, asked)| self.service.not_read(error, *asked, arrived))?;
         let response = self.service.answer(caller, Some(chosen), message, traceparent, arrived).await?;
-        answering.answer(response)
+        let request_id = response.request_id.clone();
+        answering.answer(response).map_err(|error| Unanswered::new(error, &request_id))
     }
 }
 

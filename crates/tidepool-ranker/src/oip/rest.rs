@@ -16,7 +16,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value as JsonValue, json};
 use tidepool_client::TraceParent;
-use tidepool_proto::{pack::unpack, v1};
+use tidepool_proto::{REQUEST_ID_HEADER, pack::unpack, v1};
 use tidepool_runtime::{auth::Caller, error::chain};
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
     parameters::Named,
     tensors::{Datatype, Tensor, told},
 };
-use crate::{RankError, json::short};
+use crate::{RankError, json::short, service::Unanswered};
 
 /// How many bytes of a body are its document; the rest are elements.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -175,8 +175,19 @@ async fn infer(
     };
     match (served.inference.infer(&caller, infer, traceparent, arrived).await, too_large) {
         (Ok(inferred), _) => write(inferred, &binary),
-        (Err(error), Some(status)) => answer_text(status, &chain(&error)),
-        (Err(error), None) => refused(&error),
+        (Err(Unanswered { error, request_id }), too_large) => {
+            let mut response = refused(&error);
+            if let Some(status) = too_large {
+                *response.status_mut() = status;
+            }
+            // One that a header cannot hold was the caller's own, who knows it.
+            if request_id.is_ascii()
+                && let Ok(request_id) = request_id.parse()
+            {
+                response.headers_mut().insert(REQUEST_ID_HEADER, request_id);
+            }
+            response
+        }
     }
 }
 

@@ -101,9 +101,10 @@ async fn hostile_bodies_are_refused_in_words() {
         ("", vec![b' '; 1 << 17], 413, ""),
     ];
     for (headers, body, status, text) in cases {
-        let (found, _, answer) = exchange(&site, INFER, headers, &body).await;
+        let (found, head, answer) = exchange(&site, INFER, headers, &body).await;
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!(found, status, "{answer}");
+        assert!(head.contains("\r\ntidepool-request-id: "), "{head}");
         assert!(answer["error"].as_str().unwrap().contains(text), "{answer} does not say {text:?}");
     }
     // 64 MiB of nothing in 64 KiB.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidepool_proto::v1;
+use tidepool_proto::{REQUEST_ID_HEADER, v1};
 
 use crate::{
     Site, films_request, ids,
@@ -111,7 +111,8 @@ async fn requests_without_an_answer_are_kept_too() {
 
     // Refused: another model, an id that is too long, a body that is none.
     let refused = v1::RankRequest { request_id: "books".into(), model: "books".into(), ..films_request() };
-    site.ranker.rank(refused).await.unwrap_err();
+    let status = site.ranker.rank(refused).await.unwrap_err();
+    assert_eq!(status.metadata().get(REQUEST_ID_HEADER).unwrap(), "books");
     let books = &told(&site, "id=books").await["requests"][0];
     assert_eq!((&books["error"]["code"], &books["release"]), (&json!("not_found"), &json!(null)));
     let long = "ü".repeat(10_000);
@@ -119,7 +120,8 @@ async fn requests_without_an_answer_are_kept_too() {
     assert!(status.message().contains("request_id: 20000 bytes, it may have 256"), "{status:?}");
     let cut = told(&site, &format!("id={}", "%C3%BC".repeat(200))).await;
     assert_eq!(cut["requests"][0]["request_id"], json!("ü".repeat(128)), "{cut:#}");
-    site.ranker.http("POST", "/v1/rank", "{").await;
+    let (_, unanswered) = site.ranker.http("POST", "/v1/rank", "{").await;
+    let unanswered: Value = serde_json::from_str(&unanswered).unwrap();
     let failed = told(&site, "failed=2").await;
     let last = &failed["requests"][0];
     assert_eq!(
@@ -127,6 +129,11 @@ async fn requests_without_an_answer_are_kept_too() {
         (&json!(false), &json!("invalid_request"))
     );
     assert!(last["request_id"].as_str().unwrap().starts_with("auto-"), "{last:#}");
+    assert_eq!(unanswered["error"]["request_id"], last["request_id"]);
+    let status = site.ranker.rank(request("", 1)).await.unwrap_err();
+    let given = status.metadata().get(REQUEST_ID_HEADER).unwrap().to_str().unwrap();
+    let known = told(&site, &format!("id={given}")).await;
+    assert_eq!(known["requests"].as_array().map(Vec::len), Some(1), "{known:#}");
     assert_eq!(failed["requests"].as_array().map(Vec::len), Some(2));
     let slowest = told(&site, "slowest=1").await;
     assert!(
