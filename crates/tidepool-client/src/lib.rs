@@ -25,6 +25,7 @@ mod fanout;
 mod follow;
 mod labels;
 mod latency;
+mod local;
 mod map_watch;
 mod merge;
 mod metrics;
@@ -54,6 +55,7 @@ pub use channels::{BearerToken, Connector};
 pub use client::Client;
 pub use config::{BreakerConfig, ClientConfig, HedgeConfig, RetryConfig};
 pub use error::{ClientError, NodeError, NodeFailure};
+pub use local::{LocalTables, PutRow};
 pub use request::{
     FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages,
     StoredRow, WireBytes, WireForm,

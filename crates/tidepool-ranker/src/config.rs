@@ -1,6 +1,6 @@
 //! What a ranker is told when it starts: `config/ranker.toml` explains every key.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::{Path, PathBuf}, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::{
@@ -15,6 +15,7 @@ use tidepool_types::{Name, ports};
 
 use crate::{
     asking::{Asking, RawBreaker, RawHedge, RawRetry},
+    audit_sample::{AuditSampleOptions, RawAuditSample},
     batch::{self, BatchOptions, ModelLimits, RawBatch, RawModel},
     request::Limits,
 };
@@ -81,6 +82,8 @@ pub struct RawConfig {
     pub audit_log_max_bytes: u64,
     /// How many such files are kept.
     pub audit_log_keep: u32,
+    /// Answered requests that are written down with their scores.
+    pub audit_sample: RawAuditSample,
     /// When a late call is asked of another replica group as well.
     pub hedge: RawHedge,
     /// How often failed calls are asked again.
@@ -133,6 +136,7 @@ impl Default for RawConfig {
             audit_log: String::new(),
             audit_log_max_bytes: 64 << 20,
             audit_log_keep: 8,
+            audit_sample: RawAuditSample::default(),
             hedge: RawHedge::default(),
             retry: RawRetry::default(),
             breaker: RawBreaker::default(),
@@ -205,6 +209,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Where changes are written down beside the log.
     pub audit: Option<AuditOptions>,
+    /// Which answered requests are written down with their scores; `None`: none.
+    pub audit_sample: Option<AuditSampleOptions>,
     /// What locks its doors.
     pub security: SecurityOptions,
     /// Log lines; whoever owns the process sets them up.
@@ -271,6 +277,8 @@ impl TryFrom<RawConfig> for Config {
             max_bytes: raw.audit_log_max_bytes,
             keep: raw.audit_log_keep,
         });
+        let audit_sample =
+            AuditSampleOptions::check(&mut problems, raw.audit_sample, Path::new(&raw.data_dir));
         if let Err(error) = logs::check(&raw.log) {
             problems.add(error.to_string());
         }
@@ -318,6 +326,7 @@ impl TryFrom<RawConfig> for Config {
                 load_retry,
                 drain_timeout,
                 audit,
+                audit_sample,
                 security,
                 log: raw.log,
             })

@@ -327,6 +327,9 @@ pub enum StartError {
     /// The file of the audit log cannot be written.
     #[error("changes could not be written down")]
     Audit(#[from] AuditError),
+    /// The file of the audit sample cannot be written.
+    #[error("requests could not be sampled (audit_sample.path)")]
+    AuditSample(#[from] crate::audit_sample::OpenError),
     /// The system gives no more threads.
     #[error("starting the CPU pool")]
     Pool(#[from] SpawnError),

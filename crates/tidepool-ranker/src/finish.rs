@@ -45,16 +45,7 @@ pub(crate) fn finish(
     finishing: &Finishing,
 ) -> Result<Finished, RankError> {
     let surface = finishing.surface.as_str();
-    let check = |name: &str, values: &[f32]| match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(candidate) => Err(RankError::NotFinite {
-            model: spec.model.clone(),
-            release: release.clone(),
-            output: name.to_owned(),
-            candidate,
-            value: values[candidate],
-        }),
-    };
+    let check = |name: &str, values: &[f32]| not_finite((spec, release), name, values);
     let calibrated =
         |at: usize| rounded(spec.calibrated(at, surface, outputs.get(at).map_or(&[][..], Vec::as_slice)));
     let scores = spec.scores(surface, rows, outputs, &finishing.utility_inputs);
@@ -87,6 +78,27 @@ pub(crate) fn finish(
         }
     };
     Ok(Finished { ranked, outputs: chosen, scores })
+}
+
+/// Refuses values of an output of which one is NaN or infinite.
+///
+/// # Errors
+/// [`RankError::NotFinite`] names the candidate.
+pub(crate) fn not_finite(
+    (spec, release): (&ModelSpec, &Name),
+    name: &str,
+    values: &[f32],
+) -> Result<(), RankError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(candidate) => Err(RankError::NotFinite {
+            model: spec.model.clone(),
+            release: release.clone(),
+            output: name.to_owned(),
+            candidate,
+            value: values[candidate],
+        }),
+    }
 }
 
 /// The outputs that the formula speaks of, if candidates are ranked by one.

@@ -138,6 +138,22 @@ impl JsonRequest {
         Ok(request)
     }
 
+    /// The one id, text or number that each candidate has of a feature.
+    ///
+    /// # Errors
+    /// Says why the feature names no candidates.
+    pub(crate) fn candidate_names(&self, feature: &str) -> Result<Vec<String>, String> {
+        let named = self.candidates.0.iter().find(|(name, _)| name == feature);
+        let (_, value) = named.ok_or_else(|| format!("there is no candidate feature {feature:?}"))?;
+        let rows = rows(value).map_err(|problem| format!("candidate feature {feature:?}: {problem}"))?;
+        let name = |(at, entry): (usize, &&[Value])| match entry {
+            [Value::String(text)] => Ok(text.clone()),
+            [Value::Number(number)] => Ok(number.to_string()),
+            _ => Err(format!("candidate feature {feature:?}: candidate {at} does not have one id of it")),
+        };
+        rows.entries.iter().enumerate().map(name).collect()
+    }
+
     /// The message to send. `spec` says which features are ids.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 mod access;
 mod admin;
 mod asking;
+mod audit_sample;
 pub mod batch;
 mod by_contract;
 mod choice;
@@ -24,6 +25,7 @@ mod json;
 mod loaded;
 mod metrics;
 mod models;
+pub mod offline;
 mod oip;
 #[cfg(test)]
 mod overload_tests;
@@ -33,6 +35,7 @@ mod releases;
 mod request;
 mod rollback;
 mod running;
+pub mod samples;
 mod scenario;
 mod service;
 mod session;
@@ -43,6 +46,7 @@ mod trace;
 mod wire;
 
 pub use asking::{Asking, RawBreaker, RawHedge, RawRetry};
+pub use audit_sample::{AuditSampleOptions, RawAuditSample};
 pub use choice::Choice;
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     RankError,
+    audit_sample::AuditSample,
     batch::{self, BatchMetrics, Batchers, RawBatch},
     loaded::LoadedRelease,
     rank::{RankAnswer, Ranker},
@@ -72,6 +73,7 @@ pub(crate) fn ranker() -> Ranker {
         max_deadline: Duration::from_secs(30),
         shadows: Shadows::of_pool(1),
         recent: Recent::new(0),
+        audit_sample: AuditSample::off(),
     }
 }
 

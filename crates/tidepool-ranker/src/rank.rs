@@ -12,6 +12,7 @@ use tidepool_types::{Epoch, Name, TableVersion};
 
 use crate::{
     RankError,
+    audit_sample::AuditSample,
     batch::Job,
     choice::Choice,
     counters::Counters,
@@ -84,6 +85,7 @@ pub(crate) struct Ranker {
     pub(crate) max_deadline: Duration,
     pub(crate) shadows: Shadows,
     pub(crate) recent: Recent,
+    pub(crate) audit_sample: AuditSample,
 }
 
 /// An answer, and what is counted of it.

@@ -31,6 +31,7 @@ use crate::{
     Config, StartError,
     access::{CALLS, ROUTES},
     admin::{self, Desk},
+    audit_sample::AuditSample,
     batch::{BatchMetrics, Batchers, InPlaceOf},
     counters::ReleaseMetrics,
     hot_ids::{self, Warming},
@@ -81,6 +82,7 @@ pub async fn start_with(
     let metrics = Metrics::new(&registry)?;
     let security = Security::open(&config.security, &registry)?;
     let audit = AuditLog::open(config.audit.clone())?;
+    let audit_sample = AuditSample::open(config.audit_sample.clone(), &registry)?;
     let pool = CpuPool::new(config.pool_threads, config.pool_queue_len)?;
     pool.register(&registry, "tidepool_ranker", None)?;
     let net = |source| StartError::Net { ranker: config.ranker.clone(), source };
@@ -105,7 +107,7 @@ pub async fn start_with(
     registry.register(Box::new(ReleaseMetrics::new(releases.clone())?))?;
     let client = Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?;
     let batchers = batchers(&config, &pool, &client, &registry)?.with_in_place_of(in_place_of);
-    let service = service(&config, (&releases, &client, &pool), &metrics);
+    let service = service(&config, (&releases, &client, &pool), &audit_sample, &metrics);
     let status = {
         let (releases, connected, health) = (releases.clone(), connected.clone(), health.clone());
         move || {
@@ -174,7 +176,7 @@ pub async fn start_with(
     let routes =
         Routes { router: routes, table: ROUTES, audit: Some(audit.clone()), to_the_end, texts_below };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
-    Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, drain_timeout)))
+    Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, audit_sample, drain_timeout)))
 }
 
 /// A report of who this is, and of nothing that it has.
@@ -187,8 +189,11 @@ fn introduction(config: &Config, grpc_address: SocketAddr, http_address: SocketA
     }
 }
 
-/// Brings the audit log to its end.
-async fn close(audit: AuditLog, within: Duration) {
+/// Brings the audit log and the audit sample to their ends.
+async fn close(audit: AuditLog, audit_sample: AuditSample, within: Duration) {
+    if tokio::time::timeout(within, audit_sample.close()).await.is_err() {
+        warn!("the audit sample could not be written to its end in time");
+    }
     if tokio::time::timeout(within, audit.close()).await.is_err() {
         warn!("the audit log could not be written to its end in time");
     }
@@ -228,6 +233,7 @@ fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router
 fn service(
     config: &Config,
     (releases, client, pool): (&Releases, &Client, &CpuPool),
+    audit_sample: &AuditSample,
     metrics: &Metrics,
 ) -> RankService {
     RankService {
@@ -241,6 +247,7 @@ fn service(
             max_deadline: config.max_deadline,
             shadows: Shadows::of_pool(config.pool_threads),
             recent: Recent::new(config.recent_requests),
+            audit_sample: audit_sample.clone(),
         }),
         metrics: metrics.clone(),
     }

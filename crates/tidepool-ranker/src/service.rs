@@ -15,6 +15,7 @@ use tracing::{debug, error};
 
 use crate::{
     RankError,
+    audit_sample::Drawn,
     metrics::Metrics,
     rank::{RankAnswer, Ranker},
     recent::{Noting, cut_id},
@@ -75,9 +76,12 @@ impl RankService {
             Err(error) => Err(error),
         };
         match result {
-            Ok((answer, shadowed)) => {
+            Ok((answer, shadowed, drawn)) => {
                 self.metrics.answered(&answer, arrived.elapsed());
                 noting.answered();
+                if let Some(drawn) = drawn {
+                    self.ranker.audit_sample.answered(drawn, &answer);
+                }
                 if let Some(shadowed) = shadowed {
                     self.ranker.shadow(shadowed, &answer);
                 }
@@ -97,13 +101,14 @@ impl RankService {
         request: RankRequest,
         arrived: Instant,
         noting: &mut Noting,
-    ) -> Result<(RankAnswer, Option<Shadowed>), RankError> {
+    ) -> Result<(RankAnswer, Option<Shadowed>, Option<Drawn>), RankError> {
         let chosen = chosen.map_or_else(|| self.ranker.choose(&request), Ok)?;
         self.metrics.chosen(chosen.choice);
         let shadowed = self.ranker.shadowed(&request);
         noting.note(|record| record.shadows = shadowed.as_ref().map_or(0, Shadowed::count));
+        let drawn = self.ranker.audit_sample.draw(&request);
         let _answering = self.ranker.shadows.answering();
-        Ok((self.ranker.rank(&chosen, request, arrived, noting).await?, shadowed))
+        Ok((self.ranker.rank(&chosen, request, arrived, noting).await?, shadowed, drawn))
     }
 
     /// Records, counts and logs a request that could not be read; `asked` is what is known of it.

@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod net;
 pub mod owner;
 pub mod pool;
+pub mod rotating;
 pub mod secret;
 pub mod security;
 pub mod serve;

@@ -16,6 +16,7 @@ mod contrastive;
 mod data;
 mod embedding;
 mod error;
+mod evaluate;
 mod export;
 mod graph;
 mod metrics;
@@ -33,6 +34,7 @@ mod train;
 
 pub use data::{Dataset, Event, FeatureValue, Item, TestCandidate, TestRequest, User};
 pub use error::{DataError, TrainError};
+pub use evaluate::{Change, Estimate, Evaluation, Tally};
 pub use export::{ExportOptions, export_release};
 pub use metrics::{Comparison, Interval, Quality, auc, log_loss, paired_bootstrap};
 pub use model::{

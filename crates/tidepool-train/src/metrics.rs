@@ -67,7 +67,8 @@ pub fn log_loss(scores: &[f32], labels: &[bool]) -> f64 {
     sum / scores.len() as f64
 }
 
-fn example_loss(probability: f32, label: bool) -> f64 {
+/// The negative log likelihood of one example.
+pub(crate) fn example_loss(probability: f32, label: bool) -> f64 {
     let p = f64::from(probability).clamp(1e-7, 1.0 - 1e-7);
     if label { -p.ln() } else { -(1.0 - p).ln() }
 }

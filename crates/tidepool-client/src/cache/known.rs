@@ -23,6 +23,23 @@ impl Known {
         Self { row_bytes, places: vec![UNKNOWN; ids], ..Self::default() }
     }
 
+    /// All that there is to know of so many ids: none of them has a row, but those that [`put_bytes`](Self::put_bytes) is
+    /// given.
+    pub(crate) fn whole(row_bytes: usize, ids: usize) -> Self {
+        Self { row_bytes, places: vec![MISSING; ids], ..Self::default() }
+    }
+
+    /// The row of an id, as long as rows are; another is left out.
+    pub(crate) fn put_bytes(&mut self, id: usize, bytes: &[u8]) {
+        if let Some(place) = self.places.get_mut(id)
+            && bytes.len() == self.row_bytes
+        {
+            self.rows.extend_from_slice(bytes);
+            *place = self.count;
+            self.count += 1;
+        }
+    }
+
     #[inline]
     pub(super) fn put(&mut self, id: usize, row: &Row) {
         self.hits += 1;
