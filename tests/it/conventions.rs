@@ -31,6 +31,10 @@ const EDGES: &[(&str, &[&str])] = &[
         "tidepool-bench",
         &["types", "kernels", "table", "store", "client", "dense", "ranker", "cluster", "proto", "runtime"],
     ),
+    (
+        "tidepool-skew",
+        &["types", "kernels", "table", "store", "client", "dense", "ranker", "runtime", "train"],
+    ),
     ("tidepool-cuda-sim", &[]),
 ];
 

@@ -12,5 +12,7 @@ mod metrics;
 mod mutations;
 mod ramps;
 mod same_answers;
+mod sequences;
+mod skew;
 mod soak;
 mod traces;

@@ -178,21 +178,31 @@ impl Sandbox {
     /// # Errors
     /// What the ranker says when it cannot start.
     pub async fn start_ranker_with_cache(&mut self, exact: bool, cache_bytes: u64) -> Result<usize> {
+        self.start_ranker_with(|raw| (raw.exact, raw.cache_bytes) = (exact, cache_bytes)).await
+    }
+
+    /// Starts a ranker whose configuration is changed so, and gives its number.
+    ///
+    /// # Errors
+    /// What the ranker says when it cannot start.
+    pub async fn start_ranker_with(
+        &mut self,
+        change: impl FnOnce(&mut tidepool_ranker::RawConfig),
+    ) -> Result<usize> {
         let name = format!("ranker-{}", self.rankers.len());
-        let raw = tidepool_ranker::RawConfig {
+        let mut raw = tidepool_ranker::RawConfig {
             controllers: vec![self.controller_address.clone()],
             grpc_address: "127.0.0.1:0".into(),
             http_address: "127.0.0.1:0".into(),
             store: path(self.store.root()),
             data_dir: path(&self.folder.path().join(&name)),
-            exact,
             ranker: name,
             tls: self.locks.as_ref().map(|locks| locks.tls("ranker")).unwrap_or_default(),
             auth: self.locks.as_ref().map(Locks::auth).unwrap_or_default(),
             default_deadline_ms: 10_000,
-            cache_bytes,
             ..tidepool_ranker::RawConfig::default()
         };
+        change(&mut raw);
         let token = CancellationToken::new();
         let running = tidepool_ranker::start(raw.try_into()?, token.clone()).await?;
         self.rankers.push(Role { running, token });

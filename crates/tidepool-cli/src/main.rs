@@ -50,7 +50,7 @@ enum Command {
     /// Run an embedding node.
     Node(commands::role::Args),
     /// Run a ranker.
-    Ranker(commands::role::Args),
+    Ranker(commands::role::RankerArgs),
     /// What the cluster is, what is wrong with it, what happened to it; and have traffic leave nodes.
     #[command(subcommand)]
     Cluster(commands::cluster::Command),

@@ -28,7 +28,9 @@ impl LocalTables {
     #[must_use]
     pub fn new(schemas: Vec<TableSchema>) -> Self {
         let layout = |schema| TableLayout { schema, placement: Placement::default() };
-        Self { map: ClusterMap { layouts: schemas.into_iter().map(layout).collect(), ..ClusterMap::default() } }
+        Self {
+            map: ClusterMap { layouts: schemas.into_iter().map(layout).collect(), ..ClusterMap::default() },
+        }
     }
 
     /// Answers `request`. `rows` is called once per table that it needs, with the table's place among the schemas and the

@@ -1,6 +1,11 @@
 //! What a ranker is told when it starts: `config/ranker.toml` explains every key.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::{

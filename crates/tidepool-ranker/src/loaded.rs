@@ -117,7 +117,11 @@ impl LoadedRelease {
 }
 
 /// The inputs of the contract, as batches see them.
-pub(crate) fn batch_inputs(spec: &ModelSpec, table_of: &[Option<TableVersion>], widths: &[usize]) -> Vec<BatchInput> {
+pub(crate) fn batch_inputs(
+    spec: &ModelSpec,
+    table_of: &[Option<TableVersion>],
+    widths: &[usize],
+) -> Vec<BatchInput> {
     let inputs = spec.inputs.iter().zip(table_of).zip(widths);
     let inputs = inputs.map(|((input, table_version), &width)| {
         let from = match (&input.source, table_version.clone()) {

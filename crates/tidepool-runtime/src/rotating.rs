@@ -92,7 +92,8 @@ impl RotatingFile {
             }
             // In one call, so that a line of this process is never between the parts of another's.
             let written = self.file.write_all(&together);
-            let written = written.and_then(|()| if self.options.sync { self.file.sync_data() } else { Ok(()) });
+            let written =
+                written.and_then(|()| if self.options.sync { self.file.sync_data() } else { Ok(()) });
             written.map_err(RotatingError::when("write"))?;
             len += together.len() as u64;
             rest = &rest[taken..];

@@ -1,10 +1,7 @@
 //! The matrix: dense models down, tables across. A cell is a dense model with tables: its own, those of another release, or
 //! its own but for one of another release.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tidepool_dense::DenseModel;
 use tidepool_ranker::offline::OfflineModel;
@@ -126,8 +123,12 @@ impl<'a> Opener<'a> {
         let dense = Arc::new(dense);
         let runs = self.runs(&contract, &dense, &own.tables);
         let runs = runs.map_err(|source| SkewError::Offline { release: release.clone(), source })?;
-        let matched =
-            Cell { tables_of: release.clone(), only: None, tables: own.tables.clone(), runs: Ok(Arc::new(runs)) };
+        let matched = Cell {
+            tables_of: release.clone(),
+            only: None,
+            tables: own.tables.clone(),
+            runs: Ok(Arc::new(runs)),
+        };
         let mut cells = vec![matched];
         for other in others.iter().filter(|other| other.manifest.release != release) {
             for (only, mixed) in mixtures(files, other, each_table) {
@@ -162,7 +163,9 @@ impl<'a> Opener<'a> {
             let found = opened.as_ref().map_err(Clone::clone)?.schema().vector_dim();
             let wanted = self.open[own].as_ref().map_err(Clone::clone)?.schema().vector_dim();
             if found != wanted {
-                return Err(format!("vectors of table {version} have {found} numbers, the model wants {wanted}"));
+                return Err(format!(
+                    "vectors of table {version} have {found} numbers, the model wants {wanted}"
+                ));
             }
         }
         Ok(())
@@ -181,12 +184,11 @@ impl<'a> Opener<'a> {
     }
 }
 
+/// The one table that is of another release, or none if all are; and the tables, or why there are none.
+type Mixture = (Option<Name>, Result<Vec<TableVersion>, String>);
+
 /// The tables of a release with those of another in their places: all of them, and one at a time.
-fn mixtures(
-    own: &ReleaseFiles,
-    other: &ReleaseFiles,
-    each_table: bool,
-) -> Vec<(Option<Name>, Result<Vec<TableVersion>, String>)> {
+fn mixtures(own: &ReleaseFiles, other: &ReleaseFiles, each_table: bool) -> Vec<Mixture> {
     let pinned = &own.manifest.tables;
     let of_other = |version: &TableVersion| {
         let there = other.manifest.version_of(&version.table).cloned();

@@ -72,7 +72,7 @@ pub enum SkewError {
         /// The file.
         path: PathBuf,
         /// Names the line.
-        source: SampleError,
+        source: Box<SampleError>,
     },
     /// A line of labels is none.
     #[error("{path}: line {line}: {problem}", path = path.display())]
@@ -102,7 +102,7 @@ pub enum SkewError {
         /// Whose tables.
         tables: String,
         /// Why not.
-        source: RankError,
+        source: Box<RankError>,
     },
     /// The system gives no more threads.
     #[error("starting the CPU pool")]

@@ -181,7 +181,8 @@ impl Labels {
                 // A list of another length is refused with the rest of the sample.
                 let Some(place) = own.get_mut(at) else { continue };
                 if place.is_some_and(|own| own != label) {
-                    let problem = format!("label {output:?} of candidate {at} is another one in the labels' file");
+                    let problem =
+                        format!("label {output:?} of candidate {at} is another one in the labels' file");
                     return Err(SampleError::Content { line, problem });
                 }
                 *place = Some(label);

@@ -15,8 +15,6 @@ mod online;
 mod replay;
 mod report;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 pub use cells::Plan;
 pub use error::SkewError;

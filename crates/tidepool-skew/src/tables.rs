@@ -5,9 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tidepool_client::{
-    ClientError, LocalTables, LookupAccount, LookupOptions, LookupOutcome, LookupRequest,
-};
+use tidepool_client::{ClientError, LocalTables, LookupAccount, LookupOptions, LookupOutcome, LookupRequest};
 use tidepool_kernels::RowKernel;
 use tidepool_ranker::batch::{Looking, VectorSource};
 use tidepool_store::ArtifactStore;

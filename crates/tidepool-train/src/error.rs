@@ -96,6 +96,9 @@ pub enum TrainError {
     /// What candidates would be ranked by is no formula.
     #[error("the utility is no formula")]
     Utility(#[from] UtilityError),
+    /// Golden vectors cannot be written down.
+    #[error("writing golden vectors")]
+    Golden(#[source] serde_json::Error),
     /// The release cannot be written.
     #[error("cannot write the release")]
     Store(#[source] Box<StoreError>),

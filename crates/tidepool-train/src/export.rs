@@ -1,8 +1,8 @@
 //! Writes a trained model into the artifact store: a version of each table, then the release that pins them.
 
-use tidepool_store::ArtifactStore;
+use tidepool_store::{ArtifactStore, NewRelease};
 use tidepool_table::{TableBuilder, TableSpec};
-use tidepool_types::{ModelSpec, Name, PartitionCount, ReleaseManifest, RowFormat, TableVersion};
+use tidepool_types::{Golden, ModelSpec, Name, PartitionCount, ReleaseManifest, RowFormat, TableVersion};
 
 use crate::{
     error::TrainError,
@@ -35,7 +35,8 @@ impl ExportOptions {
     }
 }
 
-/// Writes one version of each of the model's tables, then `model.toml`, `model.onnx` and `release.json`.
+/// Writes one version of each of the model's tables, then `model.toml`, `model.onnx` and `release.json`. There are no golden
+/// vectors: its contract takes ids and numbers as they are, and ranks by an output.
 ///
 /// # Errors
 /// [`TrainError`] when a version or the release exists already, a row cannot be stored, or writing fails. Tables
@@ -45,15 +46,17 @@ pub fn export_release(
     model: &TrainedModel,
     options: &ExportOptions,
 ) -> Result<ReleaseManifest, TrainError> {
-    write(store, &model.tables, &model.spec(options.model.clone())?, &model.onnx(), options)
+    write(store, &model.tables, &model.spec(options.model.clone())?, (&model.onnx(), None), options)
 }
 
-/// Writes a version of each table, then the release that pins them.
+/// Writes a version of each table, then the release that pins them: its graph, and what training says that its contract
+/// makes of numbers, if the contract makes anything of them. Features of these models are ids of their tables and numbers as
+/// they are, so there are no transforms for golden vectors to speak of; some are ranked by a formula.
 pub(crate) fn write(
     store: &ArtifactStore,
     tables: &[TrainedTable],
     spec: &ModelSpec,
-    onnx: &[u8],
+    (onnx, golden): (&[u8], Option<&Golden>),
     options: &ExportOptions,
 ) -> Result<ReleaseManifest, TrainError> {
     let mut versions = Vec::new();
@@ -64,9 +67,16 @@ pub(crate) fn write(
             .map_err(|source| TrainError::Table { table: table_version.clone(), source: Box::new(source) })?;
         versions.push(table_version);
     }
-    store
-        .write_release(&options.model, &options.release, &versions, &spec.to_toml(), onnx)
-        .map_err(|source| TrainError::Store(Box::new(source)))
+    let golden = golden.map(serde_json::to_string_pretty).transpose().map_err(TrainError::Golden)?;
+    let new = NewRelease {
+        model: &options.model,
+        release: &options.release,
+        tables: &versions,
+        model_toml: &spec.to_toml(),
+        onnx,
+        golden: golden.as_deref(),
+    };
+    store.write(new).map_err(|source| TrainError::Store(Box::new(source)))
 }
 
 fn write_table(

@@ -5,6 +5,7 @@ mod check;
 mod golden;
 mod list;
 mod show;
+mod skew;
 mod traffic;
 
 pub(crate) use traffic::asked;
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Freeze what a model.toml makes of samples, as the golden vectors of a release.
     Golden(golden::Freeze),
+    /// Replay a labelled sample against releases, with their own tables and with those of others: what a mismatch costs.
+    Skew(skew::Skew),
     /// Give a release a share of its model's traffic, under guards that take it back when it does badly.
     Ramp(traffic::Ramp),
     /// Give several releases a share each, at once.
@@ -133,6 +136,7 @@ pub(crate) async fn run(command: Command, remote: &Remote, output: Output) -> Re
             }));
         }
         Command::Golden(args) => golden::freeze(&args, output)?,
+        Command::Skew(args) => return skew::skew(args, output).await,
         Command::Ramp(args) => traffic::ramp(args, remote, output).await?,
         Command::Experiment(args) => traffic::experiment(args, remote, output).await?,
         Command::Shadow(args) => traffic::shadow(args, remote, output).await?,

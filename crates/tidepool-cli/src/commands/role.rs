@@ -30,6 +30,15 @@ pub(crate) struct Args {
     until_stdin_closes: bool,
 }
 
+#[derive(clap::Args)]
+pub(crate) struct RankerArgs {
+    #[command(flatten)]
+    role: Args,
+    /// Write so many percent of the answered requests down with their scores, for `release skew`: `audit_sample.percent`.
+    #[arg(long, value_name = "PERCENT")]
+    audit_sample: Option<String>,
+}
+
 pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
@@ -59,7 +68,9 @@ pub(crate) async fn node(args: Args, config: tidepool_node::Config, output: Outp
     until_told(&args, token, running.wait()).await
 }
 
-pub(crate) async fn ranker(args: Args, output: Output) -> Result<Outcome> {
+pub(crate) async fn ranker(args: RankerArgs, output: Output) -> Result<Outcome> {
+    let RankerArgs { role: mut args, audit_sample } = args;
+    args.set.extend(audit_sample.map(|percent| ("audit_sample.percent".to_owned(), percent)));
     let config: tidepool_ranker::Config =
         configure::<tidepool_ranker::RawConfig, _>(&args, Role::Ranker, |c: &tidepool_ranker::Config| {
             &c.log

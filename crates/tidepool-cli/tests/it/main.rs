@@ -22,6 +22,7 @@ mod release_drills;
 mod releases;
 mod retiring;
 mod secrets;
+mod skew;
 mod store;
 mod tables;
 mod train;

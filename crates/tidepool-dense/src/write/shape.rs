@@ -14,6 +14,13 @@ impl GraphWriter {
         self.0.input.push(typed(name, FLOAT, &dims));
     }
 
+    /// An input with a sequence of vectors per row: a `[batch, max_len, dim]` tensor.
+    pub fn sequence_input(&mut self, name: &str, max_len: usize, dim: usize) {
+        let fixed = |size: usize| DimensionValue::Value(size as i64);
+        let dims = [DimensionValue::Param("batch".into()), fixed(max_len), fixed(dim)];
+        self.0.input.push(typed(name, FLOAT, &dims));
+    }
+
     /// The input `request_index`, `[batch]` of i64: the request that each row is of.
     pub fn request_index(&mut self) {
         self.0.input.push(typed(REQUEST_INDEX, INT64, &[DimensionValue::Param("batch".into())]));

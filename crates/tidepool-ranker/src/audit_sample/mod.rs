@@ -43,8 +43,10 @@ impl SampleMetrics {
     const OUTCOMES: [&'static str; 4] = ["written", "dropped", "too_large", "failed"];
 
     fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let options =
-            Opts::new("tidepool_ranker_audit_sample_requests_total", "Answered requests that were drawn for the audit sample");
+        let options = Opts::new(
+            "tidepool_ranker_audit_sample_requests_total",
+            "Answered requests that were drawn for the audit sample",
+        );
         let counts = IntCounterVec::new(options, &["outcome"])?;
         registry.register(Box::new(counts.clone()))?;
         for outcome in Self::OUTCOMES {

@@ -29,7 +29,11 @@ fn request(id: &str) -> RankRequest {
         routing_key: "s3cret".into(),
         model: "m".into(),
         candidates: 2,
-        user: vec![RankFeature { texts: vec!["größe".into(), "ü\"\n".into()], lengths: Some(vec![2]), ..feature("seen") }],
+        user: vec![RankFeature {
+            texts: vec!["größe".into(), "ü\"\n".into()],
+            lengths: Some(vec![2]),
+            ..feature("seen")
+        }],
         candidate: vec![
             RankFeature { ids: vec![u64::MAX, 7], ..feature("item") },
             RankFeature { values: vec![0.1, 2.0, -3.5, 4.0], ..feature("price") },
@@ -134,7 +138,8 @@ async fn what_was_asked_is_read_back_and_asked_again() {
     assert_eq!(samples[0].candidate_names("item").unwrap(), [u64::MAX.to_string(), "7".into()]);
     let limits = Limits { max_candidates: 10, max_ids: 100 };
     let again = samples[0].prepare(&spec(), limits).unwrap();
-    let asked = crate::request::check(RankRequest { tenant: String::new(), ..request("größe-1") }, &spec(), limits);
+    let asked =
+        crate::request::check(RankRequest { tenant: String::new(), ..request("größe-1") }, &spec(), limits);
     let mut asked = asked.unwrap();
     // Ids of one each are written as they are, whether or not their lengths were.
     let lengths = |rows: &mut crate::request::InputRows| match rows {
@@ -184,7 +189,8 @@ async fn files_are_bounded_and_a_full_disk_is_counted() {
     let small = AuditSampleOptions { max_bytes: 2 * one, keep: 1, ..options(&path) };
     let sample = AuditSample::open(Some(small), &Registry::new()).unwrap();
     write(&sample, (0..9).map(|n| n.to_string())).await;
-    let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
+    let files: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
     assert!(files.len() == 2 && files.iter().all(|len| *len <= 2 * one), "{files:?}");
     assert_eq!((count(&sample, "written"), count(&sample, "failed")), (9, 0));
 
@@ -226,7 +232,12 @@ async fn the_same_requests_are_drawn_everywhere_and_as_many_as_were_wanted() {
     };
     let (one, five) = (draws(1.0), draws(5.0));
     assert_eq!(one, draws(1.0));
-    assert!((120..280).contains(&one.len()) && (850..1150).contains(&five.len()), "{} {}", one.len(), five.len());
+    assert!(
+        (120..280).contains(&one.len()) && (850..1150).contains(&five.len()),
+        "{} {}",
+        one.len(),
+        five.len()
+    );
     assert!(one.iter().all(|n| five.contains(n)), "a larger share has the smaller one in it");
     assert_eq!(draws(100.0).len(), 20_000);
 }

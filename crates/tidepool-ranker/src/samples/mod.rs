@@ -122,7 +122,10 @@ impl Sample {
         let fail = |problem: String| SampleError::Content { line: self.line, problem };
         let model = &self.request.model;
         if !model.is_empty() && model != spec.model.as_str() {
-            return Err(fail(format!("the request is one of model {model}, the releases are of {}", spec.model)));
+            return Err(fail(format!(
+                "the request is one of model {model}, the releases are of {}",
+                spec.model
+            )));
         }
         let message = self.request.to_message(spec).map_err(|error| fail(error.to_string()))?;
         let request = RankRequest::try_from(message).map_err(|error| fail(error.to_string()))?;
@@ -132,12 +135,17 @@ impl Sample {
         let checked = check(request, spec, limits).map_err(|error| fail(error.to_string()))?;
         let lengths = |what: &str, name: &str, found: usize| match found == candidates as usize {
             true => Ok(()),
-            false => Err(fail(format!("{what} {name:?}: {found} of them, there are {candidates} candidates"))),
+            false => {
+                Err(fail(format!("{what} {name:?}: {found} of them, there are {candidates} candidates")))
+            }
         };
         for (output, labels) in &self.labels {
             if !judged(spec).any(|known| known == output) {
                 let known: Vec<_> = judged(spec).collect();
-                return Err(fail(format!("labels: there is no output {output:?}, there are {}", known.join(", "))));
+                return Err(fail(format!(
+                    "labels: there is no output {output:?}, there are {}",
+                    known.join(", ")
+                )));
             }
             lengths("labels of", output, labels.len())?;
         }

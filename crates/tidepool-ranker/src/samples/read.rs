@@ -124,7 +124,8 @@ fn is_whole(text: &[u8]) -> bool {
 }
 
 fn sample(line: u64, text: &[u8]) -> Result<Sample, SampleError> {
-    let raw: RawSample = serde_json::from_slice(text).map_err(|source| SampleError::Syntax { line, source })?;
+    let raw: RawSample =
+        serde_json::from_slice(text).map_err(|source| SampleError::Syntax { line, source })?;
     let fail = |problem: String| Err(SampleError::Content { line, problem });
     match raw.audit {
         None if raw.crc32c.is_some() => return fail("crc32c is for lines that a ranker wrote".into()),

@@ -44,13 +44,20 @@ fn what_is_wrong_is_told_with_its_line() {
     let good = line(r#", "labels": {"ctr": [1, null], "utility": [true, 0]}"#);
     assert_eq!(refusal(&good), "nothing");
     let after = |rest: &str| refusal(&format!("{good}\n{rest}"));
-    assert!(after("{\"request\": 5}\n").starts_with("line 3 is no sample: "), "{}", after("{\"request\": 5}\n"));
+    assert!(
+        after("{\"request\": 5}\n").starts_with("line 3 is no sample: "),
+        "{}",
+        after("{\"request\": 5}\n")
+    );
     assert!(after("not json").starts_with("line 3 is no sample: "));
     assert!(after("{}\n").contains("missing field `request`"));
     assert!(after(&line(r#", "label": {}"#)).contains("unknown field `label`"));
     for (rest, problem) in [
         (r#", "labels": {"ctr": [1]}"#, "line 3: labels of \"ctr\": 1 of them, there are 2 candidates"),
-        (r#", "labels": {"cvr": [1, 0]}"#, "line 3: labels: there is no output \"cvr\", there are ctr, utility"),
+        (
+            r#", "labels": {"cvr": [1, 0]}"#,
+            "line 3: labels: there is no output \"cvr\", there are ctr, utility",
+        ),
         (r#", "labels": {"ctr": [1, 0.5]}"#, "line 3: label \"ctr\" of candidate 1 is 0.5, not 0 or 1"),
         (
             r#", "online": {"release": "größe", "scores": [0.5]}"#,

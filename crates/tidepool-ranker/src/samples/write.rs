@@ -63,9 +63,8 @@ impl Record {
             of_all
         };
         let outputs = self.outputs.iter();
-        let outputs: BTreeMap<_, _> = outputs
-            .map(|(name, values)| (name.clone(), by_candidate(&mut values.iter().copied())))
-            .collect();
+        let outputs: BTreeMap<_, _> =
+            outputs.map(|(name, values)| (name.clone(), by_candidate(&mut values.iter().copied()))).collect();
         Online {
             release: self.release.clone(),
             tables: self.tables.iter().map(ToString::to_string).collect(),

@@ -1,9 +1,12 @@
 //! A reference model as it is served: tables by id, and the part of the tape that the graph is made of.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array2, s};
 use tidepool_store::ArtifactStore;
 use tidepool_types::{
-    InputSource, InputSpec, ModelSpec, Name, OutputSpec, ReleaseManifest, RowFormat, Score, Side, Utility,
+    Golden, GoldenScore, InputSource, InputSpec, ModelSpec, Name, OutputSpec, ReleaseManifest, RowFormat,
+    Score, Side, Utility,
 };
 
 use super::features::Feature;
@@ -15,6 +18,9 @@ use crate::{
     tape::{Tape, Value},
 };
 
+/// Probabilities of a click, and of a conversion given one, whose utility is frozen: usual ones, rare ones and the ends.
+const GOLDEN_PROBABILITIES: [[f32; 2]; 5] =
+    [[0.5, 0.25], [0.031, 0.87], [1e-6, 3e-5], [1.0, 0.999], [0.4, 0.0]];
 /// Events that are predicted together.
 const CHUNK: usize = 1024;
 
@@ -65,6 +71,26 @@ impl ReferenceModel {
         }
         let utility = Some(Utility::parse(&self.output_names.join(" * "))?);
         Ok(ModelSpec { score: Score::Utility, utility, ..spec })
+    }
+
+    /// What candidates with these probabilities are ranked by, by training's own arithmetic; none where the contract has no
+    /// formula. (Nor has it transforms: features are ids of the tables, and numbers as they are.)
+    #[must_use]
+    pub fn golden(&self) -> Option<Golden> {
+        if self.output_names.len() < 2 {
+            return None;
+        }
+        let score = |probabilities: &[f32; 2]| {
+            let of_outputs = self.output_names.iter().zip(probabilities);
+            GoldenScore {
+                surface: String::new(),
+                outputs: of_outputs.map(|(name, p)| ((*name).to_owned(), f64::from(*p))).collect(),
+                inputs: BTreeMap::new(),
+                score: Some(probabilities.iter().map(|p| f64::from(*p)).product()),
+            }
+        };
+        let scores = GOLDEN_PROBABILITIES.iter().map(score).collect();
+        Some(Golden { schema_version: Golden::SCHEMA_VERSION, inputs: BTreeMap::new(), scores })
     }
 
     /// The model whose graph is given the user's features once per request, and works out once what depends on them
@@ -146,7 +172,7 @@ impl ReferenceModel {
         })
     }
 
-    /// Writes a version of each table, then `model.toml`, `model.onnx` and `release.json`.
+    /// Writes a version of each table, then `model.toml`, `model.onnx`, `golden.json` if there is one, and `release.json`.
     ///
     /// # Errors
     /// As [`export_release`](crate::export_release).
@@ -155,6 +181,7 @@ impl ReferenceModel {
         store: &ArtifactStore,
         options: &ExportOptions,
     ) -> Result<ReleaseManifest, TrainError> {
-        export::write(store, &self.tables, &self.spec(options.model.clone())?, &self.onnx(), options)
+        let (spec, golden) = (self.spec(options.model.clone())?, self.golden());
+        export::write(store, &self.tables, &spec, (&self.onnx(), golden.as_ref()), options)
     }
 }
