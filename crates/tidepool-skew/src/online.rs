@@ -49,9 +49,10 @@ impl OnlineReport {
         }
     }
 
-    fn compare(&mut self, online: &[Option<f64>], offline: &[f32], bound: f64) {
+    fn compare(&mut self, online: &[Option<f32>], offline: &[f32], bound: f64) {
         for (online, offline) in online.iter().zip(offline) {
             let Some(online) = online else { continue };
+            let online = f64::from(*online);
             let difference = (online - f64::from(*offline)).abs();
             self.values += 1;
             self.beyond += u64::from(difference > bound * online.abs().max(1.0));

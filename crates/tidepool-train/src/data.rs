@@ -103,6 +103,8 @@ pub struct TestCandidate {
     pub features: Vec<(&'static str, FeatureValue)>,
     /// Whether the user liked it: what the ranker must not be told.
     pub label: bool,
+    /// Whether they liked it best of all.
+    pub conversion: bool,
 }
 
 impl Dataset {
@@ -158,6 +160,7 @@ impl Dataset {
                         title: item.title.clone(),
                         features: self.item_features(item),
                         label: event.label,
+                        conversion: event.conversion,
                     }
                 });
                 TestRequest {

@@ -28,6 +28,7 @@ mod ranker;
 mod reference;
 mod report;
 mod rng;
+mod sample;
 mod synthetic;
 mod tape;
 mod train;
@@ -48,5 +49,6 @@ pub use reference::{
     ReferenceOutcome, ReferenceReport, train_reference, untrained_reference,
 };
 pub use report::{QualityByFormat, TrainingReport};
+pub use sample::write_test_sample;
 pub use synthetic::{SyntheticSize, synthetic};
 pub use train::{Phase, Progress, TrainingOutcome, train};

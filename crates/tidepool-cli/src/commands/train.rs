@@ -1,15 +1,20 @@
 //! `tidepool train`: makes a release of the demo's model, or of a reference model, from ratings: trains it, measures it,
 //! and writes its tables, its graph and its `model.toml` into a store, from where `release publish` takes it.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tidepool_store::ArtifactStore;
 use tidepool_train::{
-    Architecture, Dataset, ExportOptions, ModelSize, Quality, ReferenceOptions, ReferenceReport,
-    TrainOptions, TrainedModel, export_release, train, train_reference, untrained_reference,
+    Architecture, Dataset, ExportOptions, ModelSize, OUTPUT_CTR, OUTPUT_CVR, OUTPUT_PROBABILITY, Quality,
+    ReferenceOptions, ReferenceReport, TrainOptions, TrainedModel, export_release, train, train_reference,
+    untrained_reference, write_test_sample,
 };
 use tidepool_types::{Name, ReleaseManifest, TableVersion};
 
@@ -47,6 +52,9 @@ pub(crate) struct Args {
     /// Give a reference model's graph the user's features once per request, with the input `request_index`.
     #[arg(long)]
     per_request: bool,
+    /// Write the held-out ratings here as a labelled sample, for `release skew`. It must not be there yet.
+    #[arg(long, value_name = "FILE")]
+    test_sample: Option<PathBuf>,
     /// Seed of training, and of the synthetic data set.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -109,9 +117,18 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     let export = ExportOptions::new(model, args.release.clone(), version);
     let store = ArtifactStore::open(&args.store)?;
     refuse_taken(&store, &args, &export)?;
+    let sample = match &args.test_sample {
+        Some(path) => Some(File::create_new(path).with_context(|| format!("creating {}", path.display()))?),
+        None => None,
+    };
     let dataset = data::load(args.data.as_ref(), args.seed, output).await?;
-    let (made, fields) =
-        tokio::task::spawn_blocking(move || make(&args, &dataset, &store, &export, output)).await??;
+    let (made, fields) = tokio::task::spawn_blocking(move || {
+        if let Some(file) = sample {
+            write_sample(&args, &dataset, &export, file).context("writing the sample")?;
+        }
+        make(&args, &dataset, &store, &export, output)
+    })
+    .await??;
     output.line(format!(
         "release {} {} with {}",
         made.model,
@@ -125,6 +142,18 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
         "report": fields,
     }));
     Ok(Outcome::Done)
+}
+
+/// Writes the held-out ratings with labels of every output.
+fn write_sample(args: &Args, dataset: &Dataset, export: &ExportOptions, file: File) -> io::Result<()> {
+    let outputs: &[&str] = match args.model.architecture() {
+        None => &[OUTPUT_PROBABILITY],
+        Some(Architecture::DcnMmoe) => &[OUTPUT_CTR, OUTPUT_CVR],
+        Some(Architecture::TwoTower | Architecture::Dlrm) => &[OUTPUT_CTR],
+    };
+    let mut out = BufWriter::new(file);
+    write_test_sample(dataset, &export.model, outputs, &mut out)?;
+    out.flush()
 }
 
 /// Training takes its time: that a name is taken is said before it, not when all is to be written.

@@ -95,10 +95,10 @@ pub struct Online {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub time: String,
     /// Per candidate in the order of the request; nothing for those that were not among the best that were asked for.
-    pub scores: Vec<Option<f64>>,
+    pub scores: Vec<Option<f32>>,
     /// The outputs that were asked for, in the same way.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub outputs: BTreeMap<String, Vec<Option<f64>>>,
+    pub outputs: BTreeMap<String, Vec<Option<f32>>>,
     /// Ids that no table had.
     #[serde(default)]
     pub missing_ids: u64,

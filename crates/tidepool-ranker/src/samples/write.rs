@@ -57,7 +57,7 @@ impl Record {
             let mut of_all = vec![None; self.request.candidates as usize];
             for ((candidate, _), value) in self.ranked.iter().zip(values) {
                 if let Some(place) = of_all.get_mut(*candidate as usize) {
-                    *place = Some(short(value));
+                    *place = Some(value);
                 }
             }
             of_all
