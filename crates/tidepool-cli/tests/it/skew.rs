@@ -1,7 +1,7 @@
 //! `tidepool release skew` on releases whose tables are known to the last number: what a mismatch costs is told, what the
 //! matched tables give is as good as it can be, and what is wrong with a sample is told with its line.
 
-use std::{fmt::Write, fs, path::Path};
+use std::{fmt::Write, fs, path::Path, process::Command, time::Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use tidepool_table::{TableBuilder, TableSpec};
 use tidepool_types::{Keying, Name, PartitionCount, RowFormat, TableVersion, mix64};
 
 use crate::{
-    command::{failure, json},
+    command::{DEADLINE, Role, failure, http_get, json, keys},
     models::text,
 };
 
@@ -349,4 +349,61 @@ fn what_is_no_sample_is_refused_with_its_line() {
     assert!(code == 1 && said.contains("release r1 is named twice"), "{said}");
     let (code, _) = failure(&[&base[..], &["--max-loss-change", "-1"]].concat());
     assert_eq!(code, 2);
+}
+
+#[test]
+fn what_a_killed_ranker_wrote_down_is_replayed() {
+    let dir = TempDir::new().unwrap();
+    let store = store(&dir);
+    let at = text(store.root());
+    let controller = Role::controller(dir.path(), store.root());
+    let _node = Role::node(dir.path(), store.root(), &controller);
+    let mut of_ranker = keys(dir.path(), store.root(), "ranker");
+    of_ranker.push(("controllers", format!("{:?}", [&controller.grpc_address])));
+    of_ranker.extend([("ranker", "r-1".into()), ("audit_sample.percent", "100".into())]);
+    let ranker = Role::start(dir.path(), "ranker", &of_ranker);
+    let control = ["--controller", &controller.grpc_address];
+    assert_eq!(json(&[&control[..], &["release", "publish", "r1", "--model", "m"]].concat()).0, 0);
+    assert_eq!(json(&[&control[..], &["release", "promote", "m", "r1"]].concat()).0, 0);
+    let file = dir.path().join("request.json");
+    let mut missing = 0;
+    for user in 0..5 {
+        let mut request = request(user);
+        // An item that no table has.
+        request["candidates"]["item"][0] = json!(u64::MAX);
+        fs::write(&file, request.to_string()).unwrap();
+        let (code, answer) = json(&["rank", &text(&file), "--ranker", &ranker.http_address]);
+        assert_eq!((code, &answer["release"]), (0, &json!("r1")), "{answer:#}");
+        missing += answer["missing_ids"].as_u64().unwrap();
+    }
+    let written = "tidepool_ranker_audit_sample_requests_total{outcome=\"written\"} 5";
+    let begun = Instant::now();
+    while !http_get(&ranker.http_address, "/metrics").contains(written) {
+        assert!(begun.elapsed() < DEADLINE, "five requests are not written down");
+    }
+    let killed = Command::new("kill").args(["-KILL", &ranker.pid().to_string()]).status().unwrap();
+    assert!(killed.success());
+    drop(ranker);
+    let sample = dir.path().join("ranker/audit-sample.jsonl");
+    // The last line as a process leaves it that is killed while it writes.
+    let whole = fs::read(&sample).unwrap();
+    fs::write(&sample, &whole[..whole.len() - 30]).unwrap();
+    let sample = text(&sample);
+    let base = ["release", "skew", "m", "r1", "r2", "--store", &at, "--sample", &sample, "--max-beyond", "0"];
+    let (code, said) = json(&base);
+    // Nobody has asked the second release, so nothing can be promised of it.
+    assert_eq!((code, &said["requests"], &said["damaged_lines"]), (3, &json!(4), &json!(1)), "{said:#}");
+    assert!(said["first_damaged_line"].as_str().unwrap().ends_with("audit-sample.jsonl, line 5"), "{said:#}");
+    let verdicts = [&said["promises"][0]["verdict"], &said["promises"][1]["verdict"]];
+    assert_eq!(verdicts, [&json!("kept"), &json!("undecided")]);
+    let online = &said["releases"][0]["online"];
+    assert_eq!((&online["requests"], &online["values"]), (&json!(4), &json!(4 * PER_USER)), "{online:#}");
+    assert!(number(&online["max_difference"]) < 1e-6, "{online:#}");
+    assert_eq!((missing, &said["releases"][0]["cells"][0]["missing"][1]["missing_ids"]), (5, &json!(4)));
+    // Without labels it is still told how far scores move.
+    let moved = &said["releases"][0]["cells"][1];
+    assert!(number(&moved["score_change"]["mean"]) > 0.1 && moved["outputs"] == json!({}), "{moved:#}");
+
+    let (code, said) = failure(&["ranker", "--audit-sample", "150", "--set", "ranker=r"]);
+    assert!(code == 1 && said.contains("audit_sample.percent: from 0 to 100"), "{said}");
 }
