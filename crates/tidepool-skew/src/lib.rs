@@ -6,7 +6,7 @@
 //! ranker's own code over the mapped tables. However long a sample is, memory is bounded; a table that does not fit a model
 //! is named, and what can be compared is.
 //!
-//! Read first: [`replay`], [`Plan`], [`SkewReport`].
+//! Read first: [`replay()`], [`Plan`], [`SkewReport`].
 
 mod cells;
 mod error;
