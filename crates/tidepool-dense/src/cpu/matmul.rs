@@ -1,7 +1,8 @@
 //! The matrix product of the plan: rows that come with a run by weights that the model fixes, which are packed once.
 //!
-//! An element of the result starts from what is in its place (a bias, or the part that was computed once per request)
-//! and adds its products one after the other in the order of `k`, each fused. So a row's bits depend neither on the
+//! An element of the result starts from a bias, or from what is in its place (the part that was computed once per
+//! request), and adds its products one after the other in the order of `k`, each fused. A tile of sums stays in
+//! registers from its start to the ReLU behind it, so neither costs a pass over memory. So a row's bits depend neither on the
 //! rows beside it nor on the instruction set, which no library of matrix products promises: those choose their
 //! blocks by the shapes of a call.
 
@@ -34,6 +35,35 @@ pub(crate) struct Rows {
     pub(crate) a_k: usize,
     /// Stride between the rows of the result, whose columns lie side by side.
     pub(crate) c_row: usize,
+}
+
+/// What the sums of a product start from, and what becomes of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums<'a> {
+    pub(crate) begin: Begin<'a>,
+    /// Whether sums below 0 become 0.
+    pub(crate) relu: bool,
+}
+
+/// What sums start from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Begin<'a> {
+    Zero,
+    /// What is in the result's place.
+    There,
+    /// The same numbers for each row, one for each column at least.
+    Record(&'a [f32]),
+}
+
+impl<'a> Sums<'a> {
+    /// Of the columns from `first` on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        let begin = match self.begin {
+            Begin::Record(record) => Begin::Record(&record[first..]),
+            other => other,
+        };
+        Self { begin, ..self }
+    }
 }
 
 impl Packed {
@@ -101,51 +131,70 @@ fn panel_width(n: usize, p: usize) -> usize {
     if n - p * PANEL <= LINE { LINE } else { PANEL }
 }
 
-/// Adds `a * b` to `c`.
+/// Puts the sums of `a * b` into `c`.
 ///
 /// # Panics
-/// When `rows` reaches beyond `a` or `c`, or rows of `c` overlap: the plan is made so that they do not.
-pub(crate) fn multiply(cpu: Cpu, rows: Rows, a: &[f32], b: &Packed, c: &mut [f32]) {
-    if rows.count == 0 || b.n == 0 || b.k == 0 {
+/// When `rows` reaches beyond `a` or `c`, rows of `c` overlap, or a record is too short: the plan is made so that none
+/// of it happens.
+pub(crate) fn multiply(cpu: Cpu, rows: Rows, a: &[f32], b: &Packed, c: &mut [f32], sums: Sums<'_>) {
+    if rows.count == 0 || b.n == 0 {
         return;
     }
     let last = rows.count - 1;
-    let end_of_a = last.checked_mul(rows.a_row).zip((b.k - 1).checked_mul(rows.a_k));
+    let end_of_a = last.checked_mul(rows.a_row).zip(b.k.saturating_sub(1).checked_mul(rows.a_k));
     let end_of_a = end_of_a.and_then(|(row, column)| row.checked_add(column));
     assert!(end_of_a.is_some_and(|end| end < a.len()), "the left side has {} elements: {rows:?}", a.len());
     let end_of_c = last.checked_mul(rows.c_row).and_then(|row| row.checked_add(b.n));
     assert!(end_of_c.is_some_and(|end| end <= c.len()), "the result has {} elements: {rows:?}", c.len());
     assert!(last == 0 || rows.c_row >= b.n, "rows of the result overlap: {rows:?}");
+    if let Begin::Record(record) = sums.begin {
+        assert!(record.len() >= b.n, "{} columns start from {} numbers", b.n, record.len());
+    }
     for p in 0..b.n.div_ceil(PANEL) {
         let width = panel_width(b.n, p);
         let panel = &b.values[b.start + p * PANEL * b.k..][..b.k * width];
         let columns = (b.n - p * PANEL).min(width);
-        let c = &mut c[p * PANEL..];
+        let (c, sums) = (&mut c[p * PANEL..], sums.from(p * PANEL));
         match cpu.isa() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 // SAFETY: a `Cpu` is only made of an instruction set that was found here; that the rows lie within
-                // `a` and `c` was checked above, and the panel has a row of `width` for each `k`.
-                unsafe { super::matmul_avx512::panel(rows, a, (panel, width), c, columns) }
+                // `a` and `c` and that a record has all columns was checked above, and the panel has a row of `width`
+                // for each `k`.
+                unsafe { super::matmul_avx512::panel(rows, a, (panel, width), c, columns, sums) }
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 // SAFETY: as above.
-                unsafe { super::matmul_avx2::panel(rows, a, (panel, width), c, columns) }
+                unsafe { super::matmul_avx2::panel(rows, a, (panel, width), c, columns, sums) }
             }
-            _ => scalar(rows, a, (panel, width), c, columns),
+            _ => scalar(rows, a, (panel, width), c, columns, sums),
         }
     }
 }
 
 /// The reference: one element after the other.
-fn scalar(rows: Rows, a: &[f32], (panel, width): (&[f32], usize), c: &mut [f32], columns: usize) {
+fn scalar(
+    rows: Rows,
+    a: &[f32],
+    (panel, width): (&[f32], usize),
+    c: &mut [f32],
+    columns: usize,
+    sums: Sums<'_>,
+) {
     for row in 0..rows.count {
         for column in 0..columns {
-            let sum = &mut c[row * rows.c_row + column];
+            let place = &mut c[row * rows.c_row + column];
+            let mut sum = match sums.begin {
+                Begin::Zero => 0.0,
+                Begin::There => *place,
+                Begin::Record(record) => record[column],
+            };
             for (k, b) in panel.chunks_exact(width).enumerate() {
-                *sum = a[row * rows.a_row + k * rows.a_k].mul_add(b[column], *sum);
+                sum = a[row * rows.a_row + k * rows.a_k].mul_add(b[column], sum);
             }
+            // NaN stays NaN.
+            *place = if sums.relu && sum < 0.0 { 0.0 } else { sum };
         }
     }
 }
@@ -153,6 +202,8 @@ fn scalar(rows: Rows, a: &[f32], (panel, width): (&[f32], usize), c: &mut [f32],
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PLAIN: Sums<'static> = Sums { begin: Begin::There, relu: false };
 
     #[test]
     fn every_instruction_set_gives_the_bits_of_the_plain_loop() {
@@ -164,23 +215,45 @@ mod tests {
             let b: Vec<f32> = (0..k * n).map(|i| number(i + 77)).collect();
             let bias: Vec<f32> = (0..m * (n + 5)).map(|i| number(i + 5)).collect();
             let packed = Packed::new(k, n, |row, column| b[row * n + column]);
-            for (a_row, a_k) in [(k + 3, 1), (1, m)] {
+            for (a_row, a_k, relu) in [(k + 3, 1, false), (1, m, false), (k + 3, 1, true)] {
                 let rows = Rows { count: m, a_row, a_k, c_row: n + 5 };
-                let mut expected = bias.clone();
-                for row in 0..m {
-                    for column in 0..n {
-                        let sum = &mut expected[row * (n + 5) + column];
-                        for k in 0..k {
-                            *sum = a[row * a_row + k * a_k].mul_add(b[k * n + column], *sum);
+                for begin in [Begin::Zero, Begin::There, Begin::Record(&bias[3..3 + n])] {
+                    let mut expected = bias.clone();
+                    for row in 0..m {
+                        for column in 0..n {
+                            let place = &mut expected[row * (n + 5) + column];
+                            let mut sum = match begin {
+                                Begin::Zero => 0.0,
+                                Begin::There => *place,
+                                Begin::Record(record) => record[column],
+                            };
+                            for k in 0..k {
+                                sum = a[row * a_row + k * a_k].mul_add(b[k * n + column], sum);
+                            }
+                            *place = if relu { sum.max(0.0) } else { sum };
                         }
                     }
-                }
-                for cpu in Cpu::available() {
-                    let mut found = bias.clone();
-                    multiply(cpu, rows, &a, &packed, &mut found);
-                    assert_eq!(found, expected, "{cpu:?} {m} {k} {n}");
+                    for cpu in Cpu::available() {
+                        let mut found = bias.clone();
+                        multiply(cpu, rows, &a, &packed, &mut found, Sums { begin, relu });
+                        assert_eq!(found, expected, "{cpu:?} {m} {k} {n} {begin:?} {relu}");
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn relu_keeps_what_is_not_a_number() {
+        let packed = Packed::new(1, 20, |_, _| 1.0);
+        for cpu in Cpu::available() {
+            let mut found = vec![0.0; 60];
+            let rows = Rows { count: 3, a_row: 1, a_k: 1, c_row: 20 };
+            let sums = Sums { begin: Begin::Zero, relu: true };
+            multiply(cpu, rows, &[f32::NAN, f32::NEG_INFINITY, f32::INFINITY], &packed, &mut found, sums);
+            assert!(found[..20].iter().all(|x| x.is_nan()), "{cpu:?}");
+            assert!(found[20..40].iter().all(|x| *x == 0.0), "{cpu:?}");
+            assert!(found[40..].iter().all(|x| *x == f32::INFINITY), "{cpu:?}");
         }
     }
 
@@ -197,8 +270,8 @@ mod tests {
                 let a: Vec<f32> = (0..4 * k).map(|i| number(i + 3)).collect();
                 let rows = Rows { count: 4, a_row: k, a_k: 1, c_row: n };
                 let (mut found, mut expected) = (vec![0.0; 4 * n], vec![0.0; 4 * n]);
-                multiply(Cpu::detect(), rows, &a, &again, &mut found);
-                multiply(Cpu::detect(), rows, &a, &once, &mut expected);
+                multiply(Cpu::detect(), rows, &a, &again, &mut found, PLAIN);
+                multiply(Cpu::detect(), rows, &a, &once, &mut expected, PLAIN);
                 assert_eq!(found, expected, "{k} {n} {by_k}");
             }
         }
@@ -212,11 +285,12 @@ mod tests {
         let packed = Packed::new(k, n, |row, column| number(row * n + column));
         let cpu = Cpu::detect();
         let mut whole = vec![0.25; m * n];
-        multiply(cpu, Rows { count: m, a_row: k, a_k: 1, c_row: n }, &a, &packed, &mut whole);
+        let rows = Rows { count: m, a_row: k, a_k: 1, c_row: n };
+        multiply(cpu, rows, &a, &packed, &mut whole, PLAIN);
         for row in 0..m {
             let mut alone = vec![0.25; n];
             let rows = Rows { count: 1, a_row: k, a_k: 1, c_row: n };
-            multiply(cpu, rows, &a[row * k..], &packed, &mut alone);
+            multiply(cpu, rows, &a[row * k..], &packed, &mut alone, PLAIN);
             assert_eq!(alone, whole[row * n..][..n], "row {row}");
         }
     }

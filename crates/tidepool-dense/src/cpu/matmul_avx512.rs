@@ -4,10 +4,10 @@
 
 use std::arch::x86_64::{
     __m512, __mmask16, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_max_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
-use super::matmul::Rows;
+use super::matmul::{Begin, Rows, Sums};
 
 /// Rows at a time.
 const TILE: usize = 12;
@@ -20,15 +20,21 @@ struct Place {
     a: *const f32,
     b: *const f32,
     c: *mut f32,
+    /// What the sums start from, from row to row and in how many columns; the others start from 0.
+    start: *const f32,
+    start_row: usize,
+    started: usize,
+    /// What sums are at least.
+    floor: f32,
     k: usize,
     columns: usize,
 }
 
-/// Adds the product with one panel of 16 or 32 columns.
+/// The sums of the product with one panel of 16 or 32 columns.
 ///
 /// # Safety
-/// The CPU has AVX-512 F. `rows` lies within `a` and, for `columns` columns, within `c`; the panel has
-/// `width` elements for each `k`, and `columns` is at most `width`.
+/// The CPU has AVX-512 F. `rows` lies within `a` and, for `columns` columns, within `c`; a record that
+/// sums start from has as many. The panel has `width` elements for each `k`, and `columns` is at most `width`.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn panel(
     rows: Rows,
@@ -36,14 +42,21 @@ pub(super) unsafe fn panel(
     (panel, width): (&[f32], usize),
     c: &mut [f32],
     columns: usize,
+    sums: Sums<'_>,
 ) {
     let k = panel.len() / width;
+    let floor = if sums.relu { 0.0 } else { f32::NEG_INFINITY };
     let mut row = 0;
     while row < rows.count {
         let count = (rows.count - row).min(TILE);
         let a = a[row * rows.a_row..].as_ptr();
         let c = c[row * rows.c_row..].as_mut_ptr();
-        let place = Place { a, b: panel.as_ptr(), c, k, columns };
+        let (start, start_row, started) = match sums.begin {
+            Begin::Zero => (c.cast_const(), 0, 0),
+            Begin::There => (c.cast_const(), rows.c_row, columns),
+            Begin::Record(record) => (record.as_ptr(), 0, columns),
+        };
+        let place = Place { a, b: panel.as_ptr(), c, start, start_row, started, floor, k, columns };
         // SAFETY: `count` rows from here on lie within both sides, by the contract of this function.
         unsafe { if width == WIDE { tiles::<1>(rows, count, place) } else { tiles::<2>(rows, count, place) } }
         row += count;
@@ -75,23 +88,24 @@ unsafe fn tiles<const V: usize>(rows: Rows, count: usize, place: Place) {
     }
 }
 
+/// The lanes of register `v` that are below `columns`.
+fn mask(columns: usize, v: usize) -> __mmask16 {
+    let lanes = columns.saturating_sub(v * WIDE).min(WIDE);
+    ((1u32 << lanes) - 1) as __mmask16
+}
+
 /// `M` rows by `V` registers.
 ///
 /// # Safety
 /// As [`panel`], for `M` rows from `place` on.
 #[target_feature(enable = "avx512f")]
 unsafe fn tile<const M: usize, const V: usize>(rows: Rows, place: Place) {
-    let mut masks: [__mmask16; V] = [0; V];
-    for (v, mask) in masks.iter_mut().enumerate() {
-        let columns = place.columns.saturating_sub(v * WIDE).min(WIDE);
-        *mask = ((1u32 << columns) - 1) as __mmask16;
-    }
     let mut sums: [[__m512; V]; M] = [[_mm512_setzero_ps(); V]; M];
     for (i, sums) in sums.iter_mut().enumerate() {
         for (v, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: masked lanes are not read; the others lie in row `i` of the result.
-            *sum =
-                unsafe { _mm512_maskz_loadu_ps(masks[v], place.c.wrapping_add(i * rows.c_row + v * WIDE)) };
+            let start = place.start.wrapping_add(i * place.start_row + v * WIDE);
+            // SAFETY: masked lanes are not read; the others lie in row `i` of the result, or in the record.
+            *sum = unsafe { _mm512_maskz_loadu_ps(mask(place.started, v), start) };
         }
     }
     for k in 0..place.k {
@@ -108,11 +122,14 @@ unsafe fn tile<const M: usize, const V: usize>(rows: Rows, place: Place) {
             }
         }
     }
+    let floor = _mm512_set1_ps(place.floor);
     for (i, sums) in sums.iter().enumerate() {
         for (v, sum) in sums.iter().enumerate() {
             let c = place.c.wrapping_add(i * rows.c_row + v * WIDE);
+            // The second operand is what comes out where one is NaN.
+            let made = _mm512_max_ps(floor, *sum);
             // SAFETY: masked lanes are not written; the others lie in row `i` of the result.
-            unsafe { _mm512_mask_storeu_ps(c, masks[v], *sum) };
+            unsafe { _mm512_mask_storeu_ps(c, mask(place.columns, v), made) };
         }
     }
 }

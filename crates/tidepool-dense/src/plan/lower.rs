@@ -60,6 +60,8 @@ pub(crate) struct Lowering<'a> {
     pub(crate) values: Vec<Option<Value>>,
     /// Per node, how many take what it makes.
     pub(crate) takers: Vec<usize>,
+    /// Per node, the buffer in which products leave it, when they do and nothing has been done with it since.
+    pub(crate) sums: Vec<Option<BufferId>>,
 }
 
 /// Makes the plan of a simplified graph whose inputs and outputs are those of `interface`.
@@ -82,6 +84,7 @@ pub(crate) fn lower(
         row_steps: Vec::new(),
         values: vec![None; nodes],
         takers,
+        sums: vec![None; nodes],
     };
     for (at, outlet) in graph.inputs.iter().enumerate() {
         let value = match interface.inputs.get(at) {

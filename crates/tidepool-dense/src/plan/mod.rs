@@ -11,6 +11,7 @@ mod ops;
 mod product;
 mod run;
 mod step;
+mod sums;
 mod view;
 
 use std::{
@@ -140,7 +141,9 @@ impl Plan {
                     let bytes: usize = product.weights.iter().map(crate::cpu::Packed::bytes).sum();
                     let shape = product.weights.first().map_or((0, 0), |w| (w.depth(), w.columns()));
                     let calls = product.calls.len();
-                    format!("product, {calls} x [{}, {}], {bytes} bytes of weights", shape.0, shape.1)
+                    let relu = if product.relu { ", ReLU" } else { "" };
+                    let (k, n) = shape;
+                    format!("product, {calls} x [{k}, {n}]{relu}, {bytes} bytes of weights")
                 }
                 Work::Pair { shape, places, .. } => {
                     format!("pair, {} x [{}, {}, {}]", places.len(), shape.m, shape.k, shape.n)

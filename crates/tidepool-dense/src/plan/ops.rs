@@ -236,6 +236,9 @@ impl Lowering<'_> {
                 return Err(self.uncovered(node, format!("operands of {found:?} are not covered, f32 are")));
             }
         }
+        if let Some(view) = self.folded(node, op, &dims)? {
+            return Ok(Value::View(view));
+        }
         let mut chains = vec![self.chain(node, 0, &dims)?, self.chain(node, 1, &dims)?];
         if swapped {
             chains.reverse();

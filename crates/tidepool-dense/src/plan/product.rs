@@ -46,14 +46,14 @@ struct Apart {
 }
 
 /// The weights of a product.
-struct Matrix {
-    numbers: Vec<f32>,
-    shape: Vec<usize>,
+pub(crate) struct Matrix {
+    pub(crate) numbers: Vec<f32>,
+    pub(crate) shape: Vec<usize>,
 }
 
 impl Matrix {
     /// The stride of an axis; 0 where one element stands for all.
-    fn stride(&self, axis: usize) -> usize {
+    pub(crate) fn stride(&self, axis: usize) -> usize {
         if self.shape[axis] == 1 { 0 } else { self.shape[axis + 1..].iter().product() }
     }
 }
@@ -133,6 +133,8 @@ impl Lowering<'_> {
                 self.product(node, &whole, &roles, (&matrix, &all), start, dims)?
             }
         };
+        let made = named.unwrap_or(node);
+        self.sums[made] = Some(view.buffer);
         if let Some(add) = named {
             self.values[add] = Some(Value::View(view.clone()));
         }
@@ -239,7 +241,7 @@ impl Lowering<'_> {
         let width = order.iter().map(|&axis| dims[axis].per_record()).product();
         let space = self.space(std::slice::from_ref(&a)).max(match start {
             Start::Buffer(_) => Space::Row,
-            Start::Zero | Start::Bias(_) => Space::Request,
+            Start::Zero | Start::Bias(_) | Start::Here => Space::Request,
         });
         let out = self.buffer(node, space, width)?;
         let result = ordered(out, dims, &order);
@@ -308,7 +310,7 @@ impl Lowering<'_> {
             Some((axis, to)) => (dims[to].per_record(), along(&a, axis), out_stride(to)),
             None => (1, 0, 0),
         };
-        let product = Product { a: a.buffer, m, m_stride, m_out, k_stride, start, weights, calls };
+        let product = Product { a: a.buffer, m, m_stride, m_out, k_stride, start, relu: false, weights, calls };
         self.step(node, out, Work::Product(product));
         Ok(result)
     }

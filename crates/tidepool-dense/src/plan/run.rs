@@ -4,7 +4,8 @@
 //! cache once per block. No step allocates.
 
 use crate::{
-    cpu::{self, CHUNK, Cpu, Instruction, LANES, Packed, Registers, Rows, Small},
+    cpu::{self, Begin, CHUNK, Cpu, Instruction, LANES, Packed, Registers, Rows, Small, Sums,
+        MAX_REGISTERS},
     plan::{
         Plan,
         step::{Elements, Product, Start, Step, Work},
@@ -261,22 +262,25 @@ impl<'a> Block<'a> {
     ) where
         'a: 'm,
     {
-        let source = |load: usize| self.source(loads[load], others);
+        let sources: [Option<Source<'m>>; MAX_REGISTERS] =
+            std::array::from_fn(|load| loads.get(load).map(|&buffer| self.source(buffer, others)));
+        let source = |load: usize| &sources[load];
         // When records follow each other without gaps everywhere, the block is one long record.
-        let whole = |load: usize| {
-            let (source, stride) = (source(load), walk.strides[load + 1]);
+        let whole = |source: &Source<'_>, stride: usize| {
             (stride == 1 && source.width == walk.inner && source.is_even())
                 || (stride == 0 && source.width == 0)
         };
         let flat = walk.is_flat() && walk.strides[0] == 1 && walk.inner == width;
-        if flat && (0..loads.len()).all(whole) {
-            let starts = |load: usize| source(load).record(0);
+        if flat && sources.iter().flatten().zip(&walk.strides[1..]).all(|(s, &stride)| whole(s, stride)) {
+            let starts = |load: usize| source(load).as_ref().map_or(&[][..], |source| source.record(0));
             return self.chain(instructions, walk, out.len(), registers, starts, (out, 1));
         }
         for n in 0..self.count {
             let out = &mut out[n * width..][..width];
             for place in walk.loops() {
-                let starts = |load: usize| &source(load).record(n)[place[load + 1] as usize..];
+                let starts = |load: usize| {
+                    source(load).as_ref().map_or(&[][..], |s| &s.record(n)[place[load + 1] as usize..])
+                };
                 let out = (&mut out[place[0] as usize..], walk.strides[0]);
                 self.chain(instructions, walk, walk.inner, registers, starts, out);
             }
@@ -294,6 +298,11 @@ impl<'a> Block<'a> {
         (out, out_stride): (&mut [f32], usize),
     ) {
         let Some(result) = instructions.len().checked_sub(1) else { return };
+        if let [Instruction::Load(load)] = *instructions
+            && (walk.strides[load + 1], out_stride) == (1, 1)
+        {
+            return out[..len].copy_from_slice(&starts(load)[..len]);
+        }
         for first in (0..len).step_by(CHUNK) {
             let count = CHUNK.min(len - first);
             for (register, instruction) in registers.iter_mut().zip(instructions) {
@@ -322,34 +331,55 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Whether all rows of the block belong to one request.
+    fn is_one_request(&self) -> bool {
+        self.space == Space::Row
+            && self.inputs.request_of[self.first..][..self.count].windows(2).all(|pair| pair[0] == pair[1])
+    }
+
     fn product<'m>(&self, product: &Product, others: &Others<'m>, (out, width): (&mut [f32], usize))
     where
         'a: 'm,
     {
-        match &product.start {
-            Start::Zero => out.fill(0.0),
-            Start::Bias(bias) => out.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(bias)),
+        let begin = match &product.start {
+            Start::Zero => Begin::Zero,
+            Start::Here => Begin::There,
+            // One number for each column.
+            Start::Bias(bias) if product.m == 1 => Begin::Record(bias),
+            Start::Bias(bias) => {
+                out.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(bias));
+                Begin::There
+            }
             Start::Buffer(start) => {
                 let start = self.source(*start, others);
-                for (n, out) in out.chunks_exact_mut(width).enumerate() {
-                    out.copy_from_slice(&start.record(n)[..width]);
+                if product.m == 1 && self.is_one_request() {
+                    Begin::Record(&start.record(0)[..width])
+                } else {
+                    for (n, out) in out.chunks_exact_mut(width).enumerate() {
+                        out.copy_from_slice(&start.record(n)[..width]);
+                    }
+                    Begin::There
                 }
             }
-        }
+        };
+        let sums = Sums { begin, relu: product.relu };
         let a = self.source(product.a, others);
         let &Product { m, m_stride, m_out, k_stride, .. } = product;
         // One call does all records when their rows follow each other evenly.
         let even = m == 1 || (a.width == m * m_stride && width == m * m_out);
         for call in &product.calls {
             let weights = &product.weights[call.weights];
+            let sums = sums.from(call.out);
             if even {
                 let (a_row, c_row) = if m == 1 { (a.width, width) } else { (m_stride, m_out) };
                 let rows = Rows { count: self.count * m, a_row, a_k: k_stride, c_row };
-                cpu::multiply(self.plan.cpu, rows, &a.record(0)[call.a..], weights, &mut out[call.out..]);
+                let (a, out) = (&a.record(0)[call.a..], &mut out[call.out..]);
+                cpu::multiply(self.plan.cpu, rows, a, weights, out, sums);
             } else {
                 let rows = Rows { count: m, a_row: m_stride, a_k: k_stride, c_row: m_out };
                 for (n, out) in out.chunks_exact_mut(width).enumerate() {
-                    cpu::multiply(self.plan.cpu, rows, &a.record(n)[call.a..], weights, &mut out[call.out..]);
+                    let (a, out) = (&a.record(n)[call.a..], &mut out[call.out..]);
+                    cpu::multiply(self.plan.cpu, rows, a, weights, out, sums);
                 }
             }
         }
@@ -381,9 +411,7 @@ fn pair(cpu: Cpu, shape: &Small, a: &[f32], b: &[f32], out: &mut [f32], packed: 
         return cpu::small(cpu, shape, a, b, out);
     }
     packed.refill((shape.k, shape.n), b, (shape.b_k, shape.b_column));
-    for row in 0..shape.m {
-        out[row * shape.out_row..][..shape.n].fill(0.0);
-    }
     let rows = Rows { count: shape.m, a_row: shape.a_row, a_k: shape.a_k, c_row: shape.out_row };
-    cpu::multiply(cpu, rows, a, packed, out);
+    let sums = Sums { begin: Begin::Zero, relu: false };
+    cpu::multiply(cpu, rows, a, packed, out, sums);
 }

@@ -73,6 +73,8 @@ pub(crate) struct Product {
     /// Stride between the columns of the left side.
     pub(crate) k_stride: usize,
     pub(crate) start: Start,
+    /// Whether sums below 0 become 0.
+    pub(crate) relu: bool,
     pub(crate) weights: Vec<Packed>,
     pub(crate) calls: Vec<Call>,
 }
@@ -94,6 +96,8 @@ pub(crate) enum Start {
     Bias(Vec<f32>),
     /// Records of the same width: the part that was computed once per request.
     Buffer(BufferId),
+    /// What an earlier product has put in the result's place: the other terms of the same sum.
+    Here,
 }
 
 impl Step {
@@ -103,6 +107,7 @@ impl Step {
             Work::Map { loads, .. } => loads.clone(),
             Work::Product(product) => match product.start {
                 Start::Buffer(start) => vec![product.a, start],
+                Start::Here => vec![product.a, self.out],
                 Start::Zero | Start::Bias(_) => vec![product.a],
             },
             Work::Pair { a, b, .. } => vec![*a, *b],
