@@ -310,7 +310,8 @@ impl Lowering<'_> {
             Some((axis, to)) => (dims[to].per_record(), along(&a, axis), out_stride(to)),
             None => (1, 0, 0),
         };
-        let product = Product { a: a.buffer, m, m_stride, m_out, k_stride, start, relu: false, weights, calls };
+        let product =
+            Product { a: a.buffer, m, m_stride, m_out, k_stride, start, relu: false, weights, calls };
         self.step(node, out, Work::Product(product));
         Ok(result)
     }

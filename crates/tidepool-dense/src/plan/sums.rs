@@ -2,8 +2,6 @@
 //! constant record, and a ReLU at the end. Tract takes the product of a concatenation apart into one for each part;
 //! here they become one sum again.
 
-use tract_onnx::prelude::*;
-
 use super::{
     Uncovered,
     lower::{Lowering, Value},
@@ -18,7 +16,12 @@ type At = (Space, usize);
 
 impl Lowering<'_> {
     /// An operation of two operands that the products of one of them can do: what comes out is where its sums are.
-    pub(crate) fn folded(&mut self, node: usize, op: Binary, dims: &[Dim]) -> Result<Option<View>, Uncovered> {
+    pub(crate) fn folded(
+        &mut self,
+        node: usize,
+        op: Binary,
+        dims: &[Dim],
+    ) -> Result<Option<View>, Uncovered> {
         let sums = [self.sum_of(node, 0, dims)?, self.sum_of(node, 1, dims)?];
         match (op, sums) {
             (Binary::Add, [Some(a), Some(b)]) if a.buffer != b.buffer && a.axes == b.axes => {
@@ -71,7 +74,14 @@ impl Lowering<'_> {
             Start::Zero => None,
             Start::Bias(_) => Some(std::mem::replace(&mut later.start, Start::Zero)),
             Start::Buffer(_) if !across => Some(std::mem::replace(&mut later.start, Start::Zero)),
-            Start::Buffer(_) | Start::Here => return None,
+            // Two parts of requests are one sum, from which the rows' sums start.
+            Start::Buffer(other) => {
+                let both = self.join(other, a)?;
+                let (_, later) = self.products(b)?;
+                later.start = Start::Buffer(both);
+                return Some(b);
+            }
+            Start::Here => return None,
         };
         if let Some(start) = start {
             let (_, earlier) = self.products(a)?;
@@ -104,7 +114,8 @@ impl Lowering<'_> {
         for (at, axis) in sum.axes.iter().enumerate() {
             let Axis::Fixed { len, stride } = *axis else { continue };
             let by = matrix.stride(at);
-            let along = |&(to, from): &(usize, usize)| (0..len).map(move |i| (to + i * stride, from + i * by));
+            let along =
+                |&(to, from): &(usize, usize)| (0..len).map(move |i| (to + i * stride, from + i * by));
             places = places.iter().flat_map(along).collect();
         }
         let width = self.buffers[sum.buffer].width;

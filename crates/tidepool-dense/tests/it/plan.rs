@@ -65,6 +65,35 @@ fn what_depends_on_the_user_alone_is_computed_once_per_request() {
     assert_eq!((parts("request"), parts("row")), (1, 2), "{crossed:#?}");
 }
 
+#[test]
+fn products_do_what_is_added_to_them_and_the_relu_behind_them() {
+    let inputs = [("user", 5), ("item", 9), ("context", 3)];
+    let graph =
+        inputs.iter().fold(Graph::new(), |g, (name, width)| g.input(name, &[open("batch"), fixed(*width)]));
+    let graph = graph
+        .node("Concat", &["user", "item", "context"], "x", &[int("axis", 1)])
+        .random("w", &[17, 40])
+        .random("b", &[40])
+        .node("Gemm", &["x", "w", "b"], "sum", &[])
+        .node("Relu", &["sum"], "positive", &[])
+        .random("v", &[40, 1])
+        .node("MatMul", &["positive", "v"], "p", &[])
+        .output("p", &[open("batch"), fixed(1)]);
+    let case = Case::new(graph);
+    let steps = case.model.steps();
+    let count = |what: &str| steps.iter().filter(|step| step.contains(what)).count();
+    assert_eq!(
+        (count(", from a bias"), count(", from its request's"), count(", ReLU")),
+        (1, 1, 1),
+        "{steps:#?}"
+    );
+    assert!(!steps.iter().any(|s| s.contains("map of") && !s.contains("map of 1 ")), "{steps:#?}");
+    // Rows of one request start from its record where it is, those of several from copies.
+    for (rows, requests) in [(1, 1), (40, 1), (40, 7), (600, 2)] {
+        case.check("sums", &case.batch(rows, requests, 5));
+    }
+}
+
 /// One input, one output, one node between them.
 fn single(op: &str, more: &[&str], attributes: &[tract_onnx::pb::AttributeProto]) -> Graph {
     let inputs: Vec<&str> = std::iter::once("x").chain(more.iter().copied()).collect();
