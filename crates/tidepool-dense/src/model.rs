@@ -93,6 +93,20 @@ impl DenseModel {
         self.plan.describe()
     }
 
+    /// Bytes that a run of so many rows and requests works in, beside its inputs and outputs. Rows go in blocks, so beyond
+    /// some hundred it is only requests that it grows with. The model keeps what a run worked in for the next one: as
+    /// many arenas as there were runs at the same time, 64 at most, and none of more than 64 MiB.
+    #[must_use]
+    pub fn arena_bytes(&self, rows: usize, requests: usize) -> u64 {
+        self.plan.arena_bytes(rows, requests)
+    }
+
+    /// Floating point operations of the model's matrix products, per request and per row; a product and a sum are two.
+    #[must_use]
+    pub fn flops(&self) -> [u64; 2] {
+        self.plan.flops()
+    }
+
     /// Runs the graph. The outputs are in the order of the contract, each `[rows]`. No rows give empty outputs. Values are returned
     /// as the graph made them, infinities and NaN included: judging them is the caller's business. So is
     /// judging the inputs, since a NaN that goes in may well come out as a number (a sigmoid clamps it).

@@ -264,7 +264,7 @@ pub enum LoadError {
     Memory {
         /// The model.
         model: Name,
-        /// Bytes of the release.
+        /// Bytes of the release, and of what its dense runs work in.
         release: u64,
         /// Bytes of the other releases of the model.
         loaded: u64,

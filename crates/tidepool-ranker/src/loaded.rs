@@ -82,15 +82,16 @@ impl LoadedRelease {
             map.layout(version).map(|layout| layout.schema.vector_dim())
         };
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
+        let dense = Arc::new(dense);
         let widths = dense.widths().to_vec();
         let batch_model = Arc::new(BatchModel {
             model: entry.model.clone(),
             release: entry.release.clone(),
             inputs: batch_inputs(&files.spec, &table_of, &widths),
-            scorer: batchers.scorer(Arc::new(dense)),
+            scorer: batchers.scorer(dense.clone()),
         });
         let batcher = batchers.of(&entry.model);
-        let reserved = reserve(&batcher, &batch_model, &files.onnx_path)?;
+        let reserved = reserve(&batcher, &batch_model, &dense, &files.onnx_path)?;
         warm_up(&batch_model)?;
         let pooled = files.spec.inputs.iter().zip(&table_of);
         let features = pooled.filter_map(|(input, table)| Some((input.name.clone(), table.clone()?)));
@@ -140,15 +141,21 @@ pub(crate) fn batch_inputs(
 }
 
 /// Makes sure that a batch can have a row of the model, and that the model may have the memory for it. A graph takes
-/// about as much as its file, which is its weights.
-fn reserve(batcher: &Batcher, model: &BatchModel, onnx: &Path) -> Result<Reserved, LoadError> {
+/// about as much as its file, which is its weights, and what its dense runs work in.
+fn reserve(
+    batcher: &Batcher,
+    model: &BatchModel,
+    dense: &DenseModel,
+    onnx: &Path,
+) -> Result<Reserved, LoadError> {
     let (user, candidate) = model.elements();
     let elements = user.saturating_add(candidate);
     if elements > MAX_ELEMENTS {
         return Err(LoadError::TooWide { elements, limit: MAX_ELEMENTS });
     }
     let unread = |source| LoadError::Size { path: onnx.to_path_buf(), source };
-    let release = fs::metadata(onnx).map_err(unread)?.len();
+    let weights = fs::metadata(onnx).map_err(unread)?.len();
+    let release = weights.saturating_add(batcher.arena_bytes(model, dense));
     let batches = batcher.batch_bytes(model);
     batcher.reserve(release, batches).map_err(|(loaded, limit)| LoadError::Memory {
         model: model.model.clone(),

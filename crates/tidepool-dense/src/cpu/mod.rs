@@ -20,7 +20,7 @@ mod small;
 
 pub(crate) use line::{LineOp, MAX_LINE, line};
 pub(crate) use map::{Binary, CHUNK, Instruction, MAX_REGISTERS, Registers, Unary, evaluate};
-pub(crate) use matmul::{Begin, Packed, Rows, Sums, multiply};
+pub(crate) use matmul::{Begin, PANEL, Packed, Rows, Sums, multiply};
 pub(crate) use small::{Small, small};
 
 use tidepool_kernels::Isa;

@@ -6,6 +6,7 @@
 mod arena;
 mod axes;
 mod chain;
+mod cost;
 mod lower;
 mod ops;
 mod product;
@@ -23,7 +24,7 @@ use arena::Extent;
 pub(crate) use lower::lower;
 use run::Arena;
 pub(crate) use run::Inputs;
-use step::{Step, Work};
+use step::{Start, Step, Work};
 use view::{Buffer, Space, View};
 
 use crate::cpu::Cpu;
@@ -141,9 +142,15 @@ impl Plan {
                     let bytes: usize = product.weights.iter().map(crate::cpu::Packed::bytes).sum();
                     let shape = product.weights.first().map_or((0, 0), |w| (w.depth(), w.columns()));
                     let calls = product.calls.len();
+                    let start = match product.start {
+                        Start::Zero => "",
+                        Start::Bias(_) => ", from a bias",
+                        Start::Buffer(_) => ", from its request's",
+                        Start::Here => ", added to it",
+                    };
                     let relu = if product.relu { ", ReLU" } else { "" };
                     let (k, n) = shape;
-                    format!("product, {calls} x [{k}, {n}]{relu}, {bytes} bytes of weights")
+                    format!("product, {calls} x [{k}, {n}]{start}{relu}, {bytes} bytes of weights")
                 }
                 Work::Pair { shape, places, .. } => {
                     format!("pair, {} x [{}, {}, {}]", places.len(), shape.m, shape.k, shape.n)

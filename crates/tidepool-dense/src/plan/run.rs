@@ -4,8 +4,7 @@
 //! cache once per block. No step allocates.
 
 use crate::{
-    cpu::{self, Begin, CHUNK, Cpu, Instruction, LANES, Packed, Registers, Rows, Small, Sums,
-        MAX_REGISTERS},
+    cpu::{self, Begin, CHUNK, Cpu, Instruction, LANES, MAX_REGISTERS, Packed, Registers, Rows, Small, Sums},
     plan::{
         Plan,
         step::{Elements, Product, Start, Step, Work},
@@ -120,12 +119,27 @@ impl<'a> Others<'a> {
     }
 }
 
+/// How a run divides the arena.
+pub(super) struct Division {
+    /// Records that blocks of requests and of rows have room for.
+    rooms: [usize; 2],
+    /// Where what is kept for the run begins.
+    pub(super) kept_at: usize,
+}
+
 impl Plan {
+    /// Divides the arena for a run of so many rows and requests.
+    pub(super) fn divide(&self, rows: usize, requests: usize) -> Division {
+        let room =
+            |at: usize, total: usize| self.blocks[at].min(total.checked_next_power_of_two().unwrap_or(total));
+        let rooms = [room(0, requests), room(1, rows)];
+        let kept_at = (self.extent.requests * rooms[0]).max(self.extent.rows * rooms[1]);
+        Division { rooms, kept_at }
+    }
+
     /// Runs the plan; `outputs` have a place for every row.
     pub(crate) fn execute(&self, inputs: Inputs<'_>, arena: &mut Arena, outputs: &mut [Vec<f32>]) {
-        let room = |at: usize, total: usize| self.blocks[at].min(total.next_power_of_two());
-        let rooms = [room(0, inputs.requests), room(1, inputs.rows)];
-        let kept_at = (self.extent.requests * rooms[0]).max(self.extent.rows * rooms[1]);
+        let Division { rooms, kept_at } = self.divide(inputs.rows, inputs.requests);
         let needed = kept_at + self.extent.kept * inputs.requests;
         // One cache line more, to begin at one.
         if arena.values.len() < needed + LANES {

@@ -99,6 +99,17 @@ fn what_is_not_finite_is_returned_as_it_is() {
 }
 
 #[test]
+fn what_a_run_works_in_grows_with_its_requests_and_not_with_its_rows() {
+    let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
+    // A product for each request of two numbers, and one for each row of one, of a sum of one each.
+    assert_eq!(model.flops(), [4, 2]);
+    let bytes = |rows, requests| model.arena_bytes(rows, requests);
+    assert!(bytes(1, 1) < bytes(512, 1) && bytes(512, 1) == bytes(100_000, 1));
+    // What rows read of a request is one number, in a line of 16.
+    assert_eq!(bytes(512, 1_000_000) - bytes(512, 1_000), 999_000 * 64);
+}
+
+#[test]
 fn threads_share_one_model() {
     let model = load(&logistic().bytes(), &logistic_spec()).unwrap();
     let expected = run(&model, 7, &inputs(7)).unwrap();

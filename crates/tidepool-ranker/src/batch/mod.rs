@@ -32,6 +32,7 @@ use std::{
 };
 
 use tidepool_client::OnUnavailable;
+use tidepool_dense::DenseModel;
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::Name;
 use tokio::{runtime::Handle, time};
@@ -272,6 +273,15 @@ impl Batcher {
         let requests = user.saturating_mul(limits.requests as u64);
         let elements = candidate.saturating_add(user).saturating_mul(limits.rows).saturating_add(requests);
         elements.saturating_mul(4).saturating_mul(self.inner.options.max_concurrent_batches as u64)
+    }
+
+    /// Bytes that the dense runs of `dense`, a release whose batches are those of `model`, work in at most: as many at a
+    /// time as there are threads, and no more than batches.
+    #[must_use]
+    pub fn arena_bytes(&self, model: &BatchModel, dense: &DenseModel) -> u64 {
+        let limits = self.inner.limits_of(model);
+        let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
+        dense.arena_bytes(rows, limits.requests).saturating_mul(self.inner.options.runs() as u64)
     }
 
     /// Takes `bytes` of what the releases of the model may have in memory, besides what its batches may.

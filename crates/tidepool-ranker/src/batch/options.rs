@@ -112,6 +112,11 @@ impl BatchOptions {
             ..self
         }
     }
+
+    /// Dense runs of a model at a time, at most: each has a thread of the CPU pool.
+    pub(super) fn runs(self) -> usize {
+        self.places.div_ceil(PLACES_PER_THREAD).min(self.max_concurrent_batches)
+    }
 }
 
 /// The options, and the limits of each model that is named; the problems noted where something cannot be.
