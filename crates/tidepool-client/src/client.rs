@@ -387,7 +387,9 @@ impl Client {
                 if first && partial && self.newer_map(gathered.told, epoch, begun, deadline).await {
                     return Ok(None);
                 }
-                let stages = Stages { split: asking - begun, wait: asking.elapsed(), merge: Duration::ZERO };
+                let (split_time, node) = (asking - begun, gathered.slowest);
+                let stages =
+                    Stages { split: split_time, wait: asking.elapsed(), node, merge: Duration::ZERO };
                 Ok(Some(finish(Attempt { topology: &topology, split: &split, gathered, stages })))
             }
             Err(error @ ClientError::Unavailable { .. })

@@ -81,6 +81,8 @@ pub(crate) struct Gathered<'m> {
     pub(crate) hedges_won: u32,
     pub(crate) rows_requested: u64,
     pub(crate) wire_bytes: WireBytes,
+    /// What the slowest node says that its answer took.
+    pub(crate) slowest: Duration,
 }
 
 impl Gathered<'_> {
@@ -259,8 +261,12 @@ impl Fanout<'_> {
         // It ended while it was cancelled.
         let Some(ticket) = state.calls[number].ticket.take() else { return Ok(()) };
         let ids = state.calls[number].ids;
+        let took = done.result.as_ref().map_or(Duration::ZERO, |reply| Duration::from_micros(reply.took_us));
         let checked =
             done.result.and_then(|reply| answer::check(self.split, done.asks, reply).map_err(Into::into));
+        if checked.is_ok() {
+            state.out.slowest = state.out.slowest.max(took);
+        }
         self.note(ticket, ids, checked.as_ref().err());
         if let (Some(account), Some(noted)) = (self.account, state.calls[number].noted) {
             match &checked {

@@ -177,7 +177,7 @@ impl Metrics {
         };
         self.lookups.with_label_values(&[code]).inc();
         let Ok(outcome) = result else { return };
-        let Stages { split, wait, merge } = outcome.stages;
+        let Stages { split, wait, merge, .. } = outcome.stages;
         for (stage, took) in self.stages.iter().zip([split, wait, merge]) {
             stage.observe(took.as_secs_f64());
         }

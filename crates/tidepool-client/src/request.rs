@@ -170,6 +170,8 @@ pub struct Stages {
     pub split: Duration,
     /// From the first question to the last answer, questions and answers being written and read included.
     pub wait: Duration,
+    /// Of that, what the slowest of the nodes whose answers were used says that it took.
+    pub node: Duration,
     /// To make vectors of the answers.
     pub merge: Duration,
 }

@@ -85,7 +85,10 @@ impl<P: PartitionRows> EmbeddingService<P> {
         if let Err(error) = &outcome {
             tracing::debug!(%error, traceparent, "lookup refused");
         }
-        outcome.map(|(answer, _)| answer.response)
+        outcome.map(|(answer, _)| {
+            let took_us = u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX);
+            v1::LookupResponse { took_us, ..answer.response }
+        })
     }
 
     async fn answer(

@@ -51,7 +51,7 @@ pub use choice::Choice;
 pub use config::{Config, RawConfig};
 pub use error::{LoadError, RankError, StartError};
 pub use finish::Finishing;
-pub use rank::RankAnswer;
+pub use rank::{RankAnswer, RankStages};
 pub use request::{Checked, InputRows, Limits, RankFeature, RankRequest, check};
 pub use running::{start, start_with};
 pub use tidepool_runtime::{

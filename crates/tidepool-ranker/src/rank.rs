@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_client::Client;
+use tidepool_client::{Client, Stages};
 use tidepool_cluster::{ScoreHistogram, Tally};
 use tidepool_runtime::pool::CpuPool;
 use tidepool_types::{Epoch, Name, TableVersion};
@@ -71,6 +71,21 @@ pub struct RankAnswer {
     pub queue_time: Duration,
     /// Time of the dense part: expansion, model, top-k; not the wait for a thread.
     pub dense_time: Duration,
+    /// Where the rest went.
+    pub stages: RankStages,
+}
+
+/// Times of a ranking beside those that [`RankAnswer`] has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RankStages {
+    /// From the request's arrival, read, until its answer was made.
+    pub took: Duration,
+    /// Until it was handed to its batcher: its release was chosen, and it was held against the contract.
+    pub check: Duration,
+    /// What its lookups were made of.
+    pub lookup: Stages,
+    /// What was made of the model's outputs, top-k included.
+    pub finish: Duration,
 }
 
 /// Answers rankings.
@@ -195,6 +210,7 @@ impl Ranker {
             lookup_time: Duration::ZERO,
             queue_time: Duration::ZERO,
             dense_time: Duration::ZERO,
+            stages: RankStages::default(),
         };
         if candidates == 0 {
             return Ok(Ranked { answer, ids, scores: ScoreHistogram::default() });
@@ -213,6 +229,7 @@ impl Ranker {
         };
         let by = release.clone();
         let rows = candidates as usize;
+        answer.stages.check = arrived.elapsed();
         let ticket = release
             .batcher
             .submit(job, move |outputs| finish((&by.spec, &by.release), rows, &outputs, &finishing))?;
@@ -234,6 +251,9 @@ impl Ranker {
         answer.lookup_time = share.lookup.unwrap_or_default();
         answer.queue_time = share.queued.unwrap_or_default();
         answer.dense_time = share.dense.unwrap_or_default();
+        answer.stages.lookup = share.stages;
+        answer.stages.finish = share.finish.unwrap_or_default();
+        answer.stages.took = arrived.elapsed();
         (answer.ranked, answer.outputs) = (finished.ranked, finished.outputs);
         Ok(Ranked { answer, ids, scores: finished.scores })
     }

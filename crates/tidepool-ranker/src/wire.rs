@@ -9,7 +9,7 @@ use tidepool_proto::{
 
 use crate::{
     RankError,
-    rank::RankAnswer,
+    rank::{RankAnswer, RankStages},
     request::{RankFeature, RankRequest},
 };
 
@@ -96,10 +96,26 @@ impl From<RankAnswer> for v1::RankResponse {
                 .into_iter()
                 .map(|(name, values)| v1::NamedValues { name, values: pack(&values) })
                 .collect(),
+            stages: Some(from.stages.into()),
             schema_hash: from.schema_hash,
             ignored_features: from.ignored_features,
             // The service knows it.
             request_id: String::new(),
+        }
+    }
+}
+
+impl From<RankStages> for v1::RankStages {
+    fn from(from: RankStages) -> Self {
+        let RankStages { took, check, lookup, finish } = from;
+        Self {
+            took_us: micros(took),
+            check_us: micros(check),
+            split_us: micros(lookup.split),
+            wait_us: micros(lookup.wait),
+            node_us: micros(lookup.node),
+            merge_us: micros(lookup.merge),
+            finish_us: micros(finish),
         }
     }
 }

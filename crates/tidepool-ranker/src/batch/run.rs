@@ -115,13 +115,13 @@ impl Batch {
                 return None;
             }
         };
-        let of_batch = Counts::of(&outcome);
+        let (of_batch, stages) = (Counts::of(&outcome), outcome.stages);
         match seating.take(&self.model, outcome.features) {
             Ok(brought) => {
                 for (at, work) in works.iter().enumerate() {
                     let own = seating.counts(at, &brought);
                     let Counts { missing, defaulted, unavailable, .. } = own;
-                    work.progress.counted(Counts { missing, defaulted, unavailable, ..of_batch });
+                    work.progress.counted(Counts { missing, defaulted, unavailable, ..of_batch }, stages);
                 }
                 for (at, rest) in &self.rests {
                     rest.item.keep_user(seating.user(*at, &self.model, &brought));

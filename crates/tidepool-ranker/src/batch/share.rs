@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tidepool_client::{LookupAccount, LookupOutcome};
+use tidepool_client::{LookupAccount, LookupOutcome, Stages};
 use tidepool_types::Epoch;
 
 /// What lookups that were answered counted. Ids and bags are those of the request; rows, nodes and calls are those of
@@ -82,10 +82,14 @@ pub struct Share {
     pub waited: Option<Duration>,
     /// The lookups.
     pub lookup: Option<Duration>,
+    /// What they were made of.
+    pub stages: Stages,
     /// The waits for a thread.
     pub queued: Option<Duration>,
     /// The dense runs, and what is made of them.
     pub dense: Option<Duration>,
+    /// Of that, what is made of them.
+    pub finish: Option<Duration>,
 }
 
 /// How far a request is. It can be read at any time, and outlives it.
@@ -135,8 +139,21 @@ impl Progress {
     }
 
     /// It was answered.
-    pub(super) fn counted(&self, counts: Counts) {
-        self.lock().share.counts.add(counts);
+    pub(super) fn counted(&self, counts: Counts, stages: Stages) {
+        let share = &mut self.lock().share;
+        share.counts.add(counts);
+        let Stages { split, wait, node, merge } = &mut share.stages;
+        *split += stages.split;
+        *wait += stages.wait;
+        *node += stages.node;
+        *merge += stages.merge;
+    }
+
+    /// An answer was made of the outputs.
+    pub(super) fn finished(&self, took: Duration) {
+        let share = &mut self.lock().share;
+        add(&mut share.dense, took);
+        add(&mut share.finish, took);
     }
 
     /// A thread has run its rows.

@@ -82,7 +82,7 @@ where
         let finished = outcome.and_then(|outputs| {
             let begun = Instant::now();
             let finished = finish(outputs);
-            progress.ran(Duration::ZERO, begun.elapsed());
+            progress.finished(begun.elapsed());
             finished
         });
         // Who waited may have left meanwhile; then nobody misses the outcome.

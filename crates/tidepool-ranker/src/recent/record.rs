@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tidepool_client::{CallEnd, CallNote, FeatureNote, LookupNotes};
+use tidepool_client::{CallEnd, CallNote, FeatureNote, LookupNotes, Stages};
 use tidepool_types::{Epoch, ErrorCode, Name, TableVersion};
 
 use super::micros;
@@ -114,7 +114,6 @@ impl Record {
             End::Failed(code, message) => ("failed", json!({ "code": code.as_str(), "message": message })),
         };
         let us = |time: Option<Duration>| time.map(micros);
-        let stages = self.lookup.stages;
         let (share, counts) = (self.share, self.share.counts);
         let feature = |note: &FeatureNote| of_feature(note, told);
         json!({
@@ -154,12 +153,11 @@ impl Record {
             "deadline_us": us(self.budget),
             "left_us": self.budget.map(|budget| micros(budget.saturating_sub(self.took))),
             "lookup_us": us(share.lookup),
-            "lookup_stages": stages.map(|stages| json!({
-                "split_us": micros(stages.split), "wait_us": micros(stages.wait), "merge_us": micros(stages.merge),
-            })),
+            "lookup_stages": self.lookup.stages.map(of_lookup),
             "batch_wait_us": us(share.waited),
             "queue_us": us(share.queued),
             "dense_us": us(share.dense),
+            "finish_us": us(share.finish),
         })
     }
 
@@ -217,6 +215,12 @@ fn call(note: &CallNote) -> Value {
         "code": code,
         "problem": problem,
     })
+}
+
+fn of_lookup(stages: Stages) -> Value {
+    let Stages { split, wait, node, merge } = stages;
+    let [split, wait, node, merge] = [split, wait, node, merge].map(micros);
+    json!({ "split_us": split, "wait_us": wait, "node_us": node, "merge_us": merge })
 }
 
 fn of_feature(note: &FeatureNote, told: Option<&Told>) -> Value {
