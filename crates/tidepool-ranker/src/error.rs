@@ -98,7 +98,8 @@ pub enum RankError {
     /// More of the model waits than may.
     #[error(
         "model {model} is busy: {waiting_requests} requests with {waiting_rows} rows and {waiting_bytes} bytes are \
-         waiting, it may be {max_waiting_requests} with {max_waiting_rows} and {max_waiting_bytes}"
+         waiting, {own_requests} with {own_rows} rows of this tenant; one alone may have {max_waiting_requests} with \
+         {max_waiting_rows} and {max_waiting_bytes}, and less the more others wait"
     )]
     Busy {
         /// The model.
@@ -109,6 +110,10 @@ pub enum RankError {
         waiting_bytes: u64,
         /// Requests that wait.
         waiting_requests: usize,
+        /// Rows of those that are the tenant's.
+        own_rows: u64,
+        /// Requests of those that are the tenant's.
+        own_requests: usize,
         /// Rows that may wait.
         max_waiting_rows: u64,
         /// Bytes that may wait.

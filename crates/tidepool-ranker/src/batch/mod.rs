@@ -41,7 +41,7 @@ pub(crate) use self::options::check;
 use self::{
     form::Passenger,
     metrics::{Dropped, ModelMetrics},
-    queue::{Entry, Limits, Part, Queue, Waiting},
+    queue::{Entry, Limits, Part, Queue},
     run::Batch,
     work::Work,
 };
@@ -93,6 +93,8 @@ struct Key {
 
 /// What may wait behind the others: one part in so many of what they may have.
 const BEHIND_SHARE: u32 = 4;
+/// A tenant may have so many times as much waiting as is free.
+const TENANT_FACTOR: u64 = 3;
 /// How often those are looked for at most whom nobody waits for any more.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 /// Into so many parts a batch is split that was refused. With four, one that is to blame among 64 is found in as many lookups
@@ -241,7 +243,7 @@ impl Batcher {
         let mut over = Vec::new();
         let admitted = {
             let mut state = inner.lock();
-            let admitted = inner.admit(&mut state, behind, (entry.rows(), bytes), &mut over);
+            let admitted = inner.admit(&mut state, &key, (entry.rows(), bytes), &mut over);
             if admitted.is_ok() {
                 state.queue.push(key, limits, behind, entry);
             }
@@ -343,11 +345,11 @@ impl Inner {
     fn admit(
         &self,
         state: &mut State,
-        behind: bool,
+        key: &Key,
         size: (u64, u64),
         over: &mut Vec<Arc<Work>>,
     ) -> Result<(), RankError> {
-        let mut admitted = self.may_wait(state.queue.waiting(behind), behind, size);
+        let mut admitted = self.may_wait(&state.queue, key, size);
         let now = Instant::now();
         if (admitted.is_err() || state.queue.waiting(true).requests > 0)
             && state.swept.is_none_or(|swept| swept + SWEEP_INTERVAL <= now)
@@ -357,7 +359,7 @@ impl Inner {
             for work in over.iter() {
                 self.metrics.dropped(if work.is_over() { Dropped::Gone } else { Dropped::Late });
             }
-            admitted = self.may_wait(state.queue.waiting(behind), behind, size);
+            admitted = self.may_wait(&state.queue, key, size);
         }
         if admitted.is_err() {
             self.metrics.dropped(Dropped::Refused);
@@ -366,24 +368,39 @@ impl Inner {
     }
 
     /// Whether a request of so many rows and bytes may wait beside those that do.
-    fn may_wait(&self, waiting: Waiting, behind: bool, (rows, bytes): (u64, u64)) -> Result<(), RankError> {
-        let share = if behind { BEHIND_SHARE } else { 1 };
+    ///
+    /// A tenant may have [`TENANT_FACTOR`] times what is left free, when all tenants together may have a third more than
+    /// is configured for one: so one that is alone has what is configured, and there is room for others all the same.
+    fn may_wait(
+        &self,
+        queue: &Queue<Key, Arc<Work>>,
+        key: &Key,
+        (rows, bytes): (u64, u64),
+    ) -> Result<(), RankError> {
+        let (all, own) =
+            (queue.waiting(key.behind), queue.waiting_in(key.behind, |other| other.tenant == key.tenant));
+        let share = if key.behind { BEHIND_SHARE } else { 1 };
         let of = |most: u64| (most / u64::from(share)).max(1);
         let (max_waiting_rows, max_waiting_bytes) =
             (of(self.options.max_waiting_rows), of(self.options.max_waiting_bytes));
         let max_waiting_requests = (self.options.max_waiting_requests / share as usize).max(1);
-        let fits = |waiting: u64, more: u64, most: u64| waiting == 0 || waiting.saturating_add(more) <= most;
-        if waiting.requests < max_waiting_requests
-            && fits(waiting.rows, rows, max_waiting_rows)
-            && fits(waiting.bytes, bytes, max_waiting_bytes)
+        let fits = |own: u64, all: u64, more: u64, most: u64| {
+            let (own, all) = (own.saturating_add(more), all.saturating_add(more));
+            own.saturating_add(all.saturating_mul(TENANT_FACTOR)) <= most.saturating_mul(TENANT_FACTOR + 1)
+        };
+        if fits(own.requests as u64, all.requests as u64, 1, max_waiting_requests as u64)
+            && (all.rows == 0 || fits(own.rows, all.rows, rows, max_waiting_rows))
+            && (all.bytes == 0 || fits(own.bytes, all.bytes, bytes, max_waiting_bytes))
         {
             return Ok(());
         }
         Err(RankError::Busy {
             model: self.model.clone(),
-            waiting_rows: waiting.rows,
-            waiting_bytes: waiting.bytes,
-            waiting_requests: waiting.requests,
+            waiting_rows: all.rows,
+            waiting_bytes: all.bytes,
+            waiting_requests: all.requests,
+            own_rows: own.rows,
+            own_requests: own.requests,
             max_waiting_rows,
             max_waiting_bytes,
             max_waiting_requests,

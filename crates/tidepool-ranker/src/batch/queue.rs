@@ -66,6 +66,38 @@ struct Line<K, T> {
     key: K,
     limits: Limits,
     entries: VecDeque<Entry<T>>,
+    /// How much of them waits here.
+    waiting: Waiting,
+}
+
+impl<K, T> Line<K, T> {
+    const fn new(key: K, limits: Limits) -> Self {
+        Self { key, limits, entries: VecDeque::new(), waiting: Waiting { requests: 0, rows: 0, bytes: 0 } }
+    }
+
+    fn came(&mut self, entry: &Entry<T>) {
+        self.waiting.requests += 1;
+        self.waiting.rows += entry.rows();
+        self.waiting.bytes += entry.bytes;
+    }
+
+    fn push_back(&mut self, entry: Entry<T>) {
+        self.came(&entry);
+        self.entries.push_back(entry);
+    }
+
+    fn push_front(&mut self, entry: Entry<T>) {
+        self.came(&entry);
+        self.entries.push_front(entry);
+    }
+
+    fn pop_front(&mut self) -> Option<Entry<T>> {
+        let entry = self.entries.pop_front()?;
+        self.waiting.requests -= 1;
+        self.waiting.rows -= entry.rows();
+        self.waiting.bytes -= entry.bytes;
+        Some(entry)
+    }
 }
 
 /// Entries of a line that a batch looks at before it leaves without being full.
@@ -120,6 +152,16 @@ impl<K: PartialEq, T> Queue<K, T> {
         if behind { self.behind.waiting } else { self.first.waiting }
     }
 
+    /// What of that waits in the lines that are `wanted`: rests that are yet to be put back are in none.
+    pub(super) fn waiting_in(&self, behind: bool, wanted: impl Fn(&K) -> bool) -> Waiting {
+        let lines = if behind { &self.behind.lines } else { &self.first.lines };
+        lines.iter().filter(|line| wanted(&line.key)).fold(Waiting::default(), |sum, line| Waiting {
+            requests: sum.requests + line.waiting.requests,
+            rows: sum.rows + line.waiting.rows,
+            bytes: sum.bytes + line.waiting.bytes,
+        })
+    }
+
     fn of(&mut self, behind: bool) -> &mut Lines<K, T> {
         if behind { &mut self.behind } else { &mut self.first }
     }
@@ -137,8 +179,12 @@ impl<K: PartialEq, T> Queue<K, T> {
         let Lines { lines, waiting } = self.of(behind);
         waiting.requests += 1;
         match lines.iter_mut().find(|line| line.key == key) {
-            Some(line) => line.entries.push_back(entry),
-            None => lines.push_back(Line { key, limits, entries: [entry].into() }),
+            Some(line) => line.push_back(entry),
+            None => {
+                let mut line = Line::new(key, limits);
+                line.push_back(entry);
+                lines.push_back(line);
+            }
         }
     }
 
@@ -154,9 +200,9 @@ impl<K: PartialEq, T> Queue<K, T> {
         waiting.bytes += entries.iter().map(|entry| entry.bytes).sum::<u64>();
         let mut line = match lines.iter().position(|line| line.key == key).and_then(|at| lines.remove(at)) {
             Some(line) => line,
-            None => Line { key, limits, entries: VecDeque::new() },
+            None => Line::new(key, limits),
         };
-        entries.into_iter().rev().for_each(|entry| line.entries.push_front(entry));
+        entries.into_iter().rev().for_each(|entry| line.push_front(entry));
         lines.push_back(line);
     }
 
@@ -175,12 +221,15 @@ impl<K: PartialEq, T> Queue<K, T> {
         let mut over = Vec::new();
         for Lines { lines, waiting } in [&mut self.first, &mut self.behind] {
             for line in lines.iter_mut() {
+                let of_line = &mut line.waiting;
                 line.entries.retain(|entry| {
                     let stays = !is_over(&entry.item);
                     if !stays {
-                        waiting.requests -= 1;
-                        waiting.rows -= entry.rows();
-                        waiting.bytes -= entry.bytes;
+                        for waiting in [&mut *waiting, &mut *of_line] {
+                            waiting.requests -= 1;
+                            waiting.rows -= entry.rows();
+                            waiting.bytes -= entry.bytes;
+                        }
                         over.push(entry.item.clone());
                     }
                     stays
@@ -214,10 +263,10 @@ impl<K: PartialEq, T> Queue<K, T> {
             if parts.len() == limits.requests.max(1) || sum.rows >= limits.rows {
                 break;
             }
-            let Some(entry) = line.entries.pop_front() else { break };
+            let Some(entry) = line.pop_front() else { break };
             if party.is_some() && entry.party != party {
                 // A party stands together.
-                line.entries.push_front(entry);
+                line.push_front(entry);
                 break;
             }
             let size = entry.size();
@@ -242,7 +291,7 @@ impl<K: PartialEq, T> Queue<K, T> {
             }
             parts.push(Part { item, piece, rest });
         }
-        passed.into_iter().rev().for_each(|entry| line.entries.push_front(entry));
+        passed.into_iter().rev().for_each(|entry| line.push_front(entry));
         let key = line.key.clone();
         if !line.entries.is_empty() {
             lines.push_back(line);
@@ -370,6 +419,27 @@ mod tests {
         assert_eq!(next(&mut queue), [("stays", 0)]);
         assert_eq!(next(&mut queue), [("stays", 1)]);
         assert_eq!(queue.waiting(false), Waiting::default());
+    }
+
+    #[test]
+    fn what_waits_is_known_line_by_line_whatever_happens_to_them() {
+        let mut queue = Queue::default();
+        let of = |queue: &Queue<u8, &'static str>, key: u8| queue.waiting_in(key >= 100, |k| *k == key);
+        for (key, item) in [(1, "a"), (1, "gone"), (2, "b"), (100, "shadow")] {
+            push(&mut queue, key, item, &[10, 20]);
+        }
+        assert_eq!(of(&queue, 1), Waiting { requests: 2, rows: 60, bytes: 14 });
+        assert_eq!(of(&queue, 100), Waiting { requests: 1, rows: 30, bytes: 7 });
+        queue.sweep(|item| *item == "gone");
+        assert_eq!(of(&queue, 1), Waiting { requests: 1, rows: 30, bytes: 7 });
+        assert_eq!(next(&mut queue), [("a", 0)]);
+        assert_eq!(of(&queue, 1), Waiting { requests: 1, rows: 20, bytes: 7 }, "its rest has been put back");
+        queue.again(2, LIMITS, false, vec![entry("c", &[5])]);
+        assert_eq!(of(&queue, 2), Waiting { requests: 2, rows: 35, bytes: 14 });
+        let (_, parts) = queue.take(|item| *item != "c").unwrap();
+        assert_eq!(parts[0].item, "a", "line 2 went behind");
+        let (_, parts) = queue.take(|item| *item == "c").unwrap();
+        assert_eq!((parts.len(), of(&queue, 2)), (1, Waiting { requests: 1, rows: 30, bytes: 7 }));
     }
 
     #[test]

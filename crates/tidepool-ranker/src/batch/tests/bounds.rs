@@ -32,6 +32,8 @@ async fn who_left_before_the_batch_did_costs_nothing() {
     let late = site.submit(late);
     site.rows.let_through(1);
     answer(held).await.unwrap();
+    // Who is waited for until the batch would leave is late, and not gone.
+    until("nobody waits", || site.batcher.waiting_rows() == 0).await;
     assert_eq!(answer(late).await.unwrap_err().code(), ErrorCode::DeadlineExceeded);
     until("nothing is left", || site.batcher.under_way() == 0 && site.batcher.waiting_rows() == 0).await;
     assert_eq!(site.rows.count(), 1);
@@ -61,8 +63,8 @@ async fn what_waits_is_bounded_and_refused_at_once() {
     let error = site.try_submit(site.job(101)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "model m is busy: 9 requests with 900 rows and 18288 bytes are waiting, it may be 20 with 1000 and \
-         1000000"
+        "model m is busy: 9 requests with 900 rows and 18288 bytes are waiting, 9 with 900 rows of this tenant; one \
+         alone may have 20 with 1000 and 1000000, and less the more others wait"
     );
     assert_eq!(error.code(), ErrorCode::Overloaded);
     let small: Vec<_> = (0..11).map(|seed| site.submit(job(&site.model, 1, seed))).collect();
@@ -70,6 +72,32 @@ async fn what_waits_is_bounded_and_refused_at_once() {
     site.rows.let_through(20);
     answer(held).await.unwrap();
     for ticket in waiting.into_iter().chain(small) {
+        answer(ticket).await.unwrap();
+    }
+    assert_eq!(site.batcher.waiting_rows(), 0);
+}
+
+#[tokio::test]
+async fn a_tenant_that_fills_the_line_leaves_room_for_others() {
+    let site = Site::new(Rows::gated(), options());
+    let held = site.submit(site.job(1));
+    until("it has left", || site.rows.count() == 1).await;
+    let of = |tenant: &str, rows, seed| Job { tenant: Some(tenant.into()), ..job(&site.model, rows, seed) };
+    // Alone, it may have all that is configured: 1,000 rows.
+    let greedy: Vec<_> = (0..10).map(|seed| site.submit(of("greedy", 100, seed))).collect();
+    let refused = |tenant: &str, rows| site.try_submit(of(tenant, rows, 0)).map(drop).unwrap_err();
+    assert_eq!(refused("greedy", 1).code(), ErrorCode::Overloaded);
+    // Another has a quarter of it all the same, 250 rows, and a third one what is left of that.
+    assert_eq!(refused("small", 251).code(), ErrorCode::Overloaded);
+    let small = [site.submit(of("small", 100, 1)), site.submit(of("small", 100, 2))];
+    let third = site.submit(of("third", 40, 3));
+    let problem = refused("greedy", 1).to_string();
+    assert!(
+        problem.contains("1240 rows") && problem.contains("10 with 1000 rows of this tenant"),
+        "{problem}"
+    );
+    site.rows.let_through(40);
+    for ticket in [held, third].into_iter().chain(greedy).chain(small) {
         answer(ticket).await.unwrap();
     }
     assert_eq!(site.batcher.waiting_rows(), 0);
