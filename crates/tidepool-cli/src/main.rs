@@ -119,13 +119,18 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
         let node = Box::pin(commands::role::node(args, config, output));
         return runtime.enable_all().build()?.block_on(node);
     }
+    if let Command::Ranker(args) = command {
+        let config = commands::role::ranker_config(&args)?;
+        runtime.worker_threads(config.io_threads);
+        let ranker = Box::pin(commands::role::ranker(args, config, output));
+        return runtime.enable_all().build()?.block_on(ranker);
+    }
     runtime.enable_all().build()?.block_on(async {
         match command {
             Command::Demo(args) => Box::pin(demo::run(args, output)).await,
             Command::Train(args) => Box::pin(commands::train::run(args, output)).await,
             Command::Controller(args) => Box::pin(commands::role::controller(args, output)).await,
-            Command::Node(_) => unreachable!("it has a runtime of its own"),
-            Command::Ranker(args) => Box::pin(commands::role::ranker(args, output)).await,
+            Command::Node(_) | Command::Ranker(_) => unreachable!("it has a runtime of its own"),
             Command::Cluster(command) => commands::cluster::run(command, &remote.read()?, output).await,
             Command::Table(command) => commands::table::run(command, &remote.read()?, output).await,
             Command::Store(command) => commands::store::run(command, &remote.read()?, output).await,

@@ -59,6 +59,8 @@ pub struct RawConfig {
     pub warm_ids: u32,
     /// How long the warming of a release may take.
     pub warm_timeout_ms: u64,
+    /// Threads that move bytes; 0: one for two cores.
+    pub io_threads: u32,
     /// Threads of the CPU pool; 0: one per core.
     pub pool_threads: u32,
     /// Dense runs that may wait for a thread.
@@ -127,6 +129,7 @@ impl Default for RawConfig {
             cache_bytes: 0,
             warm_ids: 100_000,
             warm_timeout_ms: 10_000,
+            io_threads: 0,
             pool_threads: 0,
             pool_queue_len: 256,
             max_candidates: 100_000,
@@ -188,6 +191,8 @@ pub struct Config {
     pub warm_timeout: Duration,
     /// Threads of the CPU pool.
     pub pool_threads: usize,
+    /// Threads of the runtime that the ranker is started in, at least one. Who starts it sees to that.
+    pub io_threads: usize,
     /// Dense runs that may wait for a thread.
     pub pool_queue_len: usize,
     /// What one request may ask for.
@@ -259,6 +264,7 @@ impl TryFrom<RawConfig> for Config {
             &raw.breaker,
         );
         problems.check(raw.pool_threads <= 4096, "pool_threads: at most 4096");
+        problems.check(raw.io_threads <= 4096, "io_threads: at most 4096");
         problems.check((1..=1_000_000).contains(&raw.pool_queue_len), "pool_queue_len: from 1 to 1000000");
         problems.check(raw.max_candidates > 0, "max_candidates: at least 1");
         problems.check(raw.max_ids > 0, "max_ids: at least 1");
@@ -318,6 +324,10 @@ impl TryFrom<RawConfig> for Config {
                 warm_ids: raw.warm_ids as usize,
                 warm_timeout,
                 pool_threads,
+                io_threads: match raw.io_threads {
+                    0 => (CpuPool::default_threads() / 2).max(1),
+                    threads => threads as usize,
+                },
                 pool_queue_len: raw.pool_queue_len as usize,
                 limits,
                 batch,

@@ -51,6 +51,13 @@ use crate::{
     trace,
 };
 
+/// HTTP/2 frames of up to 1 MiB: of the default 16 KiB, a request of some hundred candidates would take several, and one of
+/// a hundred thousand some hundreds, each with its own turn through the library.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// What a caller may send before it must wait for us to read, in one call and in all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
 /// The last cluster map, in the data directory.
 const MAP_FILE: &str = "cluster-map.json";
 /// The rollbacks that were asked of this ranker alone, beside it.
@@ -138,6 +145,9 @@ pub async fn start_with(
     });
     let serve = Server::builder()
         .layer(gate)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(grpc_service)
         .add_service(inference.server(config.max_request_bytes))
         .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());

@@ -39,6 +39,15 @@ pub(crate) struct RankerArgs {
     audit_sample: Option<String>,
 }
 
+impl RankerArgs {
+    /// Flags that stand for a key set it, over the others.
+    pub(crate) fn into_role(self) -> Args {
+        let Self { mut role, audit_sample } = self;
+        role.set.extend(audit_sample.map(|percent| ("audit_sample.percent".to_owned(), percent)));
+        role
+    }
+}
+
 pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
@@ -68,13 +77,12 @@ pub(crate) async fn node(args: Args, config: tidepool_node::Config, output: Outp
     until_told(&args, token, running.wait()).await
 }
 
-pub(crate) async fn ranker(args: RankerArgs, output: Output) -> Result<Outcome> {
-    let RankerArgs { role: mut args, audit_sample } = args;
-    args.set.extend(audit_sample.map(|percent| ("audit_sample.percent".to_owned(), percent)));
-    let config: tidepool_ranker::Config =
-        configure::<tidepool_ranker::RawConfig, _>(&args, Role::Ranker, |c: &tidepool_ranker::Config| {
-            &c.log
-        })?;
+/// What a ranker is started with, and how many threads it needs.
+pub(crate) fn ranker_config(args: &Args) -> Result<tidepool_ranker::Config> {
+    configure::<tidepool_ranker::RawConfig, _>(args, Role::Ranker, |c: &tidepool_ranker::Config| &c.log)
+}
+
+pub(crate) async fn ranker(args: Args, config: tidepool_ranker::Config, output: Output) -> Result<Outcome> {
     let token = CancellationToken::new();
     let running = tidepool_ranker::start(config, token.clone()).await?;
     announce(output, "ranker", running.grpc_address, running.http_address);
