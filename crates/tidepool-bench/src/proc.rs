@@ -21,6 +21,24 @@ pub fn cpu_time(pid: u32, prefix: &str) -> Option<Duration> {
     Some(total)
 }
 
+/// How often the threads of process `pid` whose names begin with `prefix` have gone to sleep of their own accord, each of
+/// which had to be woken. Threads that have ended are not counted.
+#[must_use]
+pub fn wakeups(pid: u32, prefix: &str) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let mut total = 0;
+    for task in tasks.flatten().map(|task| task.path()) {
+        let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+        if !prefix.is_empty() && !read("comm").starts_with(prefix) {
+            continue;
+        }
+        let status = read("status");
+        let slept = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        total += slept.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or_default();
+    }
+    Some(total)
+}
+
 /// Resident bytes of process `pid`, mapped files included.
 #[must_use]
 pub fn rss_bytes(pid: u32) -> Option<u64> {
@@ -69,6 +87,8 @@ mod tests {
         let (worked, all) = worked.unwrap().join().unwrap();
         assert!(worked > Duration::ZERO && worked <= all, "{worked:?} {all:?}");
         assert_eq!(cpu_time(pid, "no such thread"), Some(Duration::ZERO));
+        assert!(wakeups(pid, "").unwrap() > 0, "whoever waits for a thread sleeps");
+        assert_eq!((wakeups(pid, "no such thread"), wakeups(u32::MAX, "")), (Some(0), None));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Pacer {
     }
 
     /// How long the clock was looked at while nothing else was to be done.
-    pub(super) const fn spun(&self) -> Duration {
+    pub(crate) const fn spun(&self) -> Duration {
         self.spun
     }
 

@@ -41,20 +41,28 @@ impl OwnTables {
         Ok(Self { views: views.collect::<Result<_, BenchError>>()?, scratch: Mutex::default() })
     }
 
-    fn answer(&self, request: &LookupRequest) -> LookupOutcome {
+    /// # Errors
+    /// [`ClientError`]: a table that is not here, or one that does not answer.
+    fn answer(&self, request: &LookupRequest) -> Result<LookupOutcome, ClientError> {
         let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let (mut scratch, mut pooled) = kept.unwrap_or_default();
         let mut outcome = LookupOutcome::default();
-        for feature in &request.features {
+        for (at, feature) in request.features.iter().enumerate() {
             outcome.rows_requested += feature.ids.len() as u64;
-            outcome.features.push(self.pool(feature, &mut scratch, &mut pooled));
+            let vectors = self.pool(feature, &mut scratch, &mut pooled).map_err(|problem| {
+                ClientError::Invalid { feature: at, table: feature.table_version.clone(), problem }
+            })?;
+            outcome.features.push(vectors);
         }
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push((scratch, pooled));
-        outcome
+        Ok(outcome)
     }
 
     /// How long one thread takes to look up the rows of a request.
-    pub(super) fn time(&self, model: &BatchModel, rows: Vec<InputRows>) -> Duration {
+    ///
+    /// # Errors
+    /// [`BenchError`]: it cannot.
+    pub(super) fn time(&self, model: &BatchModel, rows: Vec<InputRows>) -> Result<Duration, BenchError> {
         let asked = model.inputs.iter().zip(rows).filter_map(|(input, rows)| match (&input.from, rows) {
             (InputFrom::Bags(table_version, pooling), InputRows::Bags { ids, lengths, weights }) => {
                 let (table_version, pooling) = (table_version.clone(), *pooling);
@@ -64,30 +72,35 @@ impl OwnTables {
         });
         let request = LookupRequest { request_id: String::new(), features: asked.collect() };
         let began = Instant::now();
-        black_box(self.answer(&request));
-        began.elapsed()
+        black_box(self.answer(&request)).map_err(|error| BenchError::Table(error.to_string()))?;
+        Ok(began.elapsed())
     }
 
-    /// Pools a feature; ids of a table that is not here are missing.
-    fn pool(&self, feature: &FeatureLookup, scratch: &mut LookupScratch, out: &mut Pooled) -> FeatureVectors {
+    /// Pools a feature.
+    fn pool(
+        &self,
+        feature: &FeatureLookup,
+        scratch: &mut LookupScratch,
+        out: &mut Pooled,
+    ) -> Result<FeatureVectors, String> {
         let bags = feature.lengths.as_ref().map_or(feature.ids.len(), Vec::len);
-        let view = self.views.get(&feature.table_version);
-        let dim = view.map_or(0, |view| view.schema().vector_dim());
+        let name = &feature.table_version;
+        let view = self.views.get(name).ok_or("it is not open in this process")?;
+        let dim = view.schema().vector_dim();
         let ids: Vec<[u8; 8]> = feature.ids.iter().map(|id| id.to_le_bytes()).collect();
         let lengths: Vec<[u8; 4]> = match &feature.lengths {
             Some(lengths) => lengths.iter().map(|length| length.to_le_bytes()).collect(),
             None => vec![1u32.to_le_bytes(); bags],
         };
         let asked = Bags { members: None, lengths: &lengths, weights: None };
-        let done = view.is_some_and(|view| view.pool(&ids, asked, scratch, out).is_ok());
+        view.pool(&ids, asked, scratch, out)
+            .map_err(|error| format!("it does not answer in this process: {error}"))?;
         let (mut values, mut found) = (vec![0.0; bags * dim as usize], vec![0; bags]);
-        if done {
-            for (value, sum) in values.iter_mut().zip(out.sums.as_chunks().0) {
-                *value = f32::from_le_bytes(*sum);
-            }
-            for (found, count) in found.iter_mut().zip(out.counts.as_chunks().0) {
-                *found = u32::from_le_bytes(*count);
-            }
+        for (value, sum) in values.iter_mut().zip(out.sums.as_chunks().0) {
+            *value = f32::from_le_bytes(*sum);
+        }
+        for (found, count) in found.iter_mut().zip(out.counts.as_chunks().0) {
+            *found = u32::from_le_bytes(*count);
         }
         if feature.pooling == Pooling::Mean {
             for (vector, found) in values.chunks_exact_mut(dim.max(1) as usize).zip(&found) {
@@ -97,7 +110,7 @@ impl OwnTables {
         }
         let defaulted: Vec<u32> =
             (0..).zip(&found).filter(|(_, found)| **found == 0).map(|(at, _)| at).collect();
-        FeatureVectors {
+        Ok(FeatureVectors {
             table_version: feature.table_version.clone(),
             sequence: 0,
             dim,
@@ -108,7 +121,7 @@ impl OwnTables {
             unavailable: Vec::new(),
             defaulted_bags: defaulted.len() as u32,
             defaulted,
-        }
+        })
     }
 }
 
@@ -123,6 +136,6 @@ impl VectorSource for OwnTables {
         _: &'a LookupOptions,
         _: Option<&'a LookupAccount>,
     ) -> Looking<'a> {
-        Box::pin(async move { Ok::<_, ClientError>(self.answer(request)) })
+        Box::pin(async move { self.answer(request) })
     }
 }

@@ -1,6 +1,14 @@
 //! What is asked: a request is a function of the seed and its number, whoever it is asked of.
 
-use tidepool_proto::{pack::pack, v1};
+use tidepool_proto::{
+    inference::{
+        InferParameter, ModelInferRequest,
+        infer_parameter::ParameterChoice,
+        model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
+    },
+    pack::pack,
+    v1,
+};
 use tidepool_ranker::InputRows;
 use tidepool_types::{InputSource, InputSpec, ModelSpec, Pooling, Side, mix64};
 
@@ -48,6 +56,56 @@ impl Requests {
                 InputRows::Bags { ids: Vec::new(), lengths: Some(vec![0; rows as usize]), weights: None }
             }
         }
+    }
+
+    /// Request `number` as clients of the Open Inference Protocol send it: all rows in the order of the request, and the
+    /// first output of each.
+    pub(super) fn tensors(&self, number: u64) -> ModelInferRequest {
+        let mut request = ModelInferRequest {
+            model_name: self.spec.model.to_string(),
+            id: format!("bench-{number}"),
+            outputs: vec![InferRequestedOutputTensor {
+                name: self.spec.outputs[0].name.clone(),
+                ..InferRequestedOutputTensor::default()
+            }],
+            ..ModelInferRequest::default()
+        };
+        let mut tensor = |name: String, datatype: &str, shape: Vec<usize>, bytes| {
+            let shape = shape.into_iter().map(|dim| dim as i64).collect();
+            request.inputs.push(InferInputTensor {
+                name,
+                datatype: datatype.into(),
+                shape,
+                ..InferInputTensor::default()
+            });
+            request.raw_input_contents.push(bytes);
+        };
+        for (input, rows) in self.spec.inputs.iter().zip(self.rows(number)) {
+            let name = input.feature.clone();
+            match rows {
+                InputRows::Bags { ids, lengths, .. } => {
+                    let lengths_of = format!("{name}_lengths");
+                    tensor(name, "UINT64", vec![ids.len()], pack(&ids));
+                    if let Some(lengths) = lengths {
+                        tensor(lengths_of, "UINT32", vec![lengths.len()], pack(&lengths));
+                    }
+                }
+                InputRows::Numbers(values) => {
+                    let width = match input.source {
+                        InputSource::Dense { width } => width.max(1) as usize,
+                        _ => 1,
+                    };
+                    tensor(name, "FP32", vec![values.len() / width, width], pack(&values));
+                }
+            }
+        }
+        let word = |text: &str| InferParameter {
+            parameter_choice: Some(ParameterChoice::StringParam(text.to_owned())),
+        };
+        let whole = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(0)) };
+        request.parameters.insert("routing_key".into(), word(&format!("user-{number}")));
+        request.parameters.insert("top_k".into(), whole);
+        request
     }
 
     /// Request `number` as a message, but for what it may take.

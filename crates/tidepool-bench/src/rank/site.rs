@@ -3,6 +3,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,23 +12,32 @@ use tempfile::TempDir;
 use tidepool_dense::{DenseBatch, DenseError, DenseModel};
 use tidepool_proto::{
     code_of,
-    v1::{self, ranker_client::RankerClient},
+    inference::grpc_inference_service_client::GrpcInferenceServiceClient,
+    v1::{self, embedding_client::EmbeddingClient, ranker_client::RankerClient},
 };
 use tidepool_ranker::{
-    Config, RawConfig, Running,
+    Config, RawConfig,
     batch::{BatchInput, BatchMetrics, BatchModel, Batcher, Batchers, InPlaceOf, InputFrom, Scorer},
     start_with,
 };
 use tidepool_runtime::pool::CpuPool;
 use tidepool_store::ArtifactStore;
 use tidepool_types::{InputSource, Name, TableVersion};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{Params, Progress, TIMER, ours::OwnTables, tables::RankTable, unfit};
+use super::{
+    Params, Progress, TIMER,
+    ours::OwnTables,
+    stages::{RANKER_THREADS, Spent},
+    tables::RankTable,
+    unfit,
+};
 use crate::{
     BenchError,
     cluster::{ClusterSpec, LocalCluster},
+    process::Process,
 };
 
 /// How long anything that is waited for may take.
@@ -35,6 +45,8 @@ const WAIT: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// What sleeping may be late by: the rest of a timer is spent looking at the clock.
 const SLEEP_SLACK: Duration = Duration::from_micros(150);
+/// Of HTTP/2: an answer comes in one.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
 /// Rows that may wait: a bench offers more than is answered, and no request is to fail for it.
 const MAX_WAITING_ROWS: u64 = 1 << 40;
 /// Nor their bytes.
@@ -49,10 +61,14 @@ pub(super) struct Site {
     pub(super) hybrid: RankerClient<Channel>,
     /// The one in this process.
     pub(super) timed: RankerClient<Channel>,
+    /// The same one, as clients of Triton ask it.
+    pub(super) inference: GrpcInferenceServiceClient<Channel>,
+    /// Every node.
+    pub(super) nodes: Vec<EmbeddingClient<Channel>>,
     pub(super) batcher: Batcher,
     pub(super) batch_model: Arc<BatchModel>,
     pub(super) own: Arc<OwnTables>,
-    timed_ranker: (Running, CancellationToken),
+    timed_ranker: TimedRanker,
     _data: TempDir,
 }
 
@@ -99,28 +115,33 @@ impl Site {
         cluster.ranker_config = toml::Table::from_iter([
             ("max_candidates".to_owned(), i64::from(params.candidates.max(1000)).into()),
             ("max_ids".to_owned(), (max_ids(params) as i64).into()),
+            ("io_threads".to_owned(), i64::from(params.ranker_io_threads).into()),
             ("batch".to_owned(), batch_keys(params.unbatched).into()),
         ]);
         let cluster = LocalCluster::start(cluster).await?;
         promote(&cluster, spec.model.as_str(), release.as_str()).await?;
         let data = TempDir::new_in(&params.dir).map_err(BenchError::io("making a folder for a ranker"))?;
-        let timed_ranker = timed_ranker(params, &cluster, &store, &data).await?;
-        let (hybrid, timed) = (cluster.rankers()[0].grpc_address(), timed_ranker.0.grpc_address);
+        let config_of = || config(params, &cluster, &store, &data);
+        let timed_ranker = TimedRanker::start(config_of()?, spec.outputs.len()).await?;
+        let (hybrid, timed) = (cluster.rankers()[0].grpc_address(), connect(timed_ranker.address).await?);
         let own = Arc::new(OwnTables::open(&tables, &store)?);
-        let (batcher, batch_model) = in_process(
-            params,
-            &store,
-            &release,
-            (&tables, own.clone()),
-            config(params, &cluster, &store, &data)?,
-        )?;
+        let (batcher, batch_model) =
+            in_process(params, &store, &release, (&tables, own.clone()), config_of()?)?;
         cluster.rest().await;
+        let mut nodes = Vec::new();
+        for node in cluster.nodes() {
+            nodes.push(EmbeddingClient::new(connect(node.grpc_address()).await?));
+        }
+        let of_ranker = RankerClient::new(timed.clone()).max_decoding_message_size(usize::MAX);
+        let hybrid = RankerClient::new(connect(hybrid).await?).max_decoding_message_size(usize::MAX);
         Ok(Self {
             cluster,
             tables,
             built,
-            hybrid: connect(hybrid).await?,
-            timed: connect(timed).await?,
+            hybrid,
+            timed: of_ranker,
+            inference: GrpcInferenceServiceClient::new(timed).max_decoding_message_size(usize::MAX),
+            nodes,
             batcher,
             batch_model,
             own,
@@ -129,14 +150,14 @@ impl Site {
         })
     }
 
+    /// What the client and the ranker of this process, and the nodes, have spent until now.
+    pub(super) fn spent(&self) -> Spent {
+        Spent::now(self.cluster.nodes().iter().filter_map(Process::pid))
+    }
+
     /// Ends what was started.
     pub(super) async fn close(self) -> Result<(), BenchError> {
-        let (running, token) = self.timed_ranker;
-        token.cancel();
-        let ended = running.wait().await;
-        ended.map_err(|error| {
-            BenchError::io("ending the ranker of this process")(std::io::Error::other(error))
-        })?;
+        self.timed_ranker.end().await?;
         self.cluster.stop().await
     }
 }
@@ -212,6 +233,7 @@ fn config(
         data_dir: data.path().display().to_string(),
         max_candidates: params.candidates.max(1000),
         max_ids: max_ids(params),
+        io_threads: params.ranker_io_threads,
         ..RawConfig::default()
     };
     raw.batch.max_waiting_rows = MAX_WAITING_ROWS;
@@ -230,33 +252,66 @@ fn max_ids(params: &Params) -> u64 {
     u64::from(params.candidates) * 64 + 1_000_000
 }
 
-/// A ranker in this process, of the same cluster, whose dense runs are a timer.
-async fn timed_ranker(
-    params: &Params,
-    cluster: &LocalCluster,
-    store: &ArtifactStore,
-    data: &TempDir,
-) -> Result<(Running, CancellationToken), BenchError> {
-    let started =
-        |problem: String| BenchError::Process { process: "the ranker of this process".into(), problem };
-    let config = config(params, cluster, store, data)?;
-    let token = CancellationToken::new();
-    let outputs = params.model.spec.outputs.len();
-    let timer = move |_| Arc::new(TimedScorer { outputs }) as Arc<dyn Scorer>;
-    let running = start_with(config, token.clone(), Some(InPlaceOf(Arc::new(timer)))).await;
-    let running = running.map_err(|error| started(tidepool_ranker::chain(&error)))?;
-    let deadline = Instant::now() + WAIT;
-    while let Err(problem) = running.health.readiness() {
-        if Instant::now() >= deadline {
-            return Err(BenchError::Waited {
-                what: "the ranker of this process is ready",
-                problem,
-                seconds: WAIT.as_secs(),
+/// A ranker in this process, of the same cluster, whose dense runs are a timer. It has threads of its own, as one that is
+/// a process has.
+struct TimedRanker {
+    address: SocketAddr,
+    token: CancellationToken,
+    /// How it has ended.
+    ended: oneshot::Receiver<Result<(), String>>,
+}
+
+/// What is wrong with it.
+fn of_ranker(problem: impl Into<String>) -> BenchError {
+    BenchError::Process { process: "the ranker of this process".into(), problem: problem.into() }
+}
+
+impl TimedRanker {
+    /// Starts it, and waits until it is ready.
+    async fn start(config: Config, outputs: usize) -> Result<Self, BenchError> {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.thread_name(RANKER_THREADS[0]).worker_threads(config.io_threads).enable_all();
+        let runtime = runtime.build().map_err(BenchError::io("starting the threads of a ranker"))?;
+        let (token, (listening, address), (end, ended)) =
+            (CancellationToken::new(), oneshot::channel(), oneshot::channel());
+        let its = token.clone();
+        let life = move || {
+            let ended = runtime.block_on(async {
+                let timer = move |_| Arc::new(TimedScorer { outputs }) as Arc<dyn Scorer>;
+                let running = start_with(config, its, Some(InPlaceOf(Arc::new(timer)))).await;
+                let running = running.map_err(|error| tidepool_ranker::chain(&error))?;
+                let deadline = Instant::now() + WAIT;
+                while let Err(problem) = running.health.readiness() {
+                    if Instant::now() >= deadline {
+                        return Err(format!("is not ready after {} s: {problem}", WAIT.as_secs()));
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                // Nobody waits for it any more if the bench has failed meanwhile.
+                let _ = listening.send(running.grpc_address);
+                running.wait().await.map_err(|error| tidepool_ranker::chain(&error))
             });
+            let _ = end.send(ended);
+        };
+        let thread = std::thread::Builder::new().name(RANKER_THREADS[0].into());
+        thread.spawn(life).map_err(BenchError::io("starting a thread of a ranker"))?;
+        match address.await {
+            Ok(address) => Ok(Self { address, token, ended }),
+            Err(_) => Err(of_ranker(match ended.await {
+                Ok(Err(problem)) => problem,
+                _ => "has ended".into(),
+            })),
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok((running, token))
+
+    async fn end(self) -> Result<(), BenchError> {
+        self.token.cancel();
+        match self.ended.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(problem)) => Err(of_ranker(problem)),
+            Err(_) => Err(of_ranker("has panicked")),
+        }
+    }
 }
 
 /// The batcher of this process, as a ranker has it.
@@ -298,12 +353,11 @@ fn in_process(
     Ok((batchers.of(&spec.model), batch_model))
 }
 
-async fn connect(address: std::net::SocketAddr) -> Result<RankerClient<Channel>, BenchError> {
+async fn connect(address: SocketAddr) -> Result<Channel, BenchError> {
     let failed = |error: tonic::transport::Error| {
         BenchError::io(format!("connecting to {address}"))(std::io::Error::other(error))
     };
     let endpoint = Channel::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|error| BenchError::io("an address")(std::io::Error::other(error)))?;
-    let channel = endpoint.tcp_nodelay(true).connect().await.map_err(failed)?;
-    Ok(RankerClient::new(channel).max_decoding_message_size(usize::MAX))
+    endpoint.tcp_nodelay(true).max_frame_size(MAX_FRAME_BYTES).connect().await.map_err(failed)
 }

@@ -14,7 +14,9 @@ use crate::{
 /// Rows between two words of progress.
 const TELL_ROWS: u64 = 1 << 16;
 /// How rows are stored: as they are in production.
-const FORMAT: RowFormat = RowFormat::Int4;
+pub(super) const FORMAT: RowFormat = RowFormat::Int4;
+/// Which rows they have.
+pub(super) const VERSION: u64 = 1;
 /// Partitions of every table.
 const PARTITIONS: u32 = 32;
 
@@ -74,7 +76,7 @@ impl RankTable {
         let mut row = vec![0; FORMAT.row_bytes(self.dim)];
         for n in 0..self.rows {
             let id = id_of(self.keying, n);
-            stored_row(FORMAT, id, 1, &mut row);
+            stored_row(FORMAT, id, VERSION, &mut row);
             builder.push_stored(id, &row)?;
             if n % TELL_ROWS == 0 {
                 progress(n);

@@ -2,12 +2,11 @@
 
 use std::{num::NonZeroU32, num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use tidepool_bench::{
-    Spread,
     load::Rate,
-    rank::{self, KnownTable, Params, Progress, RankModel, Report, Way},
+    rank::{self, Cost, KnownTable, LEAST_SAMPLES, Params, Progress, RankModel, Report, Way},
 };
 use tidepool_train::{
     Architecture, ModelSize, ReferenceOptions, SyntheticSize, synthetic, untrained_reference,
@@ -19,6 +18,8 @@ use crate::output::{Outcome, Output};
 
 /// Hybrid p99 over in-process p99: what is promised while less is offered than either answers.
 const MOST_P99_RATIO: f64 = 1.25;
+/// The in-process mean over kernel and dense run: likewise.
+const MOST_IN_PROCESS_RATIO: f64 = 1.1;
 /// What ranker and nodes may add to a dense run of a millisecond, at the 99th percentile.
 const MOST_ADDED_P99_US: f64 = 300.0;
 
@@ -29,8 +30,9 @@ pub(crate) struct Rank {
     candidates: Vec<NonZeroU32>,
     /// Requests a second, which arrive by chance whether others have been answered or not; or max: as many as
     /// are answered with --in-flight at once.
-    #[arg(long, value_name = "R|max", default_value = "20", value_parser = offered)]
-    rate: Offered,
+    /// Several, as in 50,100,200, are measured one after the other.
+    #[arg(long, value_name = "R|max", value_delimiter = ',', default_value = "20", value_parser = offered)]
+    rate: Vec<Offered>,
     /// Requests in flight with --rate max.
     #[arg(long, value_name = "N", default_value = "16")]
     in_flight: NonZeroUsize,
@@ -55,6 +57,12 @@ pub(crate) struct Rank {
     /// One request a batch, to see what batches are good for.
     #[arg(long)]
     unbatched: bool,
+    /// Threads of a ranker that move bytes; 0: as many as it has by default.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    ranker_io_threads: u32,
+    /// Ask the ranker with the timer over the Open Inference Protocol as well: what its tensors cost beside a native request.
+    #[arg(long)]
+    inference: bool,
     /// Do not end with 3 when something takes longer than it should: for machines that have other work.
     #[arg(long)]
     no_timing: bool,
@@ -89,11 +97,30 @@ impl From<Model> for Architecture {
 }
 
 pub(super) fn run(args: &Rank, output: Output) -> Result<Outcome> {
-    let mut reports = Vec::with_capacity(args.candidates.len());
+    for rate in &args.rate {
+        if let Offered::PerSecond(rate) = rate
+            && !args.no_timing
+            && rate * args.seconds < 1.2 * LEAST_SAMPLES as f64
+        {
+            bail!(
+                "at {rate} requests/s, {} s give about {:.0} requests, of which no p99 can be said: give --seconds at \
+                 least {:.0}, or --no-timing",
+                args.seconds,
+                rate * args.seconds,
+                (1.2 * LEAST_SAMPLES as f64 / rate).ceil()
+            );
+        }
+    }
+    let mut reports = Vec::with_capacity(args.candidates.len() * args.rate.len());
     for candidates in &args.candidates {
-        let report = one(args, candidates.get())?;
-        show(&report, output);
-        reports.push(report);
+        for rate in &args.rate {
+            let report = one(args, candidates.get(), *rate)?;
+            show(&report, output);
+            reports.push(report);
+        }
+    }
+    if reports.len() > 1 {
+        curve(&reports, output);
     }
     let kept = reports.iter().all(|report| is_kept(report, args));
     output.object(match &reports[..] {
@@ -111,8 +138,15 @@ fn is_kept(report: &Report, args: &Rank) -> bool {
         && report.hybrid.failed_requests + report.in_process.failed_requests + report.timed.failed_requests
             == 0;
     let timed = args.no_timing || report.in_flight.is_some();
+    // What could not be said was not kept.
+    let inference = report.inference.as_ref().is_none_or(|way| way.failed_requests == 0);
     right
-        && (timed || (report.p99_ratio.median <= MOST_P99_RATIO && report.added_p99_us <= MOST_ADDED_P99_US))
+        && inference
+        && report.floor.failed_requests == 0
+        && (timed
+            || report.p99_ratio.is_some_and(|ratio| ratio.value <= MOST_P99_RATIO)
+                && report.added_p99_us.is_some_and(|us| us <= MOST_ADDED_P99_US)
+                && report.in_process_ratio <= MOST_IN_PROCESS_RATIO)
 }
 
 /// A reference model with random weights.
@@ -131,7 +165,7 @@ fn model(args: &Rank) -> Result<RankModel> {
     Ok(RankModel { onnx: model.onnx(), parameters: model.parameters(), tables: tables.collect(), spec })
 }
 
-fn one(args: &Rank, candidates: u32) -> Result<Report> {
+fn one(args: &Rank, candidates: u32, rate: Offered) -> Result<Report> {
     let params = Params {
         program: None,
         dir: args.dir.clone(),
@@ -140,13 +174,15 @@ fn one(args: &Rank, candidates: u32) -> Result<Report> {
         model: model(args)?,
         rows: args.rows,
         candidates,
-        rate: match args.rate {
+        rate: match rate {
             Offered::PerSecond(rate) => Rate::PerSecond(rate),
             Offered::Max => Rate::Max { in_flight: args.in_flight.get() },
         },
         time: Duration::from_secs_f64(args.seconds),
         deadline: Duration::from_millis(args.deadline_ms),
         unbatched: args.unbatched,
+        inference: args.inference,
+        ranker_io_threads: args.ranker_io_threads,
         seed: args.seed,
     };
     let mut shown = Shown::default();
@@ -172,12 +208,13 @@ fn show(report: &Report, output: Output) {
     ));
     output.line(format!("on {}, {} cores, {}", machine.cpu, machine.cores, machine.kernel));
     output.line(format!(
-        "{:<28} {:>10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>8} {:>7}",
+        "{:<28} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>8} {:>7}",
         "",
         "requests/s",
         "mean us",
         "p50 us",
         "p99 us",
+        "slowest",
         "lookup us",
         "dense us",
         "queue us",
@@ -187,29 +224,111 @@ fn show(report: &Report, output: Output) {
     way("ranker and nodes", &report.hybrid, output);
     way("in this process", &report.in_process, output);
     way("ranker, nodes and a timer", &report.timed, output);
-    let Spread { median, low, high } = report.p99_ratio;
+    way("nothing but the calls", &report.floor, output);
+    if let Some(inference) = &report.inference {
+        way("tensors and a timer", inference, output);
+    }
+    match report.p99_ratio {
+        Some(ratio) => output.line(format!(
+            "p99 over in-process p99: {:.2} ({:.2} to {}), of {} requests each way in {} rounds",
+            ratio.value,
+            ratio.low,
+            ratio.high.map_or_else(|| "unknown".to_owned(), |high| format!("{high:.2}")),
+            report.hybrid.requests,
+            report.rounds
+        )),
+        None => output.line(format!(
+            "no p99 of {} requests each way: {LEAST_SAMPLES} are the least",
+            report.hybrid.requests
+        )),
+    }
     output.line(format!(
-        "p99 over in-process p99: {median:.2} ({low:.2} to {high:.2}) in {} rounds; beyond a dense run of 1 ms: p50 {:.0} us, \
-         p99 {:.0} us",
-        report.rounds, report.added_p50_us, report.added_p99_us
+        "beyond a dense run of 1 ms: p50 {:.0} us, p99 {}; the calls alone: p50 {:.0} us, p99 {}",
+        report.added_p50_us,
+        known(report.added_p99_us, report.added_p99.map(|p99| (p99.low_us, p99.high_us))),
+        report.floor.p50_us,
+        known(report.floor.p99_us, report.floor.p99.map(|p99| (p99.low_us, p99.high_us))),
     ));
+    for (stage, times) in &report.added_us {
+        output.line(format!(
+            "  {stage:<18} mean {:>7.0} us, p50 {:>7.0}, p99 {:>7.0}",
+            times.mean_us, times.p50_us, times.p99_us
+        ));
+    }
+    let cost = |who: &str, cost: Cost| format!("{who} {:.0} us and {:.1}", cost.cpu_us, cost.wakeups);
+    output.line(format!(
+        "such a request costs, in CPU time and wakeups: {}, {}, {}",
+        cost("client", report.costs.client),
+        cost("ranker", report.costs.ranker),
+        cost("nodes", report.costs.nodes)
+    ));
+    if let Some(added) = report.inference_added_p50_us {
+        output.line(format!("the Open Inference Protocol beside a native request: {added:+.0} us at p50"));
+    }
     output.line(format!(
         "in-process mean over the kernel ({:.0} us) and the dense run: {:.2}; rows looked up a request: {:.0}",
         report.kernel_us, report.in_process_ratio, report.hybrid.rows_looked_up
     ));
     output.line(format!(
-        "wrong answers: {} of {} that were compared",
-        report.wrong_answers, report.checked_answers
+        "wrong answers: {} of {} that were compared; the oracle computed {} scores again: {} wrong, off by {:.1e} at most, \
+         of {:.1e} that rounding may do",
+        report.wrong_answers,
+        report.checked_answers,
+        report.oracle.checked_scores,
+        report.oracle.wrong_scores,
+        report.oracle.largest_error,
+        report.oracle.largest_bound
     ));
+}
+
+/// A time, and the interval in which it lies with 95 %.
+fn known(us: Option<f64>, interval: Option<(f64, Option<f64>)>) -> String {
+    match (us, interval) {
+        (Some(us), Some((low, Some(high)))) => format!("{us:.0} us ({low:.0} to {high:.0})"),
+        (Some(us), Some((low, None))) => format!("{us:.0} us ({low:.0} or more)"),
+        _ => "unknown".into(),
+    }
+}
+
+/// What several runs gave, a line each.
+fn curve(reports: &[Report], output: Output) {
+    output.line(format!(
+        "{:>10} {:>10} {:>11} {:>9} {:>9} {:>8} {:>13} {:>9} {:>8}",
+        "candidates",
+        "offered/s",
+        "answered/s",
+        "p50 us",
+        "p99 us",
+        "in batch",
+        "timer: ans./s",
+        "p50 us",
+        "in batch"
+    ));
+    for report in reports {
+        let offered = report.offered_per_second.map_or_else(|| "max".to_owned(), |rate| format!("{rate:.0}"));
+        let (hybrid, timed) = (&report.hybrid, &report.timed);
+        output.line(format!(
+            "{:>10} {offered:>10} {:>11.1} {:>9.0} {:>9} {:>8.2} {:>13.1} {:>9.0} {:>8.2}",
+            report.candidates,
+            hybrid.requests_per_second,
+            hybrid.p50_us,
+            hybrid.p99_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.0}")),
+            hybrid.batch_requests,
+            timed.requests_per_second,
+            timed.p50_us,
+            timed.batch_requests
+        ));
+    }
 }
 
 fn way(what: &str, way: &Way, output: Output) {
     output.line(format!(
-        "{what:<28} {:>10.1} {:>9.0} {:>9.0} {:>9.0} {:>10.0} {:>9.0} {:>9.0} {:>8.2} {:>7}",
+        "{what:<28} {:>10.1} {:>9.0} {:>9.0} {:>9} {:>9.0} {:>10.0} {:>9.0} {:>9.0} {:>8.2} {:>7}",
         way.requests_per_second,
         way.mean_us,
         way.p50_us,
-        way.p99_us,
+        way.p99_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.0}")),
+        way.max_us,
         way.lookup_us,
         way.dense_us,
         way.queue_us,
