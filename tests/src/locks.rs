@@ -97,6 +97,16 @@ impl Locks {
         Ok(Dial::with_files(&ClientFiles { ca: self.file("ca.pem"), own })?)
     }
 
+    /// The same with the certificate that is there whenever a connection is made.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn dial_of_now(&self, holder: &str) -> Result<Dial> {
+        let of = |kind: &str| self.file(&format!("{holder}.{kind}"));
+        let own = Some((of("pem"), of("key")));
+        Ok(Dial::with_files_of_now(ClientFiles { ca: self.file("ca.pem"), own })?)
+    }
+
     /// Writes nonsense into a file of the folder.
     ///
     /// # Errors

@@ -281,6 +281,29 @@ async fn accepted(stream: TlsStream<TcpStream>) -> io::Result<BufReader<TlsStrea
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certs::{self, CertsOptions};
+
+    #[tokio::test]
+    async fn a_certificate_that_ends_while_it_is_held_does_not_even_knock() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().to_owned();
+        let valid_for = Duration::from_secs(3600);
+        certs::make(&CertsOptions { dir, names: Vec::new(), valid_for, force: false }).unwrap();
+        let cert = folder.path().join("client.pem");
+        let own = Some((cert.clone(), folder.path().join("client.key")));
+        let files = ClientFiles { ca: folder.path().join("ca.pem"), own };
+        let (config, held) = files.load(utc::now()).unwrap();
+        // It was good when it was read, and has ended a second ago.
+        let ended = Validity { not_after: utc::now() - 1, ..held.unwrap() };
+        let dial = Dial(Kind::Client { config, own: Some((cert, ended)) });
+
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        server.set_nonblocking(true).unwrap();
+        let refused = dial.http(&server.local_addr().unwrap().to_string()).await.err().unwrap();
+        let text = refused.to_string();
+        assert!(text.contains("client.pem expired on 20") && text.ends_with("put a new one there"), "{text}");
+        assert_eq!(server.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "nobody came");
+    }
 
     #[test]
     fn the_name_that_a_certificate_must_have_is_the_host() {
