@@ -188,6 +188,53 @@ async fn a_user_of_many_ids_is_sent_and_looked_up_once_for_all_candidates() {
     }
 }
 
+/// A user of 500 ids, and of these candidates an item and three of 59 genres each.
+fn request_of(candidates: std::ops::Range<u64>) -> v1::RankRequest {
+    let count = candidates.end - candidates.start;
+    let history: Vec<u64> = (0..500).collect();
+    let items: Vec<u64> = candidates.clone().collect();
+    // A mean of three is no whole number: an answer that came by another way would differ in its last bits.
+    let genres: Vec<u64> = candidates.flat_map(|at| [at % 20, at * 7 % 20 + 20, at * 3 % 19 + 40]).collect();
+    v1::RankRequest {
+        candidates: count as u32,
+        user: vec![ids("user", &history, &[500]), values("age", &[0.1])],
+        candidate: vec![ids("genres", &genres, &vec![3; count as usize]), ids("item", &items, &[])],
+        ..films_request()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_double_is_looked_up_once_and_no_answer_differs_in_a_bit() {
+    let mut site = Site::with(FakeNode::start(true).await, |raw| {
+        (raw.exact, raw.max_candidates, raw.max_request_bytes) = (true, 1_000, 1 << 20);
+        raw.batch.max_requests = 1;
+    })
+    .await;
+    // A request for each candidate has nothing that is double: the user comes along every time.
+    let mut each = Vec::new();
+    let mut sums = Vec::new();
+    let (mut rows, mut bytes) = (0, 0);
+    for candidate in 0..1_000 {
+        let answer = site.ranker.rank(request_of(candidate..candidate + 1)).await.unwrap();
+        each.push(scores(&answer)[0].to_bits());
+        let (more_rows, more_bytes) = asked(&site.node);
+        (rows, bytes) = (rows + more_rows, bytes + more_bytes);
+        sums.push((rows, bytes));
+    }
+    // docs/batching.md has these figures: ids asked and the bytes of asking, with and without.
+    for (candidates, with, without) in [
+        (1, (504, 4_032), (504, 4_032)),
+        (100, (659, 5_272), (50_400, 403_200)),
+        (1_000, (1_559, 12_472), (504_000, 4_032_000)),
+    ] {
+        let answer = site.ranker.rank(request_of(0..candidates)).await.unwrap();
+        let together: Vec<u32> = scores(&answer).iter().map(|score| score.to_bits()).collect();
+        assert_eq!(together, each[..candidates as usize], "{candidates} candidates");
+        assert_eq!(asked(&site.node), with, "{candidates} candidates");
+        assert_eq!(sums[candidates as usize - 1], without, "{candidates} candidates, each alone");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_request_is_answered_whole() {
     let mut site = busy().await;
