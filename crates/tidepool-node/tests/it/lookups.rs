@@ -1,5 +1,7 @@
 //! Lookups over gRPC, checked against the oracle.
 
+use std::time::Instant;
+
 use tidepool_proto::{
     code_of, epoch_of,
     pack::{pack, unpack},
@@ -63,7 +65,11 @@ async fn gather_brings_the_stored_rows_of_every_feature() {
     let pin_ids: Vec<u64> = (0..1200).map(|i| i * 13 % 9000).collect();
     let user_ids = [499, 0, 7, 7, 500, u64::MAX];
     let features = vec![gather(&pins, &pin_ids), gather(&users, &user_ids), gather(&users, &[1])];
-    let answer = node.client().await.lookup(request(features)).await.unwrap().into_inner();
+    let mut client = node.client().await;
+    let asked = Instant::now();
+    let answer = client.lookup(request(features)).await.unwrap().into_inner();
+    let waited = asked.elapsed().as_micros();
+    assert!((1..=waited).contains(&u128::from(answer.took_us)), "it says {} of {waited} us", answer.took_us);
     assert_eq!((answer.epoch, answer.node.as_str(), answer.features.len()), (3, "n1", 3));
     assert!(answer.features[2].missing.is_empty(), "nothing is missing there");
 

@@ -18,6 +18,12 @@ async fn scores_are_those_computed_by_hand() {
     assert_eq!((answer.missing_ids, answer.defaulted_bags), (0, 1), "the empty bag of genres");
     assert_eq!((answer.rows_looked_up, answer.nodes_touched), (1 + 3 + 3, 1));
     assert!(answer.lookup_us > 0 && answer.dense_us > 0, "{answer:?}");
+    // Stages follow each other or lie within each other, and each is rounded down.
+    let told = answer.stages.unwrap();
+    let outer = told.check_us + answer.batch_wait_us + answer.lookup_us + answer.queue_us + answer.dense_us;
+    assert!(told.took_us > 0 && outer <= told.took_us, "{answer:?}");
+    assert!(told.split_us + told.wait_us + told.merge_us <= answer.lookup_us, "{answer:?}");
+    assert!(told.wait_us > 0 && told.finish_us <= answer.dense_us, "{answer:?}");
 
     let calls = site.node.calls.lock().unwrap().clone();
     assert_eq!(calls.len(), 1, "one lookup for all features");
