@@ -22,6 +22,10 @@ const MOST_P99_RATIO: f64 = 1.25;
 const MOST_IN_PROCESS_RATIO: f64 = 1.1;
 /// What ranker and nodes may add to a dense run of a millisecond, at the 99th percentile.
 const MOST_ADDED_P99_US: f64 = 300.0;
+/// Requests each way, unless the time is told: so many that chance does not leave too few for a p99.
+const REQUESTS: f64 = 2.0 * LEAST_SAMPLES as f64;
+/// Seconds each way, unless told: at least, and at most.
+const TIME_SECONDS: (f64, f64) = (10.0, 86_400.0);
 
 #[derive(Args)]
 pub(crate) struct Rank {
@@ -36,9 +40,9 @@ pub(crate) struct Rank {
     /// Requests in flight with --rate max.
     #[arg(long, value_name = "N", default_value = "16")]
     in_flight: NonZeroUsize,
-    /// How long each way of answering is under load.
-    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
-    seconds: f64,
+    /// How long each way of answering is under load. Unless told: as long as 200 requests take at that rate, but 10 at least.
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<f64>,
     /// The dense model, with random weights.
     #[arg(long, value_enum, default_value_t)]
     model: Model,
@@ -96,17 +100,26 @@ impl From<Model> for Architecture {
     }
 }
 
+/// Seconds under load of each way.
+fn time(told: Option<f64>, rate: Offered) -> f64 {
+    let (least, most) = TIME_SECONDS;
+    told.unwrap_or(match rate {
+        Offered::PerSecond(rate) => (REQUESTS / rate).ceil().clamp(least, most),
+        Offered::Max => least,
+    })
+}
+
 pub(super) fn run(args: &Rank, output: Output) -> Result<Outcome> {
-    for rate in &args.rate {
-        if let Offered::PerSecond(rate) = rate
+    for offered in &args.rate {
+        let seconds = time(args.seconds, *offered);
+        if let Offered::PerSecond(rate) = offered
             && !args.no_timing
-            && rate * args.seconds < 1.2 * LEAST_SAMPLES as f64
+            && rate * seconds < 1.2 * LEAST_SAMPLES as f64
         {
             bail!(
-                "at {rate} requests/s, {} s give about {:.0} requests, of which no p99 can be said: give --seconds at \
-                 least {:.0}, or --no-timing",
-                args.seconds,
-                rate * args.seconds,
+                "at {rate} requests/s, {seconds} s give about {:.0} requests, of which no p99 can be said: give --seconds \
+                 at least {:.0}, or --no-timing",
+                rate * seconds,
                 (1.2 * LEAST_SAMPLES as f64 / rate).ceil()
             );
         }
@@ -178,7 +191,7 @@ fn one(args: &Rank, candidates: u32, rate: Offered) -> Result<Report> {
             Offered::PerSecond(rate) => Rate::PerSecond(rate),
             Offered::Max => Rate::Max { in_flight: args.in_flight.get() },
         },
-        time: Duration::from_secs_f64(args.seconds),
+        time: Duration::from_secs_f64(time(args.seconds, rate)),
         deadline: Duration::from_millis(args.deadline_ms),
         unbatched: args.unbatched,
         inference: args.inference,
@@ -337,5 +350,21 @@ fn way(what: &str, way: &Way, output: Output) {
     ));
     if let Some(failure) = &way.first_failure {
         output.line(format!("failed, the first: {failure}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unless_told_a_rate_gets_the_time_that_a_p99_needs() {
+        let of = |rate| time(None, Offered::PerSecond(rate));
+        for (rate, seconds) in [(1_000.0, 10.0), (20.0, 10.0), (10.0, 20.0), (3.0, 67.0), (1e-300, 86_400.0)]
+        {
+            assert_eq!(of(rate), seconds, "{rate} requests/s");
+        }
+        assert_eq!(time(None, Offered::Max), 10.0);
+        assert_eq!(time(Some(0.5), Offered::PerSecond(10.0)), 0.5, "what is told counts");
     }
 }
