@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidepool_proto::v1::ranker_client::RankerClient;
+use tidepool_proto::{
+    inference::grpc_inference_service_client::GrpcInferenceServiceClient, v1::ranker_client::RankerClient,
+};
 use tidepool_ranker::batch::BatchModel;
 use tonic::transport::Channel;
 
@@ -63,6 +65,8 @@ struct Ways {
     timed: Arc<Remote>,
     floor: Arc<Floor>,
     inference: Option<Arc<Inference>>,
+    /// The ranker that is a process, asked for tensors: only to compare what it answers, for a timer's scores say nothing.
+    hybrid_inference: Option<Inference>,
 }
 
 /// How many ways there are; the last is asked where the Open Inference Protocol is measured.
@@ -82,17 +86,32 @@ impl Ways {
         };
         let floor =
             Floor { ranker: site.timed.clone(), nodes: site.nodes.clone(), requests: requests.clone() };
-        let inference = params.inference.then(|| {
-            let ranker = site.inference.clone();
-            Arc::new(Inference { ranker, requests: requests.clone(), deadline })
-        });
+        let tensors = |ranker: &GrpcInferenceServiceClient<Channel>| {
+            let ranker = ranker.clone();
+            params.inference.then(|| Inference { ranker, requests: requests.clone(), deadline })
+        };
         Self {
             hybrid: remote(&site.hybrid),
             own: Arc::new(own),
             timed: remote(&site.timed),
             floor: Arc::new(floor),
-            inference,
+            inference: tensors(&site.inference).map(Arc::new),
+            hybrid_inference: tensors(&site.hybrid_inference),
         }
+    }
+
+    /// What the same requests are answered over the Open Inference Protocol, where that is measured.
+    async fn over_inference(&self, kept: &[(u64, Vec<f32>)]) -> Result<Vec<(u64, Vec<f32>)>, BenchError> {
+        let Some(inference) = &self.hybrid_inference else { return Ok(Vec::new()) };
+        let mut answers = Vec::with_capacity(kept.len());
+        for (number, _) in kept {
+            let failed = |problem| BenchError::Process {
+                process: "the ranker, asked over the Open Inference Protocol,".into(),
+                problem,
+            };
+            answers.push((*number, inference.ask(inference.prepare(*number)).await.map_err(failed)?.scores));
+        }
+        Ok(answers)
     }
 
     async fn load(
@@ -178,6 +197,8 @@ async fn measure(params: &Params, progress: &mut (dyn FnMut(Progress) + Send)) -
             }
             if way == 0 {
                 checked.check(&loaded.kept, &ways.own, &mut truth).await?;
+                let tensors = ways.over_inference(&loaded.kept).await?;
+                checked.check(&tensors, &ways.own, &mut truth).await?;
             }
             totals[way].merge(&loaded);
         }

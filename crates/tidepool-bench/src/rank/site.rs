@@ -59,6 +59,8 @@ pub(super) struct Site {
     pub(super) built: bool,
     /// The ranker that is a process.
     pub(super) hybrid: RankerClient<Channel>,
+    /// The same one, as clients of Triton ask it.
+    pub(super) hybrid_inference: GrpcInferenceServiceClient<Channel>,
     /// The one in this process.
     pub(super) timed: RankerClient<Channel>,
     /// The same one, as clients of Triton ask it.
@@ -133,14 +135,18 @@ impl Site {
             nodes.push(EmbeddingClient::new(connect(node.grpc_address()).await?));
         }
         let of_ranker = RankerClient::new(timed.clone()).max_decoding_message_size(usize::MAX);
-        let hybrid = RankerClient::new(connect(hybrid).await?).max_decoding_message_size(usize::MAX);
+        let hybrid = connect(hybrid).await?;
+        let tensors = |ranker: &Channel| {
+            GrpcInferenceServiceClient::new(ranker.clone()).max_decoding_message_size(usize::MAX)
+        };
         Ok(Self {
             cluster,
             tables,
             built,
-            hybrid,
+            hybrid_inference: tensors(&hybrid),
+            hybrid: RankerClient::new(hybrid).max_decoding_message_size(usize::MAX),
             timed: of_ranker,
-            inference: GrpcInferenceServiceClient::new(timed).max_decoding_message_size(usize::MAX),
+            inference: tensors(&timed),
             nodes,
             batcher,
             batch_model,

@@ -18,6 +18,7 @@ mod models;
 mod operators;
 mod quantizers;
 mod quotas;
+mod rank_bench;
 mod release_drills;
 mod releases;
 mod retiring;
