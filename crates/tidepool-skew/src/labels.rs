@@ -29,17 +29,14 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 pub struct Labels {
     /// The candidate feature that names candidates.
     feature: Option<String>,
-    requests: HashMap<String, Vec<Label>>,
+    requests: HashMap<String, OfRequest>,
     report: LabelsReport,
 }
 
-#[derive(Clone, Debug)]
-struct Label {
-    candidate: Candidate,
-    outputs: BTreeMap<String, bool>,
-}
+/// The labels of a request, by candidate and output. In an order, so that the same label is refused every time.
+type OfRequest = BTreeMap<Candidate, BTreeMap<String, bool>>;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Candidate {
     Named(String),
     At(usize),
@@ -109,6 +106,10 @@ impl Labels {
             (Some(other), None) => return Err(format!("candidate {other} is neither a text nor a number")),
             _ => return Err("either candidate or index is expected".into()),
         };
+        // Every line counts against the bound on labels, so it must have some.
+        if raw.labels.is_empty() {
+            return Err("labels is empty".into());
+        }
         let mut outputs = BTreeMap::new();
         for (output, label) in raw.labels {
             let label = match &label {
@@ -124,12 +125,9 @@ impl Labels {
             return Err(format!("more than {MAX_LABELS} labels: cut the file, and the sample, by request"));
         }
         let known = self.requests.entry(raw.request_id).or_default();
-        let Some(earlier) = known.iter_mut().find(|label| label.candidate == candidate) else {
-            known.push(Label { candidate, outputs });
-            return Ok(());
-        };
+        let earlier = known.entry(candidate).or_default();
         for (output, label) in outputs {
-            match earlier.outputs.entry(output) {
+            match earlier.entry(output) {
                 Entry::Occupied(entry) if *entry.get() != label => {
                     return Err(format!("label {:?} contradicts an earlier line", entry.key()));
                 }
@@ -151,7 +149,7 @@ impl Labels {
             return Ok(());
         }
         let Some(labels) = self.requests.remove(sample.request_id()) else { return Ok(()) };
-        let named = labels.iter().any(|label| matches!(label.candidate, Candidate::Named(_)));
+        let named = labels.keys().any(|candidate| matches!(candidate, Candidate::Named(_)));
         let names = match &self.feature {
             Some(feature) if named => sample.candidate_names(feature)?,
             _ => Vec::new(),
@@ -160,7 +158,7 @@ impl Labels {
         for (at, name) in names.iter().enumerate() {
             places.entry(name).and_modify(|place| *place = Err(())).or_insert(Ok(at));
         }
-        for Label { candidate, outputs } in labels {
+        for (candidate, outputs) in labels {
             let count = outputs.len() as u64;
             let at = match &candidate {
                 Candidate::At(at) if *at < candidates => *at,
@@ -193,7 +191,12 @@ impl Labels {
 
     /// What became of all of them, once the sample has ended.
     pub(crate) fn end(&self) -> LabelsReport {
-        let left = self.requests.values().flatten().map(|label| label.outputs.len() as u64).sum::<u64>();
+        let left = self
+            .requests
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|outputs| outputs.len() as u64)
+            .sum::<u64>();
         LabelsReport { unmatched: self.report.unmatched + left, ..self.report }
     }
 }
