@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tidepool_runtime::config::Problems;
 
+use crate::samples::MAX_LINE_BYTES;
+
 /// The file, when none is named.
 const FILE: &str = "audit-sample.jsonl";
 
@@ -50,7 +52,10 @@ impl AuditSampleOptions {
     pub(crate) fn check(problems: &mut Problems, raw: RawAuditSample, data_dir: &Path) -> Option<Self> {
         problems.check((0.0..=100.0).contains(&raw.percent), "audit_sample.percent: from 0 to 100");
         problems.check(raw.max_bytes > 0, "audit_sample.max_bytes: at least 1");
-        problems.check(raw.max_record_bytes > 0, "audit_sample.max_record_bytes: at least 1");
+        problems.check(
+            (1..=MAX_LINE_BYTES).contains(&(raw.max_record_bytes as usize)),
+            "audit_sample.max_record_bytes: from 1 to 67108864 (64 MiB), the longest line that is read again",
+        );
         (raw.percent > 0.0).then(|| Self {
             percent: raw.percent,
             path: if raw.path.is_empty() { data_dir.join(FILE) } else { raw.path.into() },

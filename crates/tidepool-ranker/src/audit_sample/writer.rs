@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{Room, SampleMetrics};
-use crate::samples::{Record, line};
+use crate::samples::{MAX_LINE_BYTES, Record, line};
 
 /// Lines that are written together.
 const MAX_GROUP: usize = 64;
@@ -65,9 +65,10 @@ impl Writer {
         }
     }
 
-    /// The line of a record, unless no file can hold it.
+    /// The line of a record, unless no file can hold it or nobody would read it: as text it may be longer than in memory.
     fn line(&self, record: &Record) -> Option<Vec<u8>> {
-        let line = Some(line(record)).filter(|line| line.len() as u64 <= self.max_bytes);
+        let longest = self.max_bytes.min(MAX_LINE_BYTES as u64);
+        let line = Some(line(record)).filter(|line| line.len() as u64 <= longest);
         if line.is_none() {
             self.metrics.count("too_large", 1);
         }

@@ -12,8 +12,8 @@ use crate::json::JsonRequest;
 pub enum Entry {
     /// A request.
     Sample(Box<Sample>),
-    /// A line of a ranker whose checksum is not that of its bytes: its process was killed while it wrote, or its disk was
-    /// full.
+    /// A line of a ranker whose checksum is not that of its bytes: its process was killed while it wrote, its disk was
+    /// full, or its machine lost power and the file system left NULs. Or one that is too long to be read.
     Damaged {
         /// Counted from 1.
         line: u64,
@@ -67,48 +67,74 @@ impl<R: BufRead> SampleReader<R> {
     /// [`SampleError`] names the line.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, SampleError> {
         loop {
-            if !self.next_line()? {
-                return Ok(None);
-            }
+            let read = self.next_line()?;
             let line = self.line;
+            match read {
+                NextLine::None => return Ok(None),
+                NextLine::TooLong => return Ok(Some(Entry::Damaged { line })),
+                NextLine::Whole => {}
+            }
             let text = self.buffer.trim_ascii_end();
             if text.is_empty() {
                 continue;
             }
-            let of_ranker = text.starts_with(AUDIT_KEY) || AUDIT_START.starts_with(text);
-            if of_ranker && !is_whole(text) {
+            if of_ranker(text) && !is_whole(text) {
                 return Ok(Some(Entry::Damaged { line }));
             }
             return sample(line, text).map(|sample| Some(Entry::Sample(Box::new(sample))));
         }
     }
 
-    /// Reads a line, without its end, into the buffer; false: there is none.
-    fn next_line(&mut self) -> Result<bool, SampleError> {
+    /// Reads a line, without its end, into the buffer. A longer one of a ranker is passed over, so that what comes after it
+    /// can be read; one of somebody else is refused, for it may have no end.
+    fn next_line(&mut self) -> Result<NextLine, SampleError> {
         self.line += 1;
         self.buffer.clear();
         let line = self.line;
-        let mut begun = false;
+        let mut read = NextLine::None;
         loop {
             let piece = self.input.fill_buf().map_err(|source| SampleError::Io { line, source })?;
             if piece.is_empty() {
-                return Ok(begun);
+                return Ok(read);
             }
-            begun = true;
+            if read == NextLine::None {
+                read = NextLine::Whole;
+            }
             let end = piece.iter().position(|byte| *byte == b'\n');
             let taken = end.unwrap_or(piece.len());
-            if self.buffer.len() + taken > MAX_LINE_BYTES {
-                return Err(SampleError::TooLong { line });
+            let fits = taken.min(MAX_LINE_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(&piece[..fits]);
+            if fits < taken {
+                if !of_ranker(&self.buffer) {
+                    return Err(SampleError::TooLong { line });
+                }
+                read = NextLine::TooLong;
             }
-            self.buffer.extend_from_slice(&piece[..taken]);
             let used = end.map_or(taken, |end| end + 1);
             self.input.consume(used);
             self.bytes += used as u64;
             if end.is_some() {
-                return Ok(true);
+                return Ok(read);
             }
         }
     }
+}
+
+/// What became of the reading of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NextLine {
+    /// There was none.
+    None,
+    /// It is in the buffer.
+    Whole,
+    /// It was passed over.
+    TooLong,
+}
+
+/// Whether a ranker began to write this line: nobody else writes such a key, and NULs are what a file system may leave of a
+/// block that was not on the disk yet when the power failed.
+fn of_ranker(text: &[u8]) -> bool {
+    text.starts_with(AUDIT_KEY) || AUDIT_START.starts_with(text) || text.starts_with(b"\0")
 }
 
 /// Whether a line of a ranker ends in the checksum of what stands before it.

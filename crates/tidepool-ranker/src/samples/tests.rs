@@ -93,3 +93,24 @@ fn candidates_are_named_by_a_feature() {
         "line 1: candidate feature \"item\": candidate 1 does not have one id of it"
     );
 }
+
+#[test]
+fn what_a_ranker_left_unreadable_is_passed_over() {
+    let good = format!("{{\"request\": {REQUEST}}}\n");
+    let long = "1".repeat(MAX_LINE_BYTES);
+    // A block of NULs after a power failure, with what came behind it on the line, and a line that is too long.
+    let text = format!("{good}\0\0\0\n\0\0:[1]}}\n{{\"audit\":1,\"request\":{long}\n{good}");
+    let mut reader = SampleReader::new(text.as_bytes());
+    let mut damaged = Vec::new();
+    let mut samples = 0;
+    while let Some(entry) = reader.next_entry().unwrap() {
+        match entry {
+            Entry::Sample(_) => samples += 1,
+            Entry::Damaged { line } => damaged.push(line),
+        }
+    }
+    assert_eq!((samples, damaged, reader.bytes()), (2, vec![2, 3, 4], text.len() as u64));
+    // Somebody else's is refused.
+    let refused = refusal(&format!("{good}{{\"request\":{long}\n{good}"));
+    assert_eq!(refused, format!("line 2 has more than {MAX_LINE_BYTES} bytes"));
+}
