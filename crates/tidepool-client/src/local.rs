@@ -34,14 +34,15 @@ impl LocalTables {
     }
 
     /// Answers `request`. `rows` is called once per table that it needs, with the table's place among the schemas and the
-    /// ids that are wanted, each once (of a composite table: the numbers of its rows), and gives the rows that there are.
+    /// ids that are wanted, each once (of a composite table: the numbers of its rows), and gives the rows that there are, or
+    /// says why it cannot.
     ///
     /// # Errors
-    /// [`ClientError::UnknownTable`], or [`ClientError::Invalid`] naming the feature.
+    /// [`ClientError::UnknownTable`], or [`ClientError::Invalid`] naming the feature; the latter also with what `rows` says.
     pub fn look_up(
         &self,
         request: &LookupRequest,
-        mut rows: impl FnMut(usize, &[u64], &mut PutRow<'_>),
+        mut rows: impl FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String>,
     ) -> Result<LookupOutcome, ClientError> {
         // Who chooses ids here cannot keep anybody else waiting: the seed is no secret.
         let mut split = Split::with_cache(request, &self.map, 0, None, Ids::Asked)?;
@@ -49,7 +50,11 @@ impl LocalTables {
         for table in &mut split.tables {
             asked += table.ids.len() as u64;
             let mut known = Known::whole(table.layout.schema.row_bytes(), table.ids.len());
-            rows(table.at, &table.ids, &mut |id, row| known.put_bytes(id, row));
+            rows(table.at, &table.ids, &mut |id, row| known.put_bytes(id, row)).map_err(|problem| {
+                let table = &table.layout.schema.table_version;
+                let asks = request.features.iter().position(|feature| feature.table_version == *table);
+                ClientError::Invalid { feature: asks.unwrap_or(0), table: table.clone(), problem }
+            })?;
             table.known = known;
         }
         let features = merge(&split, &[], &[]);
@@ -80,11 +85,12 @@ mod tests {
     }
 
     /// The row of an id is the id and ten times the id; ids from 4 on have none.
-    fn rows(_: usize, ids: &[u64], put: &mut PutRow<'_>) {
+    fn rows(_: usize, ids: &[u64], put: &mut PutRow<'_>) -> Result<(), String> {
         for (at, id) in ids.iter().enumerate().filter(|(_, id)| **id < 4) {
             let row: Vec<u8> = [*id as f32, *id as f32 * 10.0].iter().flat_map(|v| v.to_le_bytes()).collect();
             put(at, &row);
         }
+        Ok(())
     }
 
     #[test]
@@ -105,7 +111,7 @@ mod tests {
         let outcome = tables
             .look_up(&request, |table, ids, put| {
                 asked.push((table, ids.len()));
-                rows(table, ids, put);
+                rows(table, ids, put)
             })
             .unwrap();
         let [mean, composite, unpooled] = &outcome.features[..] else { panic!("{outcome:?}") };
@@ -116,6 +122,13 @@ mod tests {
         assert_eq!(unpooled.values, [3.0, 30.0, 7.0, 8.0]);
         assert_eq!(asked[0], (0, 5), "each id once: 1, 3, 9, 2 and 4");
         assert_eq!((asked.len(), asked[1].0), (2, 1));
+        // Rows that cannot be had are no missing ids.
+        let said = tables.look_up(&request, |table, ids, put| match table {
+            0 => rows(table, ids, put),
+            _ => Err("gone".into()),
+        });
+        let said = said.unwrap_err();
+        assert_eq!(said.to_string(), "feature 1 (b@v): gone");
         let other = LookupRequest { features: vec![feature("c", Pooling::Sum, &[1], None)], ..request };
         assert!(matches!(tables.look_up(&other, rows), Err(ClientError::UnknownTable { .. })));
     }

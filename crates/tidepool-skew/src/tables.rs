@@ -63,10 +63,8 @@ impl OwnTables {
         let outcome = self.local.look_up(request, |table, ids, put| {
             let view = &self.views[table];
             let packed: Vec<[u8; 8]> = ids.iter().map(|id| id.to_le_bytes()).collect();
-            // Every partition is held, so nothing can be refused.
-            if view.gather(&packed, &mut scratch, &mut gathered).is_err() {
-                return;
-            }
+            // Every partition should be held: an id that is refused is not one that the table does not have.
+            view.gather(&packed, &mut scratch, &mut gathered).map_err(|error| error.to_string())?;
             let missing = &gathered.missing.bits;
             let is_missing = |at: usize| missing.get(at / 8).is_some_and(|bits| bits >> (at % 8) & 1 == 1);
             for (at, row) in gathered.rows.chunks_exact(view.kernel().row_bytes()).enumerate() {
@@ -74,6 +72,7 @@ impl OwnTables {
                     put(at, row);
                 }
             }
+            Ok(())
         })?;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (feature, vectors) in request.features.iter().zip(&outcome.features) {
