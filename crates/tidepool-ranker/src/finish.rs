@@ -44,23 +44,12 @@ pub(crate) fn finish(
     outputs: &[Vec<f32>],
     finishing: &Finishing,
 ) -> Result<Finished, RankError> {
-    let surface = finishing.surface.as_str();
-    let check = |name: &str, values: &[f32]| not_finite((spec, release), name, values);
-    let calibrated =
-        |at: usize| rounded(spec.calibrated(at, surface, outputs.get(at).map_or(&[][..], Vec::as_slice)));
-    let scores = spec.scores(surface, rows, outputs, &finishing.utility_inputs);
-    if let Err(error) = check(spec.score_name(), &scores) {
-        // The output that the formula has its NaN from says more than the utility does.
-        for at in of_formula(spec) {
-            check(&spec.outputs[at].name, &calibrated(at))?;
-        }
-        return Err(error);
-    }
+    let graph = Graph { of: (spec, release), rows, raw: outputs, finishing };
+    let scores = graph.scores()?;
     let ranked = topk::best(&scores, finishing.top_k);
     let mut chosen = Vec::with_capacity(finishing.outputs.len());
     for &at in &finishing.outputs {
-        let (name, values) = (&spec.outputs[at].name, calibrated(at));
-        check(name, &values)?;
+        let (name, values) = (&spec.outputs[at].name, graph.output(at)?);
         let value = |(row, _): &(u32, f32)| values.get(*row as usize).copied().unwrap_or(f32::NAN);
         chosen.push((name.clone(), ranked.iter().map(value).collect()));
     }
@@ -71,7 +60,7 @@ pub(crate) fn finish(
             let values = outputs.get(at).map_or(&[][..], Vec::as_slice);
             let some: Vec<_> = counted(values.len()).map(|row| values[row]).collect();
             let mut histogram = ScoreHistogram::default();
-            rounded(spec.calibrated(at, surface, &some))
+            rounded(spec.calibrated(at, &finishing.surface, &some))
                 .into_iter()
                 .for_each(|value| histogram.record(value));
             histogram
@@ -80,15 +69,54 @@ pub(crate) fn finish(
     Ok(Finished { ranked, outputs: chosen, scores })
 }
 
+/// What the graph gave the candidates of a request, and what becomes of it: the same online and offline.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Graph<'a> {
+    pub(crate) of: (&'a ModelSpec, &'a Name),
+    /// Candidates.
+    pub(crate) rows: usize,
+    /// `[rows]` each in the contract's order.
+    pub(crate) raw: &'a [Vec<f32>],
+    pub(crate) finishing: &'a Finishing,
+}
+
+impl Graph<'_> {
+    /// An output, calibrated.
+    ///
+    /// # Errors
+    /// [`RankError::NotFinite`] names the candidate.
+    pub(crate) fn output(&self, at: usize) -> Result<Vec<f32>, RankError> {
+        let (spec, _) = self.of;
+        let raw = self.raw.get(at).map_or(&[][..], Vec::as_slice);
+        let values = rounded(spec.calibrated(at, &self.finishing.surface, raw));
+        not_finite(self.of, &spec.outputs[at].name, &values)?;
+        Ok(values)
+    }
+
+    /// What candidates are ranked by.
+    ///
+    /// # Errors
+    /// [`RankError::NotFinite`] names the candidate.
+    pub(crate) fn scores(&self) -> Result<Vec<f32>, RankError> {
+        let (spec, _) = self.of;
+        let scores =
+            spec.scores(&self.finishing.surface, self.rows, self.raw, &self.finishing.utility_inputs);
+        if let Err(error) = not_finite(self.of, spec.score_name(), &scores) {
+            // The output that the formula has its NaN from says more than the utility does.
+            for at in of_formula(spec) {
+                self.output(at)?;
+            }
+            return Err(error);
+        }
+        Ok(scores)
+    }
+}
+
 /// Refuses values of an output of which one is NaN or infinite.
 ///
 /// # Errors
 /// [`RankError::NotFinite`] names the candidate.
-pub(crate) fn not_finite(
-    (spec, release): (&ModelSpec, &Name),
-    name: &str,
-    values: &[f32],
-) -> Result<(), RankError> {
+fn not_finite((spec, release): (&ModelSpec, &Name), name: &str, values: &[f32]) -> Result<(), RankError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(candidate) => Err(RankError::NotFinite {

@@ -10,12 +10,12 @@ use std::{
 use thiserror::Error;
 use tidepool_dense::DenseModel;
 use tidepool_runtime::pool::CpuPool;
-use tidepool_types::{ModelSpec, Name, TableVersion, rounded};
+use tidepool_types::{ModelSpec, Name, TableVersion};
 
 use crate::{
     RankError,
     batch::{BatchMetrics, BatchModel, BatchOptions, Batcher, Batchers, Job, VectorSource},
-    finish::{Finishing, not_finite},
+    finish::{Finishing, Graph},
     loaded::batch_inputs,
     request::InputRows,
 };
@@ -142,19 +142,12 @@ impl OfflineModel {
 }
 
 fn finish(
-    (spec, release): (&ModelSpec, &Name),
+    of: (&ModelSpec, &Name),
     rows: usize,
     raw: &[Vec<f32>],
     finishing: &Finishing,
 ) -> Result<Scored, RankError> {
-    let mut outputs = Vec::with_capacity(spec.outputs.len());
-    for (at, output) in spec.outputs.iter().enumerate() {
-        let values = raw.get(at).map_or(&[][..], Vec::as_slice);
-        let values = rounded(spec.calibrated(at, &finishing.surface, values));
-        not_finite((spec, release), &output.name, &values)?;
-        outputs.push(values);
-    }
-    let scores = spec.scores(&finishing.surface, rows, raw, &finishing.utility_inputs);
-    not_finite((spec, release), spec.score_name(), &scores)?;
-    Ok(Scored { outputs, scores })
+    let graph = Graph { of, rows, raw, finishing };
+    let outputs = (0..of.0.outputs.len()).map(|at| graph.output(at)).collect::<Result<_, _>>()?;
+    Ok(Scored { outputs, scores: graph.scores()? })
 }
