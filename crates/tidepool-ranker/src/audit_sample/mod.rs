@@ -75,12 +75,9 @@ struct Inner {
     metrics: SampleMetrics,
 }
 
-/// A request that was drawn, and room for it.
+/// A request that was drawn, and room for it; or why it is left out, which counts once it is answered.
 #[derive(Debug)]
-pub(crate) struct Drawn {
-    request: RankRequest,
-    room: Room,
-}
+pub(crate) struct Drawn(Result<(RankRequest, Room), &'static str>);
 
 /// Bytes of the queue, given back when it is dropped.
 #[derive(Debug)]
@@ -124,7 +121,7 @@ impl AuditSample {
         Ok(Self(Some(Arc::new(Inner { threshold, max_record_bytes, jobs, copied: Arc::default(), metrics }))))
     }
 
-    /// A copy of the request, if it is among those that are sampled and there is room for it.
+    /// A copy of the request, if it is among those that are sampled, as far as there is room for it.
     pub(crate) fn draw(&self, request: &RankRequest) -> Option<Drawn> {
         let inner = self.0.as_ref()?;
         if request.candidates == 0 || mix64(xxh3_64(request.request_id.as_bytes())) > inner.threshold {
@@ -132,20 +129,20 @@ impl AuditSample {
         }
         let bytes = bytes_of(request);
         if bytes > inner.max_record_bytes {
-            inner.metrics.count("too_large", 1);
-            return None;
+            return Some(Drawn(Err("too_large")));
         }
-        let Some(room) = Room::take(&inner.copied, bytes) else {
-            inner.metrics.count("dropped", 1);
-            return None;
-        };
-        Some(Drawn { request: request.clone(), room })
+        let room = Room::take(&inner.copied, bytes);
+        Some(Drawn(room.map(|room| (request.clone(), room)).ok_or("dropped")))
     }
 
     /// Hands a request over that has got `answer`. It does not wait.
     pub(crate) fn answered(&self, drawn: Drawn, answer: &RankAnswer) {
         let Some(inner) = &self.0 else { return };
-        let job = Job::Record(Box::new(Record::new(drawn.request, answer)), drawn.room);
+        let (request, room) = match drawn.0 {
+            Ok(copied) => copied,
+            Err(outcome) => return inner.metrics.count(outcome, 1),
+        };
+        let job = Job::Record(Box::new(Record::new(request, answer)), room);
         if inner.jobs.try_send(job).is_err() {
             inner.metrics.count("dropped", 1);
         }
