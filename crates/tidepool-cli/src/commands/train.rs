@@ -2,14 +2,16 @@
 //! and writes its tables, its graph and its `model.toml` into a store, from where `release publish` takes it.
 
 use std::{
-    fs::File,
+    fs::Permissions,
     io::{self, BufWriter, Write},
-    path::PathBuf,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tidepool_store::ArtifactStore;
 use tidepool_train::{
     Architecture, Dataset, ExportOptions, ModelSize, OUTPUT_CTR, OUTPUT_CVR, OUTPUT_PROBABILITY, Quality,
@@ -118,15 +120,19 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     let store = ArtifactStore::open(&args.store)?;
     refuse_taken(&store, &args, &export)?;
     let sample = match &args.test_sample {
-        Some(path) => Some(File::create_new(path).with_context(|| format!("creating {}", path.display()))?),
+        Some(path) => Some(draft_beside(path).with_context(|| format!("creating {}", path.display()))?),
         None => None,
     };
     let dataset = data::load(args.data.as_ref(), args.seed, output).await?;
     let (made, fields) = tokio::task::spawn_blocking(move || {
-        if let Some(file) = sample {
-            write_sample(&args, &dataset, &export, file).context("writing the sample")?;
+        if let Some((draft, _)) = &sample {
+            write_sample(&args, &dataset, &export, draft).context("writing the sample")?;
         }
-        make(&args, &dataset, &store, &export, output)
+        let made = make(&args, &dataset, &store, &export, output)?;
+        if let Some((draft, path)) = sample {
+            draft.persist_noclobber(&path).with_context(|| format!("creating {}", path.display()))?;
+        }
+        anyhow::Ok(made)
     })
     .await??;
     output.line(format!(
@@ -144,14 +150,30 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// A file beside `path`, which takes its name once all is done: what fails before that can be tried again.
+fn draft_beside(path: &Path) -> io::Result<(NamedTempFile, PathBuf)> {
+    if path.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Readable as any other file is: the umask decides.
+    let draft = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    Ok((draft, path.to_owned()))
+}
+
 /// Writes the held-out ratings with labels of every output.
-fn write_sample(args: &Args, dataset: &Dataset, export: &ExportOptions, file: File) -> io::Result<()> {
+fn write_sample(
+    args: &Args,
+    dataset: &Dataset,
+    export: &ExportOptions,
+    draft: &NamedTempFile,
+) -> io::Result<()> {
     let outputs: &[&str] = match args.model.architecture() {
         None => &[OUTPUT_PROBABILITY],
         Some(Architecture::DcnMmoe) => &[OUTPUT_CTR, OUTPUT_CVR],
         Some(Architecture::TwoTower | Architecture::Dlrm) => &[OUTPUT_CTR],
     };
-    let mut out = BufWriter::new(file);
+    let mut out = BufWriter::new(draft.as_file());
     write_test_sample(dataset, &export.model, outputs, &mut out)?;
     out.flush()
 }

@@ -61,6 +61,20 @@ fn every_model_is_trained_and_stands_in_the_store_as_a_release() {
                 );
             }
         }
+        let taken = failure(&[
+            "train",
+            "--model",
+            model,
+            "--data",
+            &data,
+            "--store",
+            at,
+            "--release",
+            "r2",
+            "--test-sample",
+            sample,
+        ]);
+        assert!(taken.0 == 1 && taken.1.contains("creating") && taken.1.contains("exists"), "{taken:?}");
         let again = failure(&args);
         assert!(again.0 == 1 && again.1.contains("already"), "{again:?}");
         let taken = version.as_str();
@@ -70,6 +84,10 @@ fn every_model_is_trained_and_stands_in_the_store_as_a_release() {
             said.0 == 1 && said.1.contains(&format!("table user@{taken} is in")),
             "before data: {said:?}"
         );
+        // What fails leaves no sample behind: the same command can be given again.
+        let lost = dir.path().join("lost.jsonl");
+        let said = failure(&[&no_data[..], &["--test-sample", lost.to_str().unwrap()]].concat());
+        assert!(said.0 == 1 && !said.1.contains("creating") && !lost.exists(), "{said:?}");
     }
 }
 
