@@ -8,6 +8,9 @@ use tidepool_types::Name;
 
 use crate::{labels::LabelsReport, online::OnlineReport};
 
+/// Fewer groups of requests than this say too little of chance: a standard error of two of them is often far too small.
+const MIN_GROUPS: u32 = 10;
+
 /// All that a replay found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkewReport {
@@ -113,7 +116,8 @@ impl Verdict {
     /// Whether `change` is at most `bound`.
     #[must_use]
     pub fn of(change: Option<Estimate>, bound: f64) -> Self {
-        let Some(Estimate { value, standard_error: Some(error) }) = change else { return Self::Undecided };
+        let told = change.filter(|change| change.groups >= MIN_GROUPS);
+        let Some(Estimate { value, standard_error: Some(error), .. }) = told else { return Self::Undecided };
         if value + 2.0 * error <= bound {
             Self::Kept
         } else if value - 2.0 * error > bound {
@@ -131,5 +135,24 @@ impl Verdict {
             Self::Broken => "broken",
             Self::Undecided => "undecided",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_groups_decide_nothing() {
+        let verdict = |value: f64, groups: u32| {
+            Verdict::of(Some(Estimate { value, standard_error: Some(0.1), groups }), 1.0)
+        };
+        assert_eq!([2, 9].map(|groups| verdict(0.5, groups)), [Verdict::Undecided; 2]);
+        assert_eq!([2, 9].map(|groups| verdict(1.5, groups)), [Verdict::Undecided; 2]);
+        assert_eq!(
+            [0.5, 0.9, 1.1, 1.5].map(|value| verdict(value, 10)),
+            [Verdict::Kept, Verdict::Undecided, Verdict::Undecided, Verdict::Broken]
+        );
+        assert_eq!(Verdict::of(None, 1.0), Verdict::Undecided);
     }
 }

@@ -25,6 +25,8 @@ pub struct Estimate {
     pub value: f64,
     /// Of `value`, from requests that are taken away group by group; `None` where there are too few.
     pub standard_error: Option<f64>,
+    /// Groups of requests that were taken away for it, 20 at most. Of few of them the standard error is itself a guess.
+    pub groups: u32,
 }
 
 /// How good a set of scores is. A figure that there are no examples for is `None`.
@@ -158,6 +160,7 @@ struct Each<T> {
 /// The jackknife over groups.
 fn estimate<T>(each: &Each<T>, figure: impl Fn(&T) -> Option<f64>) -> Option<Estimate> {
     let value = figure(&each.on_all)?;
+    let groups = each.without.len() as u32;
     // A group without which a figure cannot be told (it had all positives) says that chance is large.
     let without: Option<Vec<f64>> = each.without.iter().map(&figure).collect();
     let spread = |without: Vec<f64>| {
@@ -167,7 +170,7 @@ fn estimate<T>(each: &Each<T>, figure: impl Fn(&T) -> Option<f64>) -> Option<Est
         ((groups - 1.0) / groups * squares).sqrt()
     };
     let standard_error = without.filter(|without| without.len() > 1).map(spread);
-    Some(Estimate { value, standard_error })
+    Some(Estimate { value, standard_error, groups })
 }
 
 /// All groups together.

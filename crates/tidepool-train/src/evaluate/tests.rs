@@ -59,7 +59,7 @@ fn a_wrong_scale_is_a_calibration_error_and_no_loss_of_order() {
     let percent = change.log_loss_percent.unwrap().value;
     assert!((percent - 100.0 * loss.value / good_told.log_loss.unwrap().value).abs() < 1e-9);
     let none = good.change(&good).log_loss.unwrap();
-    assert_eq!(none, Estimate { value: 0.0, standard_error: Some(0.0) });
+    assert_eq!(none, Estimate { value: 0.0, standard_error: Some(0.0), groups: 20 });
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn what_cannot_be_told_is_not() {
     let mut one = Tally::default();
     one.add(0, 0.5, true);
     let told = one.evaluation();
-    assert_eq!(told.log_loss, Some(Estimate { value: -(0.5f64.ln()), standard_error: None }));
+    assert_eq!(told.log_loss, Some(Estimate { value: -(0.5f64.ln()), standard_error: None, groups: 1 }));
     assert_eq!(told.auc, None, "there are no pairs");
     one.add(1, 7.5, false);
     let told = one.evaluation();

@@ -118,7 +118,7 @@ fn figures(report: &SkewReport, output: Output) {
 }
 
 fn with_error(estimate: Option<Estimate>, digits: usize, unit: &str) -> String {
-    let Some(Estimate { value, standard_error }) = estimate else { return NONE.into() };
+    let Some(Estimate { value, standard_error, .. }) = estimate else { return NONE.into() };
     match standard_error {
         Some(error) => format!("{value:.digits$} ±{error:.digits$}{unit}"),
         None => format!("{value:.digits$}{unit}"),
@@ -126,23 +126,31 @@ fn with_error(estimate: Option<Estimate>, digits: usize, unit: &str) -> String {
 }
 
 fn signed(estimate: Option<Estimate>, digits: usize, unit: &str) -> String {
-    let Some(Estimate { value, standard_error }) = estimate else { return NONE.into() };
+    let Some(Estimate { value, standard_error, .. }) = estimate else { return NONE.into() };
     match standard_error {
         Some(error) => format!("{value:+.digits$} ±{error:.digits$}{unit}"),
         None => format!("{value:+.digits$}{unit}"),
     }
 }
 
-/// Ids that tables did not have, each table once.
+/// Ids that tables did not have, each table once per dense model: what is asked of it depends on the model's contract.
 fn missing(report: &SkewReport, output: Output) {
-    let mut columns = Columns::new(&["table", ">ids", ">missing", ">"]);
+    let mut columns = Columns::new(&["model", "table", ">ids", ">missing", ">"]);
     let mut shown = Vec::new();
-    let cells = report.releases.iter().flat_map(|release| &release.cells);
-    for found in cells.flat_map(|cell| &cell.missing) {
-        if !shown.contains(&&found.table) {
-            shown.push(&found.table);
-            let percent = format!("{:.2} %", found.missing_percent);
-            columns.row([found.table.clone(), grouped(found.ids), grouped(found.missing_ids), percent]);
+    for release in &report.releases {
+        for found in release.cells.iter().flat_map(|cell| &cell.missing) {
+            let key = (&release.release, &found.table);
+            if shown.contains(&key) {
+                continue;
+            }
+            shown.push(key);
+            columns.row([
+                release.release.to_string(),
+                found.table.clone(),
+                grouped(found.ids),
+                grouped(found.missing_ids),
+                format!("{:.2} %", found.missing_percent),
+            ]);
         }
     }
     if !shown.is_empty() {
