@@ -38,7 +38,7 @@ const LIMITS: Limits = Limits { max_candidates: u32::MAX, max_ids: u64::MAX };
 /// How a sample is replayed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Threads that look rows up and run models.
+    /// Threads that run models. Rows are looked up on those of the runtime.
     pub threads: usize,
     /// By how much an online score may differ from the one that is computed here, as a part of the larger of 1 and the
     /// score.

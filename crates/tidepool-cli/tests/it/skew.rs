@@ -212,7 +212,18 @@ fn a_promise_is_kept_broken_or_not_to_be_told() {
     let first = fs::read_to_string(&all).unwrap().lines().next().unwrap().to_owned();
     fs::write(&one, first).unwrap();
     assert_eq!(verdict(&["--sample", &text(&one), "--tables-of", "r2"]), (3, "undecided".into()));
-    // Nor does a sample without labels.
+    // Nor do two: that they are alike may be chance.
+    let two = dir.path().join("two.jsonl");
+    let lines = fs::read_to_string(&all).unwrap();
+    fs::write(&two, lines.lines().take(2).collect::<Vec<_>>().join("\n")).unwrap();
+    for tables in ["r1-again", "r2"] {
+        assert_eq!(verdict(&["--sample", &text(&two), "--tables-of", tables]), (3, "undecided".into()));
+    }
+    // Tables that the model cannot run with are not let through, alone or beside others.
+    assert_eq!(verdict(&["--sample", &all, "--tables-of", "wide"]), (3, "undecided".into()));
+    let beside = ["--sample", &all, "--tables-of", "r1-again", "--tables-of", "wide"];
+    assert_eq!(verdict(&beside), (3, "kept".into()));
+    // Nor does a sample without labels say anything.
     let bare = sample(&dir.path().join("bare.jsonl"), false);
     assert_eq!(verdict(&["--sample", &bare, "--tables-of", "r2"]), (3, "undecided".into()));
     let (code, said) = failure(&[&base[..], &["--sample", &all]].concat());
@@ -282,6 +293,7 @@ fn labels_that_came_later_find_their_candidates() {
         "label \"p\" is 0.5, not 0 or 1",
     );
     wrong(r#"{"request_id": "twice", "labels": {"p": 0}}"#, "either candidate or index is expected");
+    wrong(r#"{"request_id": "twice", "candidate": 8, "labels": {}}"#, "labels is empty");
 }
 
 #[test]
@@ -406,4 +418,7 @@ fn what_a_killed_ranker_wrote_down_is_replayed() {
 
     let (code, said) = failure(&["ranker", "--audit-sample", "150", "--set", "ranker=r"]);
     assert!(code == 1 && said.contains("audit_sample.percent: from 0 to 100"), "{said}");
+    let large = "audit_sample.max_record_bytes=67108865";
+    let (code, said) = failure(&["ranker", "--set", "ranker=r", "--set", large]);
+    assert!(code == 1 && said.contains("audit_sample.max_record_bytes: from 1 to 67108864"), "{said}");
 }

@@ -1,6 +1,7 @@
 //! `tidepool release skew`: releases replayed against a sample, with their own tables and with those of others, and what
 //! the mismatch costs (docs/skew.md).
 
+mod promises;
 mod show;
 
 use std::{fs, path::PathBuf};
@@ -9,10 +10,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 use tidepool_runtime::pool::CpuPool;
-use tidepool_skew::{Labels, Options, Plan, Progress, SkewReport, Verdict, replay};
+use tidepool_skew::{Labels, Options, Plan, Progress, Verdict, replay};
 use tidepool_store::ArtifactStore;
 use tidepool_types::Name;
 
+use self::promises::{Promise, promises};
 use crate::output::{Outcome, Output, bar};
 
 #[derive(Args)]
@@ -52,15 +54,9 @@ pub(crate) struct Skew {
     /// Promise that no more than so many percent of the online scores differ by more.
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     max_beyond: Option<f64>,
-    /// Threads; without it, one per core.
+    /// Threads that run models; without it, one per core. Rows are looked up on threads of their own, one per core.
     #[arg(long)]
     threads: Option<u16>,
-}
-
-/// A promise that was asked for.
-struct Promise {
-    what: String,
-    verdict: Verdict,
 }
 
 pub(super) async fn skew(args: Skew, output: Output) -> Result<Outcome> {
@@ -103,52 +99,6 @@ pub(super) async fn skew(args: Skew, output: Output) -> Result<Outcome> {
     fields["promises"] = promises.iter().map(promise).collect::<Value>();
     output.object(fields);
     Ok(if kept { Outcome::Done } else { Outcome::PromiseBroken })
-}
-
-/// What was promised, and whether it was kept.
-fn promises(args: &Skew, report: &SkewReport) -> Vec<Promise> {
-    let mut promises = Vec::new();
-    if let Some(bound) = args.max_loss_change {
-        for release in &report.releases {
-            let others = release.cells.iter().filter(|cell| !cell.matched && cell.not_comparable.is_none());
-            for cell in others {
-                let tables = show::tables(cell);
-                let of_cell = cell.outputs.iter().filter_map(|(output, found)| {
-                    let change = found.change.as_ref()?.log_loss_percent?;
-                    let what = format!(
-                        "release {} with the tables of {tables}: log loss of {output} at most {bound} % worse",
-                        release.release
-                    );
-                    Some(Promise { what, verdict: Verdict::of(Some(change), bound) })
-                });
-                let of_cell: Vec<_> = of_cell.collect();
-                if of_cell.is_empty() {
-                    let what = format!(
-                        "release {} with the tables of {tables}: the sample has no labels of a probability",
-                        release.release
-                    );
-                    promises.push(Promise { what, verdict: Verdict::Undecided });
-                }
-                promises.extend(of_cell);
-            }
-        }
-    }
-    if let Some(bound) = args.max_beyond {
-        for release in &report.releases {
-            let what = format!(
-                "release {}: at most {bound} % of its online scores differ by more than {}",
-                release.release, args.score_bound
-            );
-            let verdict = match &release.online {
-                None => Verdict::Undecided,
-                Some(online) if online.values == 0 => Verdict::Undecided,
-                Some(online) if online.beyond_percent <= bound => Verdict::Kept,
-                Some(_) => Verdict::Broken,
-            };
-            promises.push(Promise { what, verdict });
-        }
-    }
-    promises
 }
 
 fn share(text: &str) -> Result<f64, String> {
