@@ -120,6 +120,7 @@ fn run(cli: Cli, output: Output) -> anyhow::Result<Outcome> {
         return runtime.enable_all().build()?.block_on(node);
     }
     if let Command::Ranker(args) = command {
+        let args = args.into_role();
         let config = commands::role::ranker_config(&args)?;
         runtime.worker_threads(config.io_threads);
         let ranker = Box::pin(commands::role::ranker(args, config, output));

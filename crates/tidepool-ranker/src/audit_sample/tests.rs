@@ -7,6 +7,7 @@ use tidepool_types::{Epoch, ModelSpec, Name};
 use super::*;
 use crate::{
     choice::Choice,
+    rank::RankStages,
     request::Limits,
     samples::{Entry, Sample, SampleReader},
 };
@@ -73,6 +74,7 @@ fn answer() -> RankAnswer {
         lookup_time: std::time::Duration::ZERO,
         queue_time: std::time::Duration::ZERO,
         dense_time: std::time::Duration::ZERO,
+        stages: RankStages::default(),
     }
 }
 
