@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+use crate::CudaError;
+
 /// Why a model was not loaded, or did not run.
 #[derive(Debug, Error)]
 pub enum DenseError {
@@ -94,4 +96,13 @@ pub enum DenseError {
         /// Where and why.
         problem: String,
     },
+    /// The device that the model is on could not be used, or broke down.
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// Stored rows that do not fit the model or its bucket.
+    #[error("the rows of a batch: {0}")]
+    Rows(#[from] crate::cuda::rows::RowsError),
+    /// A selection that does not fit the model or its bucket.
+    #[error("the selection of a batch: {0}")]
+    Select(#[from] crate::cuda::select::SelectError),
 }

@@ -32,7 +32,7 @@ pub(crate) fn brief(error: &dyn std::fmt::Display) -> String {
     }
 }
 
-fn words_of(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn words_of(panic: &(dyn Any + Send)) -> String {
     let words = panic
         .downcast_ref::<String>()
         .map(String::as_str)

@@ -1,4 +1,4 @@
-//! The dense engine: an ONNX model, checked against its contract and run on the CPU.
+//! The dense engine: an ONNX model, checked against its contract and run on the CPU or on a GPU.
 //!
 //! **Invariant:** it must not know tokio, tonic, the network, or where the inputs came from: rows of `f32`
 //! go in, one `f32` per row and output comes out. Types of the library that runs the graph do not leave
@@ -8,6 +8,7 @@
 
 mod contract;
 mod cpu;
+mod cuda;
 mod error;
 mod file;
 mod guard;
@@ -15,6 +16,10 @@ mod model;
 mod plan;
 mod write;
 
+pub use cuda::{Answered, Around, RowFeed, resident, rows, select};
+pub use cuda::{
+    Bucket, Cost, CudaDevice, CudaError, CudaModel, CudaOptions, Device, MemoryUse, Precision, Rates,
+};
 pub use error::DenseError;
 pub use model::{DenseBatch, DenseModel};
 pub use write::GraphWriter;

@@ -10,7 +10,7 @@ use tract_onnx::{pb::ModelProto, prelude::*, tract_hir::infer::InferenceFact};
 
 use crate::{
     DenseError,
-    contract::{self, Fed, Interface},
+    contract::{self, Fed, Given, Interface},
     file,
     guard::{brief, guarded},
     plan::{self, Inputs, Plan},
@@ -115,7 +115,7 @@ impl DenseModel {
     /// [`DenseError::Input`] when a length is wrong or a row belongs to no request; [`DenseError::Panicked`] would
     /// be a defect of the plan.
     pub fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
-        self.check(batch)?;
+        check(&self.interface.given, batch)?;
         if batch.rows == 0 {
             return Ok(vec![Vec::new(); self.interface.outputs.len()]);
         }
@@ -123,34 +123,46 @@ impl DenseModel {
         let inputs = Inputs { rows, requests, request_of, values };
         guarded(&self.path, "ran the graph", || Ok(self.plan.run(inputs)))
     }
+}
 
-    fn check(&self, batch: &DenseBatch<'_>) -> Result<(), DenseError> {
-        let &DenseBatch { rows, requests, request_of, inputs } = batch;
-        let given = &self.interface.given;
-        let list = |problem| DenseError::Input { input: "list".into(), problem };
-        if inputs.len() != given.len() {
-            return Err(list(format!("{} inputs were given, the model has {}", inputs.len(), given.len())));
-        }
-        if request_of.len() != rows {
-            return Err(list(format!("requests were given for {} of {rows} rows", request_of.len())));
-        }
-        if let Some(row) = request_of.iter().position(|&request| request as usize >= requests) {
-            let of = request_of[row];
-            return Err(list(format!("row {row} belongs to request {of}, there are {requests} requests")));
-        }
-        for (values, given) in inputs.iter().zip(given) {
-            let (count, what) =
-                if given.side == Side::User { (requests, "requests") } else { (rows, "rows") };
-            let width = given.width();
-            if count.checked_mul(width) != Some(values.len()) {
-                return Err(DenseError::Input {
-                    input: format!("{:?}", given.name),
-                    problem: format!("{} numbers were given for {count} {what} of {width}", values.len()),
-                });
-            }
-        }
-        Ok(())
+/// Judges the lengths of a batch, and that every row's request is there.
+pub(crate) fn check(given: &[Given], batch: &DenseBatch<'_>) -> Result<(), DenseError> {
+    let &DenseBatch { rows, requests, request_of, inputs } = batch;
+    let list = |problem| DenseError::Input { input: "list".into(), problem };
+    if inputs.len() != given.len() {
+        return Err(list(format!("{} inputs were given, the model has {}", inputs.len(), given.len())));
     }
+    if request_of.len() != rows {
+        return Err(list(format!("requests were given for {} of {rows} rows", request_of.len())));
+    }
+    if let Some(row) = request_of.iter().position(|&request| request as usize >= requests) {
+        let of = request_of[row];
+        return Err(list(format!("row {row} belongs to request {of}, there are {requests} requests")));
+    }
+    for (values, given) in inputs.iter().zip(given) {
+        let (count, what) = if given.side == Side::User { (requests, "requests") } else { (rows, "rows") };
+        let width = given.width();
+        if count.checked_mul(width) != Some(values.len()) {
+            return Err(DenseError::Input {
+                input: format!("{:?}", given.name),
+                problem: format!("{} numbers were given for {count} {what} of {width}", values.len()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a model that a device needs.
+pub(crate) fn plan_of(model: &DenseModel) -> &Plan {
+    &model.plan
+}
+
+pub(crate) fn given_of(model: &DenseModel) -> &[Given] {
+    &model.interface.given
+}
+
+pub(crate) fn path_of(model: &DenseModel) -> &Path {
+    &model.path
 }
 
 /// Types and simplifies the graph with a batch of unknown size, checks what comes out of it, and makes its plan.

@@ -31,7 +31,8 @@ pub use mix::{mix64, unmix64};
 pub use model::{
     Bags, Calibration, Column, Curve, FeatureKind, FeatureSpec, Golden, GoldenBag, GoldenScore, Hashed,
     InputSource, InputSpec, ModelError, ModelSpec, OutputSpec, RawBag, RawKind, RawValues, Score, Side,
-    Stage, Transform, TransformError, UnknownFeatures, Utility, UtilityError, UtilityInput, rounded,
+    Stage, Transform, TransformError, UnknownFeatures, Utility, UtilityError, UtilityInput, UtilityOp,
+    rounded,
 };
 pub use name::{Name, NameError};
 pub use pooling::Pooling;

@@ -120,6 +120,12 @@ impl Packed {
         self.k
     }
 
+    /// The element of this row and column.
+    pub(crate) fn at(&self, k: usize, n: usize) -> f32 {
+        let (panel, width) = (n / PANEL, panel_width(self.n, n / PANEL));
+        self.values[self.start + panel * PANEL * self.k + k * width + n % PANEL]
+    }
+
     /// Bytes that it takes.
     pub(crate) fn bytes(&self) -> usize {
         self.values.len() * size_of::<f32>()

@@ -11,9 +11,9 @@ mod lower;
 mod ops;
 mod product;
 mod run;
-mod step;
+pub(crate) mod step;
 mod sums;
-mod view;
+pub(crate) mod view;
 
 use std::{
     fmt,
@@ -55,12 +55,12 @@ pub(crate) struct Uncovered {
 /// A graph, ready to run.
 pub(crate) struct Plan {
     cpu: Cpu,
-    constants: Vec<f32>,
-    buffers: Vec<Buffer>,
-    request_steps: Vec<Step>,
-    row_steps: Vec<Step>,
+    pub(crate) constants: Vec<f32>,
+    pub(crate) buffers: Vec<Buffer>,
+    pub(crate) request_steps: Vec<Step>,
+    pub(crate) row_steps: Vec<Step>,
     extent: Extent,
-    outputs: Vec<View>,
+    pub(crate) outputs: Vec<View>,
     /// Records of a block of requests, and of rows.
     blocks: [usize; 2],
     longest_line: usize,

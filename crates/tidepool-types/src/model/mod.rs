@@ -55,7 +55,7 @@ pub use self::{
     input::{FeatureKind, FeatureSpec, InputSource, InputSpec, Side},
     scoring::rounded,
     transform::{Bags, Hashed, RawKind, RawValues, Stage, Transform, TransformError},
-    utility::{Column, Utility, UtilityError},
+    utility::{Column, Op as UtilityOp, Utility, UtilityError},
 };
 use self::{
     input::{agree, name},

@@ -45,19 +45,32 @@ pub enum Column<'a> {
 
 /// One step of the evaluation, which works on a stack of columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Op {
+pub enum Op {
+    /// Pushes a number.
     Number(f64),
+    /// Pushes the column of the name at this place of [`Utility::names`].
     Name(usize),
+    /// Of the column on top, as are `Log`, `Exp` and `Sigmoid`.
     Negate,
+    /// The one below and the one on top become their sum, and so on with what follows.
     Add,
+    /// The one below less the one on top.
     Subtract,
+    /// Their product.
     Multiply,
+    /// The one below by the one on top.
     Divide,
+    /// The lesser; NaN when one of them is.
     Min,
+    /// The greater; NaN when one of them is.
     Max,
+    /// The natural logarithm.
     Log,
+    /// The power of e.
     Exp,
+    /// The one below to the power of the one on top.
     Pow,
+    /// `1 / (1 + exp(-x))`.
     Sigmoid,
 }
 
@@ -169,6 +182,13 @@ impl Utility {
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The steps of its evaluation, for who evaluates it elsewhere: each takes what it needs from the top of a stack and
+    /// pushes its result, and the last leaves the utility alone there.
+    #[must_use]
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
     }
 
     /// The utility of each of `rows` candidates. `columns` are those of [`names`](Self::names), in that order; what is
