@@ -22,6 +22,7 @@ use crate::{
     asking::{Asking, RawBreaker, RawHedge, RawRetry},
     audit_sample::{AuditSampleOptions, RawAuditSample},
     batch::{self, BatchOptions, ModelLimits, RawBatch, RawModel},
+    device::{DeviceOptions, RawCuda},
     request::Limits,
 };
 
@@ -59,6 +60,8 @@ pub struct RawConfig {
     pub warm_ids: u32,
     /// How long the warming of a release may take.
     pub warm_timeout_ms: u64,
+    /// What runs dense models: `cpu`, or `cuda:N`.
+    pub device: String,
     /// Threads that move bytes; 0: one for two cores.
     pub io_threads: u32,
     /// Threads of the CPU pool; 0: one per core.
@@ -97,6 +100,8 @@ pub struct RawConfig {
     pub retry: RawRetry,
     /// When a node is left alone for a while.
     pub breaker: RawBreaker,
+    /// How models use a GPU, where `device` is one.
+    pub cuda: RawCuda,
     /// How requests share batches.
     pub batch: RawBatch,
     /// What single models may have.
@@ -129,6 +134,7 @@ impl Default for RawConfig {
             cache_bytes: 0,
             warm_ids: 100_000,
             warm_timeout_ms: 10_000,
+            device: "cpu".into(),
             io_threads: 0,
             pool_threads: 0,
             pool_queue_len: 256,
@@ -148,6 +154,7 @@ impl Default for RawConfig {
             hedge: RawHedge::default(),
             retry: RawRetry::default(),
             breaker: RawBreaker::default(),
+            cuda: RawCuda::default(),
             batch: RawBatch::default(),
             models: BTreeMap::new(),
             scenarios: BTreeMap::new(),
@@ -189,6 +196,8 @@ pub struct Config {
     pub warm_ids: usize,
     /// How long the warming of a release may take.
     pub warm_timeout: Duration,
+    /// What runs dense models.
+    pub device: DeviceOptions,
     /// Threads of the CPU pool.
     pub pool_threads: usize,
     /// Threads of the runtime that the ranker is started in, at least one. Who starts it sees to that.
@@ -263,6 +272,7 @@ impl TryFrom<RawConfig> for Config {
             &raw.retry,
             &raw.breaker,
         );
+        let device = DeviceOptions::check(&mut problems, &raw.device, &raw.cuda, &raw.data_dir);
         problems.check(raw.pool_threads <= 4096, "pool_threads: at most 4096");
         problems.check(raw.io_threads <= 4096, "io_threads: at most 4096");
         problems.check((1..=1_000_000).contains(&raw.pool_queue_len), "pool_queue_len: from 1 to 1000000");
@@ -323,6 +333,7 @@ impl TryFrom<RawConfig> for Config {
                 cache_bytes: raw.cache_bytes,
                 warm_ids: raw.warm_ids as usize,
                 warm_timeout,
+                device: device?,
                 pool_threads,
                 io_threads: match raw.io_threads {
                     0 => (CpuPool::default_threads() / 2).max(1),

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tidepool_client::ClientError;
-use tidepool_dense::DenseError;
+use tidepool_dense::{CudaError, DenseError};
 use tidepool_runtime::{
     audit::AuditError,
     net::NetError,
@@ -204,6 +204,11 @@ impl RankError {
             },
             Self::Pool(PoolError::Full { .. }) | Self::Busy { .. } => ErrorCode::Overloaded,
             Self::DeadlineExceeded(_) => ErrorCode::DeadlineExceeded,
+            // Another ranker may have a device that does; this one is not ready any more.
+            Self::Dense(DenseError::Device(error)) if error.is_lost() => ErrorCode::Unavailable,
+            Self::Dense(DenseError::Device(CudaError::Busy { .. } | CudaError::Late { .. })) => {
+                ErrorCode::Overloaded
+            }
             Self::Dense(_)
             | Self::NotFinite { .. }
             | Self::Vectors { .. }
@@ -315,6 +320,9 @@ pub enum StartError {
         /// Names the address.
         source: NetError,
     },
+    /// The GPU that was asked for cannot be had; nothing else is taken in its place.
+    #[error("opening the device")]
+    Device(#[from] CudaError),
     /// The artifact store cannot be opened.
     #[error("opening the artifact store")]
     Store(#[from] StoreError),
@@ -357,6 +365,14 @@ mod tests {
         let error = RankError::Pool(PoolError::Full { queue_len: 4 });
         assert_eq!(chain(&error), "the dense model was not run: the CPU pool is full: 4 jobs are waiting");
         assert_eq!(error.code(), ErrorCode::Overloaded);
+    }
+
+    #[test]
+    fn a_device_that_is_lost_sends_callers_elsewhere() {
+        let lost = CudaError::Lost { problem: "a kernel trapped".into() };
+        assert_eq!(RankError::Dense(lost.into()).code(), ErrorCode::Unavailable);
+        assert_eq!(RankError::Dense(CudaError::Busy { waiting: 3 }.into()).code(), ErrorCode::Overloaded);
+        assert_eq!(RankError::Dense(CudaError::InFlight.into()).code(), ErrorCode::Internal);
     }
 
     #[test]

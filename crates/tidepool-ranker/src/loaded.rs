@@ -3,13 +3,14 @@
 use std::{fs, path::Path, sync::Arc};
 
 use tidepool_client::{ClusterMap, ReleaseEntry};
-use tidepool_dense::{DenseBatch, DenseModel};
+use tidepool_dense::{DenseBatch, DenseModel, MemoryUse};
 use tidepool_store::ArtifactStore;
 use tidepool_types::{InputSource, ModelSpec, Name, Side, TableVersion};
 
 use crate::{
     batch::{BatchInput, BatchModel, Batcher, Batchers, InputFrom, MAX_ELEMENTS, Reserved},
     counters::Counters,
+    device::Engine,
     error::LoadError,
     recent::Told,
 };
@@ -40,6 +41,8 @@ pub(crate) struct LoadedRelease {
     pub(crate) batcher: Batcher,
     /// Its memory.
     _reserved: Reserved,
+    /// Its memory on a GPU.
+    pub(crate) device_memory: Vec<MemoryUse>,
     /// What it has answered since it was loaded.
     pub(crate) counters: Counters,
     /// What records of requests say of it.
@@ -54,6 +57,7 @@ impl LoadedRelease {
         map: &ClusterMap,
         entry: &ReleaseEntry,
         batchers: &Batchers,
+        engine: &Engine,
     ) -> Result<Self, LoadError> {
         let files = store.release(&entry.model, &entry.release)?;
         let (mut stored, mut mapped) = (files.manifest.tables.clone(), entry.tables.clone());
@@ -84,11 +88,12 @@ impl LoadedRelease {
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
         let dense = Arc::new(dense);
         let widths = dense.widths().to_vec();
+        let (scorer, device_memory) = engine.place(dense.clone())?;
         let batch_model = Arc::new(BatchModel {
             model: entry.model.clone(),
             release: entry.release.clone(),
             inputs: batch_inputs(&files.spec, &table_of, &widths),
-            scorer: batchers.scorer(dense.clone()),
+            scorer: batchers.scorer(scorer),
         });
         let batcher = batchers.of(&entry.model);
         let reserved = reserve(&batcher, &batch_model, &dense, &files.onnx_path)?;
@@ -111,6 +116,7 @@ impl LoadedRelease {
             batch_model,
             batcher,
             _reserved: reserved,
+            device_memory,
             counters: Counters::default(),
             told: Arc::new(told),
         })

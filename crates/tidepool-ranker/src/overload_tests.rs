@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::{
     RankError,
     audit_sample::AuditSample,
-    batch::{self, BatchMetrics, Batchers, RawBatch},
+    batch::{self, BatchMetrics, Batchers, InPlaceOf, RawBatch},
     loaded::LoadedRelease,
     rank::{RankAnswer, Ranker},
     recent::{Noting, Recent},
@@ -33,6 +33,11 @@ mod onnx;
 
 /// A ranker of one model without tables, `score = 2 price`, with one thread and one place in the queue.
 pub(crate) fn ranker() -> Ranker {
+    ranker_with(None)
+}
+
+/// The same, with something in the place of its model.
+pub(crate) fn ranker_with(in_place_of: Option<InPlaceOf>) -> Ranker {
     let dir = tempfile::tempdir().unwrap();
     let store = ArtifactStore::open(dir.path()).unwrap();
     let (model, release) = (Name::new("prices").unwrap(), Name::new("p1").unwrap());
@@ -62,7 +67,9 @@ pub(crate) fn ranker() -> Ranker {
     let (options, _) = batch::check(&mut problems, &raw, &BTreeMap::new(), (1, limits, false));
     let (source, metrics) = (Arc::new(client.clone()), BatchMetrics::new().unwrap());
     let batchers = Batchers::new(options, BTreeMap::new(), pool.clone(), source, metrics);
-    let loaded = LoadedRelease::load(&store, &map, &map.releases[0], &batchers).unwrap();
+    let batchers = batchers.with_in_place_of(in_place_of);
+    let loaded =
+        LoadedRelease::load(&store, &map, &map.releases[0], &batchers, &crate::device::Engine::Cpu).unwrap();
     Ranker {
         releases: Releases::of(map, loaded),
         client,

@@ -22,6 +22,7 @@ use crate::{
     admin::{Asked, Stands},
     batch::Batchers,
     choice::Choice,
+    device::Engine,
     error::LoadError,
     hot_ids::Warming,
     loaded::LoadedRelease,
@@ -32,8 +33,9 @@ use crate::{
 
 /// Releases that are loaded at the same time: loading must not take every core from those that serve.
 const CONCURRENT_LOADS: usize = 2;
-/// How often the controller is told what was counted, while guards wait for it.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often it is seen to whether what is loaded can still run; and the controller is told what was counted, while guards
+/// wait for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What requests see. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -298,6 +300,8 @@ pub(crate) struct Loader {
     pub(crate) artifacts: Artifacts,
     /// What the requests of each model are put into.
     pub(crate) batchers: Batchers,
+    /// What runs them.
+    pub(crate) engine: Engine,
     pub(crate) maps: watch::Receiver<Arc<ClusterMap>>,
     pub(crate) releases: Releases,
     /// The report as it is to be sent; its epoch and releases are kept up to date.
@@ -332,12 +336,12 @@ struct Loads {
 /// Brings a release here if it is elsewhere, and loads it.
 async fn load(
     artifacts: Artifacts,
-    batchers: Batchers,
+    (batchers, engine): (Batchers, Engine),
     map: Arc<ClusterMap>,
     entry: ReleaseEntry,
 ) -> Result<LoadedRelease, LoadError> {
     artifacts.bring_release(&entry.model, &entry.release).await?;
-    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry, &batchers);
+    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry, &batchers, &engine);
     let loaded = idle::run(load).await;
     loaded.unwrap_or_else(|e| Err(LoadError::Broken(chain(&e))))
 }
@@ -353,8 +357,8 @@ impl Loader {
         let mut waiting: Vec<Retry> = Vec::new();
         let mut retry = time::interval(self.retry);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut report = time::interval(REPORT_EVERY);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let draining = self.shutdown.draining();
         tokio::pin!(draining);
         loop {
@@ -383,7 +387,16 @@ impl Loader {
                     waiting.push(retry);
                 }
                 Some(asked) = self.asked.recv() => self.roll_back(&mut now, asked).await,
-                _ = report.tick(), if !now.map.traffic.is_empty() => {}
+                // Always, since a device or a model on it may be lost when nothing else happens.
+                _ = look.tick() => {
+                    for note in self.engine.notes() {
+                        warn!(note, "the device");
+                    }
+                    // With the whole device lost there is nothing to load anew on: callers are sent elsewhere.
+                    if self.engine.lost().is_none() {
+                        now.fail_lost();
+                    }
+                }
             }
             self.publish(&now, &mut was_ready);
             answer_retries(&now, &mut waiting);
@@ -472,7 +485,7 @@ impl Loader {
             let number = loads.count;
             slot.loading = Some(number);
             let (artifacts, map, entry) = (self.artifacts.clone(), now.map.clone(), slot.entry.clone());
-            let batchers = self.batchers.clone();
+            let batchers = (self.batchers.clone(), self.engine.clone());
             let (permits, warming) = (loads.permits.clone(), self.warming.clone());
             loads.tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
@@ -533,6 +546,9 @@ impl Loader {
         });
         if self.shutdown.is_draining() {
             return;
+        }
+        if let Some(why) = self.engine.lost() {
+            return self.health.set_ready(false, why);
         }
         match now.readiness(*was_ready) {
             Ok(()) => {

@@ -1,6 +1,14 @@
 //! Which release answers, and when a ranker is ready.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidepool_dense::{DenseBatch, DenseError};
+
 use super::*;
+use crate::{
+    batch::{InPlaceOf, Scorer},
+    overload_tests::ranker_with,
+};
 
 /// `m` r1 is current, r2 is not.
 fn snapshot(states: [State; 2]) -> Snapshot {
@@ -46,4 +54,38 @@ fn what_is_not_loaded_is_not_served_and_what_is_unknown_is_not_found() {
     assert_eq!(code(Some("r3")), tidepool_types::ErrorCode::NotFound);
     let unseen = Snapshot::default().choose("m", None, 0).unwrap_err();
     assert!(matches!(unseen, RankError::NoMap));
+}
+
+/// A model that may be given up, as one on a GPU.
+#[derive(Debug)]
+struct OnGpu {
+    model: Arc<dyn Scorer>,
+    is_lost: Arc<AtomicBool>,
+}
+
+impl Scorer for OnGpu {
+    fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError> {
+        self.model.run(batch)
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.is_lost.load(Ordering::SeqCst).then(|| "a product was refused".into())
+    }
+}
+
+#[test]
+fn a_release_whose_model_is_lost_is_loaded_anew_and_does_not_serve_until_then() {
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let of = is_lost.clone();
+    let on_gpu = move |model| Arc::new(OnGpu { model, is_lost: of.clone() }) as Arc<dyn Scorer>;
+    let ranker = ranker_with(Some(InPlaceOf(Arc::new(on_gpu))));
+    let mut now = Snapshot::clone(&ranker.releases.snapshot());
+    now.fail_lost();
+    assert_eq!(now.readiness(true), Ok(()));
+    is_lost.store(true, Ordering::SeqCst);
+    now.fail_lost();
+    let why = "the current release p1 of model prices is not loaded: a product was refused";
+    assert_eq!(now.readiness(true), Err(why.into()));
+    assert!(!now.slots[0].is_being_loaded() && now.slots[0].is_wanted(&now.rollbacks));
+    assert!(now.choose("prices", None, 0).is_err());
 }

@@ -34,6 +34,7 @@ use crate::{
     audit_sample::AuditSample,
     batch::{BatchMetrics, Batchers, InPlaceOf},
     counters::ReleaseMetrics,
+    device::Engine,
     hot_ids::{self, Warming},
     http,
     metrics::Metrics,
@@ -81,6 +82,8 @@ pub async fn start_with(
     token: CancellationToken,
     in_place_of: Option<InPlaceOf>,
 ) -> Result<Running, StartError> {
+    // First of all: without the device that was asked for there is no ranker, and no other device takes its place.
+    let engine = Engine::open(&config.device)?;
     let artifacts = Artifacts::open(&config.store, &config.data_dir)?;
     let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
@@ -117,6 +120,7 @@ pub async fn start_with(
     let service = service(&config, (&releases, &client, &pool), &audit_sample, &metrics);
     let status = {
         let (releases, connected, health) = (releases.clone(), connected.clone(), health.clone());
+        let engine = engine.clone();
         move || {
             let controller: Option<Arc<String>> = connected.load_full();
             let facts = Facts {
@@ -125,6 +129,7 @@ pub async fn start_with(
                 http_address: &report.http_address,
                 controller: controller.as_ref().map(|c| c.as_str()),
                 pool: &pool,
+                engine: &engine,
                 not_ready: health.readiness().err(),
             };
             document(&facts, &releases.snapshot())
@@ -154,6 +159,7 @@ pub async fn start_with(
     let loader = Loader {
         artifacts,
         batchers,
+        engine,
         maps: followed,
         releases,
         reports,

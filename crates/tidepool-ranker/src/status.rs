@@ -5,6 +5,7 @@ use tidepool_runtime::pool::CpuPool;
 use tidepool_types::InputSource;
 
 use crate::{
+    device::{Engine, memory_document},
     loaded::LoadedRelease,
     releases::{Slot, Snapshot, State},
 };
@@ -17,6 +18,7 @@ pub(crate) struct Facts<'a> {
     /// The controller that is followed, if one is.
     pub(crate) controller: Option<&'a str>,
     pub(crate) pool: &'a CpuPool,
+    pub(crate) engine: &'a Engine,
     /// Why it is not ready, if so.
     pub(crate) not_ready: Option<String>,
 }
@@ -32,7 +34,7 @@ pub(crate) fn document(facts: &Facts<'_>, now: &Snapshot) -> Value {
         "ready": facts.not_ready.is_none(),
         "not_ready_because": facts.not_ready,
         "epoch": now.seen.then_some(now.map.epoch.0),
-        "device": { "name": "cpu", "engine": "tract" },
+        "device": facts.engine.document(),
         "cpu_pool": {
             "threads": facts.pool.threads(),
             "waiting_jobs": facts.pool.depth(),
@@ -48,6 +50,10 @@ pub(crate) fn document(facts: &Facts<'_>, now: &Snapshot) -> Value {
 fn release(slot: &Slot, now: &Snapshot) -> Value {
     let entry = &slot.entry;
     let current = now.map.current_release(&entry.model).is_some_and(|c| c.release == entry.release);
+    let device_memory = match &slot.state {
+        State::Ready(loaded) => memory_document(&loaded.device_memory),
+        State::Loading | State::Failed(_) => json!([]),
+    };
     let (state, problem, model) = match &slot.state {
         State::Loading => ("loading", None, None),
         State::Ready(loaded) => ("ready", None, Some(contract(loaded))),
@@ -61,6 +67,7 @@ fn release(slot: &Slot, now: &Snapshot) -> Value {
         "state": state,
         "problem": problem,
         "tables": entry.tables,
+        "device_memory": device_memory,
         "contract": model,
     })
 }

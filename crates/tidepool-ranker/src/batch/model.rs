@@ -54,6 +54,11 @@ pub trait Scorer: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`DenseError`], of the batch as a whole.
     fn run(&self, batch: &DenseBatch<'_>) -> Result<Vec<Vec<f32>>, DenseError>;
+
+    /// Why it will run no batch any more, if it will not: it must be loaded anew. Nothing ends a model on the CPU.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }
 
 impl Scorer for DenseModel {

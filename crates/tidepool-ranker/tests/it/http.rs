@@ -74,7 +74,7 @@ async fn the_admin_pages_show_the_releases() {
     let (_, status) = site.ranker.http("GET", "/status", "").await;
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!((&status["role"], &status["ranker"]), (&json!("ranker"), &json!("ranker-1")));
-    assert_eq!(status["device"], json!({ "name": "cpu", "engine": "tract" }));
+    assert_eq!(status["device"], json!({ "name": "cpu", "engine": "tidepool-dense" }));
     assert_eq!(status["controller"], json!(site.controller.address.to_string()));
     let release = &status["releases"][0];
     assert_eq!((&release["release"], &release["state"]), (&json!("r1"), &json!("ready")));
