@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 
 fmt() { cargo fmt --all --check; }
 
-# The suite beside peers is no default target, so it is named.
+# The suites that need more than Rust are no default targets, so they are named.
 clippy() {
   cargo clippy --workspace --all-targets --locked -- -D warnings
-  cargo clippy --workspace --locked --test peers -- -D warnings
+  cargo clippy --workspace --locked --test peers --test gpu --test gpu_sim --test cudarc --test golden --bench gpu --bench gpu_rows -- \
+    -D warnings
 }
 
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
@@ -81,8 +82,36 @@ peers() {
     cargo test --workspace --locked --test peers
 }
 
+# The CUDA engine where there is no GPU: on the simulated device, whose own suites come first, with kernels by the real
+# NVRTC, which ptxas then assembles for real devices; the bugs that the device must find; and gpu-check.sh, as it runs on
+# a machine with a GPU, here with the simulated one.
+gpu() {
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    echo "check.sh: NVRTC and ptxas come through pip; installing python3-pip" >&2
+    apt-get update -q && apt-get install -y -q python3-pip
+  fi
+  if ! command -v patch >/dev/null 2>&1 || ! command -v strip >/dev/null 2>&1; then
+    apt-get update -q && apt-get install -y -q --no-install-recommends patch binutils
+  fi
+  scripts/fetch-cuda.sh
+  rm -rf target/gpu-ptx
+  export TIDEPOOL_PTX_DIR="$PWD/target/gpu-ptx"
+  scripts/with-sim.sh cargo test --workspace --locked --test cudarc --test golden --test gpu_sim
+  TIDEPOOL_PACK_PROFILE=test scripts/gpu-check.sh pack target/gpu-check
+  scripts/with-sim.sh scripts/gpu-check.sh run target/gpu-check target/gpu-check/result.json --quick
+  # What NVRTC writes for compute_80 is not what a device of 9.0 runs: the kernels of each kind once more as such a one
+  # has them.
+  rm -rf target/gpu-ptx-90
+  TIDEPOOL_PTX_DIR="$PWD/target/gpu-ptx-90" TIDEPOOL_SIM_COMPUTE_CAPABILITY=9.0 \
+    scripts/with-sim.sh cargo test --workspace --locked --test gpu -- every_model_scores around:: resident:: rows:: select::
+  unset TIDEPOOL_PTX_DIR
+  scripts/ptxas.sh target/gpu-ptx
+  scripts/ptxas.sh target/gpu-ptx-90 sm_90
+  scripts/gpu-bugs.sh
+}
+
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(fmt clippy docs benches peers demo drills)
+[ ${#stages[@]} -gt 0 ] || stages=(fmt clippy docs benches gpu peers demo drills)
 report=""
 for stage in "${stages[@]}"; do
   began=$SECONDS
