@@ -2,6 +2,7 @@
 //! `scripts/with-sim.sh cargo test -p tidepool-cuda-sim --test cudarc`. The device is one for all tests here, so they
 //! take turns.
 #![expect(unsafe_code, reason = "launches, captures and cudarc's lower layer are unsafe to call")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 use std::{
     ffi::{CString, c_char, c_void},
