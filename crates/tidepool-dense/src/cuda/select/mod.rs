@@ -7,7 +7,7 @@
 //! for, the first value that is no finite number, and some of all values for the release's guards.
 //!
 //! Sums, products and curves that are straight give the bits of the CPU. `log`, `exp`, `pow` and `sigmoid` are the
-//! kernel's own, in f64 ([`math`] says how near they are): after the rounding to f32, results are those of the CPU but
+//! kernel's own, in f64 (`math.rs` says how near they are): after the rounding to f32, results are those of the CPU but
 //! for one in some hundred million, which is off by its last bit.
 
 mod answer;
