@@ -21,7 +21,8 @@ benches() {
     echo "check.sh: the bench beside Redis needs redis-server; installing it" >&2
     apt-get update -q && apt-get install -y -q --no-install-recommends redis-server
   fi
-  cargo test --workspace --locked --bench '*'
+  # All but those that need a GPU, `gpu` and `gpu_rows`: gpu-check.sh runs these, also on the simulated one.
+  cargo test --workspace --locked --bench '[!g]*'
 }
 
 # The main job on real data. It needs pip for MovieLens, and exits with 3 when a promise is not kept.
