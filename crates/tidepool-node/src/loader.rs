@@ -35,7 +35,7 @@ use crate::{
     partitions::Snapshot,
     quota::TenantQuotas,
     residency::{Bringing, Policy, bring, log},
-    state::{Held, NodeState, WarmUp},
+    state::{Held, NodeState, WarmUp, is_news},
 };
 
 /// What the loader works with.
@@ -493,16 +493,16 @@ impl Loader {
                 (PartitionState::Ready, file_bytes, rows)
             }
             Err(error) => {
-                let failed = PartitionState::Failed(chain(&error));
-                // A try that fails as the one before it is no news.
-                if self.state.borrow().partitions.get(*at).is_none_or(|held| held.status.state != failed) {
+                let problem = chain(&error);
+                if self.state.borrow().partitions.get(*at).is_none_or(|p| is_news(&problem, &p.status.state))
+                {
                     tracing::error!(
                         table = %wanted.schema.table_version, partition = %wanted.partition,
-                        error = chain(&error), "a partition could not be loaded"
+                        error = problem, "a partition could not be loaded"
                     );
                 }
                 job.warm_up.note(0, 0);
-                (failed, 0, 0)
+                (PartitionState::Failed(problem), 0, 0)
             }
         };
         self.state.send_modify(|all| {

@@ -131,3 +131,30 @@ impl NodeState {
         Err(why)
     }
 }
+
+/// Whether a try that failed with `problem` deserves a line in the log after what was `before` it. One that fails as the
+/// try before it, but for numbers, is no news: how many bytes are free changes while other files are fetched.
+pub(crate) fn is_news(problem: &str, before: &PartitionState) -> bool {
+    let words = |text: &str| -> Vec<String> {
+        text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    };
+    match before {
+        PartitionState::Failed(before) => words(problem) != words(before),
+        PartitionState::Loading | PartitionState::Ready => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_try_that_fails_alike_is_no_news() {
+        let before = PartitionState::Failed("b does not fit: 90 bytes are needed, 7 are free".into());
+        assert!(!is_news("b does not fit: 90 bytes are needed, 1234 are free", &before));
+        assert!(is_news("b is damaged: byte 90", &before));
+        assert!(is_news("b does not fit", &before));
+        assert!(is_news("b does not fit", &PartitionState::Loading));
+        assert!(is_news("b does not fit", &PartitionState::Ready));
+    }
+}
