@@ -10,16 +10,19 @@ bugs=$PWD/tests/cuda-sim/bugs
 tree=$target/gpu-bugs
 rm -rf "$tree"
 mkdir -p "$tree"
-# What is built for it stands apart: cargo takes the copy for the same workspace, and would find the bugs fresh for the
-# tree. Times are kept, so that what was built for the last copy is still fresh.
+# Times are kept, so that what was built for the last copy is still fresh.
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp -p --parents --target-directory="$tree"
 for patch in "$bugs"/*.patch; do
   # Not `git apply`, which does nothing in a folder that an outer repository ignores.
   patch --quiet --directory="$tree" --strip=1 <"$patch"
 done
+# The copy's own packages are of another version. Otherwise cargo would take them for those of the tree, and what has bugs
+# for what has none; so the two share what was built of all other packages.
+sed -i '/^\[workspace\.package\]/,/^\[/ s/^version = "0\.1\.0"$/version = "0.1.0-bugs"/' "$tree/Cargo.toml"
+sed -i '/^name = "tidepool/ { n; s/^version = "0\.1\.0"$/version = "0.1.0-bugs"/ }' "$tree/Cargo.lock"
 
 try() {
-  (cd "$tree" && TIDEPOOL_BUG=$1 CARGO_TARGET_DIR=$target/gpu-bugs-built cargo test --locked --quiet --workspace --test gpu -- \
+  (cd "$tree" && TIDEPOOL_BUG=$1 CARGO_TARGET_DIR=$target cargo test --locked --quiet --workspace --test gpu -- \
     scores::a_batch_leaves_nothing_behind_for_the_next) >"$tree/output" 2>&1
 }
 if ! scripts/with-sim.sh true; then
