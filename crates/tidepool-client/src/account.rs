@@ -11,9 +11,10 @@ use std::{
 use tidepool_types::{Epoch, ErrorCode, NodeId};
 
 use crate::{
+    cache::KnownId,
     error::NodeFailure,
     fanout::Gathered,
-    request::{FeatureVectors, Stages},
+    request::{FeatureCounts, Stages},
     split::{FeatureSplit, Split, TableSplit},
 };
 
@@ -231,11 +232,11 @@ impl LookupAccount {
     pub(crate) fn looked_up(
         &self,
         split: &Split<'_>,
-        gathered: &Gathered<'_>,
-        vectors: &[FeatureVectors],
+        gathered: &Gathered,
+        counts: &[FeatureCounts],
         stages: Stages,
     ) {
-        let features = not_found(split, gathered, vectors);
+        let features = not_found(split, gathered, counts);
         self.note(|noted| (noted.features, noted.stages) = (features, Some(stages)));
     }
 }
@@ -253,14 +254,14 @@ enum Fate {
 /// Of each feature of which not all ids were found, which were not.
 pub(crate) fn not_found(
     split: &Split<'_>,
-    gathered: &Gathered<'_>,
-    vectors: &[FeatureVectors],
+    gathered: &Gathered,
+    counts: &[FeatureCounts],
 ) -> Vec<FeatureNote> {
-    let lacks = |v: &FeatureVectors| v.missing_ids > 0 || v.unavailable_ids > 0;
-    let mut fates = if vectors.iter().any(lacks) { fates(split, gathered) } else { Vec::new() };
+    let lacks = |of: &FeatureCounts| of.missing_ids > 0 || of.unavailable_ids > 0;
+    let mut fates = if counts.iter().any(lacks) { fates(split, gathered) } else { Vec::new() };
     let mut left = LookupAccount::MAX_IDS_IN_ALL;
     let mut notes = Vec::new();
-    for (feature, (of_split, of_answer)) in split.features.iter().zip(vectors).enumerate() {
+    for (feature, (of_split, of_answer)) in split.features.iter().zip(counts).enumerate() {
         if !(lacks(of_answer) || of_answer.defaulted_bags > 0) {
             continue;
         }
@@ -294,13 +295,13 @@ pub(crate) fn not_found(
 }
 
 /// Per table and unique id.
-fn fates(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<Vec<Fate>> {
-    let of_cache = |table: &TableSplit<'_>| {
-        let known_missing = |id| !table.known.is_unknown(id) && table.known.row(id).is_none();
+fn fates(split: &Split<'_>, gathered: &Gathered) -> Vec<Vec<Fate>> {
+    let known = |table: &TableSplit<'_>| {
+        let known_missing = |id| table.known.of(id) == KnownId::Missing;
         let fate = |id| if known_missing(id) { Fate::Missing } else { Fate::Found };
         (0..table.ids.len()).map(fate).collect::<Vec<_>>()
     };
-    let mut fates: Vec<_> = split.tables.iter().map(of_cache).collect();
+    let mut fates: Vec<_> = split.tables.iter().map(known).collect();
     for answer in &gathered.answers {
         let of_table = &mut fates[answer.ask.table(split)];
         for (_, id) in answer.ask.ids().iter().enumerate().filter(|(at, _)| answer.is_missing(*at)) {

@@ -208,7 +208,7 @@ mod tests {
         asks,
         request::{FeatureLookup, LookupOptions, LookupRequest, WireForm},
         route::Route,
-        split::Ids,
+        split::{Ahead, Ids},
         topology::NodeAt,
     };
 
@@ -251,7 +251,7 @@ mod tests {
                 weights: Some(vec![1.0, 2.0, 3.0]),
             }],
         };
-        let split = Split::with_cache(&request, &map, 0, None, ids).unwrap();
+        let split = Split::with(&request, &map, 0, Ahead::default(), ids).unwrap();
         let route = Route { nodes: vec![NodeAt(0)], node_of: vec![vec![0]], ..Default::default() };
         let options = LookupOptions { wire_form: Some(form), ..Default::default() };
         let ask = asks::build(&split, &route, &options).remove(0);

@@ -25,9 +25,12 @@ use crate::{
     merge::{merge, stored_rows},
     metrics::{Metrics, NodeMetrics},
     pacing::Pacing,
-    request::{FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages, StoredRow},
+    request::{
+        Counted, FeatureCounts, FeatureLookup, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable,
+        Stages, StoredRow,
+    },
     route::{Choice, Router},
-    split::{Ids, Split},
+    split::{Ahead, Ids, Split},
     topology::Topology,
     trace::{Tap, TapError, TapOptions, TapSlot},
 };
@@ -59,16 +62,19 @@ struct Inner {
 /// What an attempt brought, and where its time went so far.
 pub(crate) struct Attempt<'s, 'm> {
     topology: &'m Topology,
-    pub(crate) split: &'s Split<'m>,
-    pub(crate) gathered: Gathered<'s>,
+    /// Its rows are there for whoever finishes the lookup to take.
+    pub(crate) split: &'s mut Split<'m>,
+    pub(crate) gathered: Gathered,
     stages: Stages,
 }
 
 /// How a lookup is done, beside its options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner<'a> {
-    /// What it knows is not asked for.
-    pub(crate) cache: Option<&'a RowCache>,
+    /// What they know is not asked for.
+    pub(crate) ahead: Ahead<'a>,
+    /// Whether only stored rows will do, whatever the options say.
+    pub(crate) only_rows: bool,
     /// What the ids are.
     pub(crate) ids: Ids,
     /// Where it is noted what becomes of the lookup.
@@ -211,29 +217,38 @@ impl Client {
         options: &LookupOptions,
         account: Option<&LookupAccount>,
     ) -> Result<LookupOutcome, ClientError> {
+        let ahead = Ahead { held: None, cache: self.cache() };
+        let manner = Manner { ahead, only_rows: false, ids: Ids::Asked, account };
+        let vectors = |split: &mut Split<'_>, gathered: &Gathered| {
+            merge(split, &gathered.answers, &gathered.unavailable)
+        };
+        self.look_up(request, options, manner, vectors).await
+    }
+
+    /// One lookup: gathers, fills the cache, has `make` make something of each feature, and counts and notes all of it.
+    pub(crate) async fn look_up<T: Counted>(
+        &self,
+        request: &LookupRequest,
+        options: &LookupOptions,
+        manner: Manner<'_>,
+        make: impl Fn(&mut Split<'_>, &Gathered) -> Vec<T>,
+    ) -> Result<LookupOutcome<T>, ClientError> {
         let start = Instant::now();
         self.inner.tap.note(start, request, options.tenant.as_ref());
-        let cache = self.inner.cache.as_deref();
-        let manner = Manner { cache, ids: Ids::Asked, account };
         let result = self
             .gather(request, options, manner, |attempt| {
                 let Attempt { topology, split, gathered, mut stages } = attempt;
                 let begun = Instant::now();
-                if let Some(cache) = cache {
+                if let Some(cache) = manner.ahead.cache {
                     cache.fill(split, &gathered.answers);
                 }
-                let features = merge(split, &gathered.answers, &gathered.unavailable);
+                let features = make(split, &gathered);
                 stages.merge = begun.elapsed();
-                if let Some(account) = account {
-                    account.looked_up(split, &gathered, &features, stages);
+                let counts: Vec<FeatureCounts> = features.iter().map(Counted::counts).collect();
+                if let Some(account) = manner.account {
+                    account.looked_up(split, &gathered, &counts, stages);
                 }
-                for ((asked, split_feature), vectors) in
-                    request.features.iter().zip(&split.features).zip(&features)
-                {
-                    if let Some(metrics) = topology.metrics.get(split.tables[split_feature.table].at) {
-                        metrics.feature(asked.ids.len(), vectors);
-                    }
-                }
+                count(request, split, topology, &counts);
                 LookupOutcome {
                     features,
                     epoch: topology.map.epoch,
@@ -243,7 +258,8 @@ impl Client {
                     hedges: gathered.hedges,
                     hedges_won: gathered.hedges_won,
                     rows_requested: gathered.rows_requested,
-                    cache_hits: split.tables.iter().map(|table| table.known.hits()).sum(),
+                    cache_hits: split.cache_hits(),
+                    held_ids: split.held_ids(),
                     wire_bytes: gathered.wire_bytes,
                     stages,
                 }
@@ -276,8 +292,11 @@ impl Client {
         timeout: Duration,
     ) -> Result<Vec<StoredRow>, ClientError> {
         let (request, options) = self.asking_for("stored-rows", table_version, ids.to_vec(), timeout);
-        let manner = Manner { cache: None, ids: Ids::Asked, account: None };
-        self.gather(&request, &options, manner, |attempt| stored_rows(attempt.split, &attempt.gathered)).await
+        let manner = Manner { ahead: Ahead::default(), only_rows: true, ids: Ids::Asked, account: None };
+        self.gather(&request, &options, manner, |attempt| {
+            stored_rows(attempt.topology, attempt.split, &attempt.gathered)
+        })
+        .await
     }
 
     /// A request for the rows of `ids`, one by one: all of them, or an error.
@@ -294,6 +313,11 @@ impl Client {
         let request = LookupRequest { request_id: request_id.into(), features: vec![feature] };
         let on_unavailable = OnUnavailable::Fail;
         (request, LookupOptions { timeout, on_unavailable, ..self.default_options() })
+    }
+
+    /// The secret that spreads ids.
+    pub(crate) fn seed(&self) -> u64 {
+        self.inner.seed
     }
 
     /// The cache of rows, if there is one.
@@ -319,7 +343,8 @@ impl Client {
         finish: impl Fn(Attempt<'_, '_>) -> T,
     ) -> Result<T, ClientError> {
         let mut options = options.clone();
-        options.exact |= self.inner.config.exact;
+        // An exact lookup is one of stored rows.
+        options.exact |= self.inner.config.exact || manner.only_rows;
         // A time that no clock can hold is a year.
         let year = Duration::from_secs(365 * 86_400);
         let mut timeout = options.timeout.min(year);
@@ -359,7 +384,7 @@ impl Client {
             account.routed_by(epoch);
         }
         self.follow_with_cache(&topology.map);
-        let split = Split::with_cache(request, &topology.map, inner.seed, manner.cache, manner.ids)?;
+        let mut split = Split::with(request, &topology.map, inner.seed, manner.ahead, manner.ids)?;
         let choice = Choice {
             preferred: inner.config.preferred_group.as_ref().map(|group| group.as_str()),
             spill_factor: inner.config.spill_factor,
@@ -381,7 +406,8 @@ impl Client {
             account: manner.account,
         };
         let asking = Instant::now();
-        match fanout.run(&mut router).await {
+        let ended = fanout.run(&mut router).await;
+        match ended {
             Ok(gathered) => {
                 let partial = !gathered.unavailable.is_empty();
                 if first && partial && self.newer_map(gathered.told, epoch, begun, deadline).await {
@@ -390,7 +416,7 @@ impl Client {
                 let (split_time, node) = (asking - begun, gathered.slowest);
                 let stages =
                     Stages { split: split_time, wait: asking.elapsed(), node, merge: Duration::ZERO };
-                Ok(Some(finish(Attempt { topology: &topology, split: &split, gathered, stages })))
+                Ok(Some(finish(Attempt { topology: &topology, split: &mut split, gathered, stages })))
             }
             Err(error @ ClientError::Unavailable { .. })
                 if first && self.newer_map(error.not_served_epoch(), epoch, begun, deadline).await =>
@@ -415,6 +441,20 @@ impl Client {
         let Some(told) = told.filter(|told| *told > used) else { return false };
         let wait = (left / 2).min(NEWER_MAP_WAIT);
         self.wait_for_map(|map| map.epoch >= told, wait).await.is_ok()
+    }
+}
+
+/// Counts, by table, what came of the features of a lookup.
+fn count(request: &LookupRequest, split: &Split<'_>, topology: &Topology, counts: &[FeatureCounts]) {
+    for ((asked, feature), counts) in request.features.iter().zip(&split.features).zip(counts) {
+        if let Some(metrics) = topology.metrics.get(split.tables[feature.table].at) {
+            metrics.feature(asked.ids.len(), *counts);
+        }
+    }
+    for table in &split.tables {
+        if let Some(metrics) = topology.metrics.get(table.at) {
+            metrics.held(table.known.held());
+        }
     }
 }
 

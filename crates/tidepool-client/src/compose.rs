@@ -142,7 +142,7 @@ impl<'a> Composed<'a> {
 }
 
 /// Ids per bag as the caller gave them; None: each id is a bag of its own, as without pooling.
-fn asked_lengths(feature: &FeatureLookup) -> Option<&[u32]> {
+pub(crate) fn asked_lengths(feature: &FeatureLookup) -> Option<&[u32]> {
     feature.lengths.as_deref().filter(|_| feature.pooling != Pooling::None)
 }
 

@@ -18,7 +18,7 @@ use futures::{
     future::{AbortHandle, Abortable, Aborted},
 };
 use tidepool_proto::v1;
-use tidepool_types::{Epoch, ErrorCode, NodeId};
+use tidepool_types::{Epoch, ErrorCode};
 use tokio::time::{Sleep, sleep_until};
 use tracing::debug;
 
@@ -65,11 +65,11 @@ pub(crate) struct Fanout<'a> {
 
 /// Every needed partition, answered once or given up.
 #[derive(Debug, Default)]
-pub(crate) struct Gathered<'m> {
+pub(crate) struct Gathered {
     /// In the order of the questions.
     pub(crate) answers: Vec<Answered>,
     /// Which node gave each of them.
-    pub(crate) answered_by: Vec<&'m NodeId>,
+    pub(crate) answered_by: Vec<NodeAt>,
     /// Pieces that nobody answered for; none of them unless the options take defaults.
     pub(crate) unavailable: Vec<Piece>,
     /// The newest epoch that a node told of when it did not serve what it was asked.
@@ -85,7 +85,7 @@ pub(crate) struct Gathered<'m> {
     pub(crate) slowest: Duration,
 }
 
-impl Gathered<'_> {
+impl Gathered {
     /// Counts an answer that is used.
     fn count(&mut self, answer: &Answered) {
         self.rows_requested += answer.ask.ids().len() as u64;
@@ -102,7 +102,7 @@ impl Fanout<'_> {
     ///
     /// # Errors
     /// [`ClientError`]: a refusal, the deadline, nobody left to ask, or no retries left.
-    pub(crate) async fn run<'c>(&'c self, router: &mut Router<'c>) -> Result<Gathered<'c>, ClientError> {
+    pub(crate) async fn run<'c>(&'c self, router: &mut Router<'c>) -> Result<Gathered, ClientError> {
         let mut state = State::new(self.account);
         let ended = self.ask_all(router, &mut state).await;
         self.part(&mut state);
@@ -114,7 +114,6 @@ impl Fanout<'_> {
         answers.sort_unstable_by_key(|(number, ..)| *number);
         let mut out = state.out;
         for (_, node, of_call) in answers {
-            let node = self.topology.id(node);
             out.answered_by.resize(out.answered_by.len() + of_call.len(), node);
             of_call.iter().for_each(|answer| out.count(answer));
             out.answers.extend(of_call);

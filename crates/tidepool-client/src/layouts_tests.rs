@@ -13,14 +13,15 @@ use tidepool_types::{
 };
 
 use crate::{
-    answer, asks,
+    answer::{self, Answered},
+    asks::{self, NodeAsk},
     cache::RowCache,
     config::BreakerConfig,
     merge::merge,
     peer::Peer,
     request::{FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
     route::{Choice, Router, Tried},
-    split::{Ids, Split},
+    split::{Ahead, Ids, Split},
     topology::Topology,
 };
 
@@ -265,6 +266,25 @@ pub(crate) fn node_answers(
     out
 }
 
+/// The answers of all nodes that are asked.
+pub(crate) fn all_answer(
+    tables: &[Table],
+    topology: &Topology,
+    split: &Split<'_>,
+    questions: Vec<NodeAsk>,
+) -> Vec<Answered> {
+    let mut answers = Vec::new();
+    for question in questions {
+        let node = topology.id(question.node);
+        let encoded = question.asks.iter().map(|ask| ask.encode(split));
+        let features = encoded.map(|ask| node_answers(tables, &topology.map, node, &ask)).collect();
+        let response =
+            v1::LookupResponse { features, epoch: 1, node: node.to_string(), ..Default::default() };
+        answers.extend(answer::check(split, question.asks, response).unwrap());
+    }
+    answers
+}
+
 /// The oracle: plain loops over the values, one id after the other, and per element the sum of
 /// `|weight x value|` (over the divisor).
 pub(crate) fn oracle(table: &Table, feature: &FeatureLookup) -> (FeatureVectors, Vec<f32>) {
@@ -357,8 +377,8 @@ pub(crate) fn look_up_with(
     cache: Option<&RowCache>,
 ) -> (Vec<FeatureVectors>, usize) {
     let topology = topology_of(map_of(tables, shape));
-    let map = &*topology.map;
-    let split = Split::with_cache(request, map, 0xfeed ^ turn as u64, cache, Ids::Asked).unwrap();
+    let ahead = Ahead { cache, ..Ahead::default() };
+    let split = Split::with(request, &topology.map, 0xfeed ^ turn as u64, ahead, Ids::Asked).unwrap();
     let mut router = Router::new(&topology, &split, choice(turn), Instant::now());
     let (route, nobody) = router.first();
     assert!(nobody.is_empty());
@@ -374,15 +394,7 @@ pub(crate) fn look_up_with(
         assert!(nobody.is_empty());
         questions.extend(asks::build(&split, &route, options));
     }
-    let mut answers = Vec::new();
-    for question in questions {
-        let node = topology.id(question.node);
-        let encoded = question.asks.iter().map(|ask| ask.encode(&split));
-        let features = encoded.map(|ask| node_answers(tables, map, node, &ask)).collect();
-        let response =
-            v1::LookupResponse { features, epoch: 1, node: node.to_string(), ..Default::default() };
-        answers.extend(answer::check(&split, question.asks, response).unwrap());
-    }
+    let answers = all_answer(tables, &topology, &split, questions);
     if let Some(cache) = cache {
         cache.fill(&split, &answers);
     }

@@ -23,6 +23,7 @@ mod config;
 mod error;
 mod fanout;
 mod follow;
+mod hand_on;
 mod labels;
 mod latency;
 mod local;
@@ -33,6 +34,8 @@ mod pacing;
 mod peer;
 mod request;
 mod route;
+mod row_lookup;
+mod rows;
 mod split;
 mod stream;
 mod topology;
@@ -44,6 +47,8 @@ mod transport;
 mod layouts_tests;
 #[cfg(test)]
 mod partial_tests;
+#[cfg(test)]
+mod rows_tests;
 
 // The map is part of this interface ([`Client::with_map`]): callers need not know where it is made.
 pub use tidepool_cluster::{ClusterMap, ReleaseEntry};
@@ -57,7 +62,8 @@ pub use config::{BreakerConfig, ClientConfig, HedgeConfig, RetryConfig};
 pub use error::{ClientError, NodeError, NodeFailure};
 pub use local::{LocalTables, PutRow};
 pub use request::{
-    FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable, Stages,
-    StoredRow, WireBytes, WireForm,
+    Counted, FeatureCounts, FeatureLookup, FeatureVectors, LookupOptions, LookupOutcome, LookupRequest,
+    OnUnavailable, Stages, StoredRow, WireBytes, WireForm,
 };
+pub use rows::{BagCounts, FeatureRows, FetchedRows, Held, Holding, TableRows, UniqueRow};
 pub use traceparent::TraceParent;

@@ -6,11 +6,12 @@ use tidepool_cluster::{ClusterMap, Placement, TableLayout};
 use tidepool_types::TableSchema;
 
 use crate::{
-    cache::Known,
     error::ClientError,
+    hand_on::hand_on,
     merge::merge,
     request::{LookupOutcome, LookupRequest},
-    split::{Ids, Split},
+    rows::{FeatureRows, Held},
+    split::{Ahead, Ids, Split},
 };
 
 /// Says which row of a table is whose: called with the place of an id among those asked for, and its row as stored.
@@ -42,23 +43,66 @@ impl LocalTables {
     pub fn look_up(
         &self,
         request: &LookupRequest,
-        mut rows: impl FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String>,
+        rows: impl FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String>,
     ) -> Result<LookupOutcome, ClientError> {
+        let (split, asked) = self.split(request, None, rows)?;
+        let features = merge(&split, &[], &[]);
+        Ok(LookupOutcome { features, rows_requested: asked, ..LookupOutcome::default() })
+    }
+
+    /// As [`look_up`](Self::look_up), but hands on stored rows, as [`Client::lookup_rows`](crate::Client::lookup_rows) does;
+    /// `rows` is not asked for what is `held`.
+    ///
+    /// # Errors
+    /// As [`look_up`](Self::look_up).
+    pub fn look_up_rows(
+        &self,
+        request: &LookupRequest,
+        held: Option<&dyn Held>,
+        rows: impl FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String>,
+    ) -> Result<LookupOutcome<FeatureRows>, ClientError> {
+        let (mut split, asked) = self.split(request, held, rows)?;
+        let features = hand_on(request, &mut split, &[]);
+        let held_ids = split.held_ids();
+        Ok(LookupOutcome { features, rows_requested: asked, held_ids, ..LookupOutcome::default() })
+    }
+
+    /// The request with all of its rows, and how many ids `rows` was asked for.
+    fn split<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        held: Option<&dyn Held>,
+        mut rows: impl FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String>,
+    ) -> Result<(Split<'a>, u64), ClientError> {
         // Who chooses ids here cannot keep anybody else waiting: the seed is no secret.
-        let mut split = Split::with_cache(request, &self.map, 0, None, Ids::Asked)?;
+        let mut split = Split::with(request, &self.map, 0, Ahead { held, cache: None }, Ids::Asked)?;
         let mut asked = 0;
         for table in &mut split.tables {
-            asked += table.ids.len() as u64;
-            let mut known = Known::whole(table.layout.schema.row_bytes(), table.ids.len());
-            rows(table.at, &table.ids, &mut |id, row| known.put_bytes(id, row)).map_err(|problem| {
+            let row_bytes = table.layout.schema.row_bytes();
+            let mut found = std::mem::take(&mut table.known).more(row_bytes, table.ids.len());
+            let answered = match found.unknown() {
+                None => {
+                    asked += table.ids.len() as u64;
+                    rows(table.at, &table.ids, &mut |at, row| found.put_bytes(at, row))
+                }
+                Some(places) => {
+                    asked += places.len() as u64;
+                    let ids: Vec<u64> = places.iter().map(|place| table.ids[*place as usize]).collect();
+                    rows(table.at, &ids, &mut |at, row| {
+                        if let Some(place) = places.get(at) {
+                            found.put_bytes(*place as usize, row);
+                        }
+                    })
+                }
+            };
+            answered.map_err(|problem| {
                 let table = &table.layout.schema.table_version;
                 let asks = request.features.iter().position(|feature| feature.table_version == *table);
                 ClientError::Invalid { feature: asks.unwrap_or(0), table: table.clone(), problem }
             })?;
-            table.known = known;
+            table.known = found.whole();
         }
-        let features = merge(&split, &[], &[]);
-        Ok(LookupOutcome { features, rows_requested: asked, ..LookupOutcome::default() })
+        Ok((split, asked))
     }
 }
 

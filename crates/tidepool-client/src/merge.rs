@@ -14,6 +14,7 @@ use crate::{
     request::{FeatureVectors, StoredRow},
     route::Piece,
     split::{FeatureSplit, Split, TableSplit, as_u32},
+    topology::Topology,
 };
 
 /// What has been answered about the unique ids of one table.
@@ -110,7 +111,7 @@ fn lost_ids(
 
 /// What was gathered for the first feature, an unpooled one, row by row: as stored, and from which node. Of a
 /// composite table, all rows of an id, then all of the next.
-pub(crate) fn stored_rows(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<StoredRow> {
+pub(crate) fn stored_rows(topology: &Topology, split: &Split<'_>, gathered: &Gathered) -> Vec<StoredRow> {
     let Some(feature) = split.features.first() else { return Vec::new() };
     let table = &split.tables[feature.table];
     let row_bytes = table.layout.schema.row_bytes();
@@ -128,7 +129,7 @@ pub(crate) fn stored_rows(split: &Split<'_>, gathered: &Gathered<'_>) -> Vec<Sto
             let partition = table.partitions[table.slot_of[at] as usize];
             let row_id = table.ids[at];
             let id = feature.composed.map_or(row_id, |composed| composed.id_of(member));
-            Some(StoredRow { id, row_id, partition, node: node.clone(), row })
+            Some(StoredRow { id, row_id, partition, node: topology.id(node).clone(), row })
         })
         .collect()
 }

@@ -18,7 +18,7 @@ use crate::{
     error::ClientError,
     follow::Follow,
     labels::TableLabels,
-    request::{FeatureVectors, LookupOutcome, Stages},
+    request::{Counted, FeatureCounts, LookupOutcome, Stages},
 };
 
 /// The metrics of one client, all named `tidepool_client_...`.
@@ -49,7 +49,9 @@ pub(crate) struct Metrics {
     missing: IntCounterVec,
     unavailable: IntCounterVec,
     defaulted: IntCounterVec,
-    /// Which tables those four have series of.
+    /// Per table, without repetitions: ids that nobody was asked for.
+    held: IntCounterVec,
+    /// Which tables those five have series of.
     tables: TableLabels,
     /// Bytes of packed numbers, both ways, by wire form.
     wire_bytes: [IntCounter; 2],
@@ -64,6 +66,7 @@ pub(crate) struct TableMetrics {
     missing: IntCounter,
     unavailable: IntCounter,
     defaulted: IntCounter,
+    held: IntCounter,
 }
 
 impl Metrics {
@@ -119,6 +122,11 @@ impl Metrics {
             missing: by_label("missing_ids_total", "Ids that were not in their table", "table")?,
             unavailable: by_label("unavailable_ids_total", "Ids that nobody answered for", "table")?,
             defaulted: by_label("defaulted_bags_total", "Vectors that became a default row", "table")?,
+            held: by_label(
+                "held_ids_total",
+                "Ids whose rows whoever asks holds, after deduplication",
+                "table",
+            )?,
             tables: TableLabels::default(),
             wire_bytes: ["gather", "pool"].map(|form| wire_bytes.with_label_values(&[form])),
             epoch,
@@ -132,13 +140,14 @@ impl Metrics {
             missing: self.missing.with_label_values(&[label]),
             unavailable: self.unavailable.with_label_values(&[label]),
             defaulted: self.defaulted.with_label_values(&[label]),
+            held: self.held.with_label_values(&[label]),
         })
     }
 
     /// The counters of each layout of `map`, in its order. The series of tables that it does not have are let go.
     pub(crate) fn tables(&self, map: &ClusterMap) -> Vec<TableMetrics> {
         self.tables.follow(map, |label| {
-            for series in [&self.ids, &self.missing, &self.unavailable, &self.defaulted] {
+            for series in [&self.ids, &self.missing, &self.unavailable, &self.defaulted, &self.held] {
                 // They were made together; there is none if somebody has removed it before.
                 let _ = series.remove_label_values(&[label]);
             }
@@ -168,7 +177,7 @@ impl Metrics {
     }
 
     /// A lookup has ended.
-    pub(crate) fn lookup(&self, result: &Result<LookupOutcome, ClientError>, took: Duration) {
+    pub(crate) fn lookup<T: Counted>(&self, result: &Result<LookupOutcome<T>, ClientError>, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
         let code = match result {
             Ok(outcome) if outcome.partial() => "partial",
@@ -193,12 +202,20 @@ impl Metrics {
 }
 
 impl TableMetrics {
-    /// A feature that asked for `ids` ids of this table has its vectors.
-    pub(crate) fn feature(&self, ids: usize, vectors: &FeatureVectors) {
+    /// A feature that asked for `ids` ids of this table has its vectors or rows.
+    pub(crate) fn feature(&self, ids: usize, counts: FeatureCounts) {
         self.ids.inc_by(ids as u64);
-        self.missing.inc_by(vectors.missing_ids.into());
-        self.unavailable.inc_by(vectors.unavailable_ids.into());
-        self.defaulted.inc_by(vectors.defaulted_bags.into());
+        self.missing.inc_by(counts.missing_ids.into());
+        self.unavailable.inc_by(counts.unavailable_ids.into());
+        self.defaulted.inc_by(counts.defaulted_bags.into());
+    }
+
+    /// Of a lookup's unique ids of this table so many were asked of nobody.
+    pub(crate) fn held(&self, ids: u64) {
+        // Of nearly every table it is none, and a counter is written by all threads.
+        if ids > 0 {
+            self.held.inc_by(ids);
+        }
     }
 }
 
@@ -258,6 +275,7 @@ mod tests {
     use crate::{
         labels::MAX_TABLES,
         layouts_tests::{map_of_schemas, schema},
+        request::FeatureVectors,
     };
 
     #[test]
@@ -265,8 +283,9 @@ mod tests {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
         assert!(Metrics::new(&registry).is_err(), "the names are taken");
-        metrics.lookup(&Ok(LookupOutcome { rows_requested: 5, ..Default::default() }), Duration::ZERO);
-        metrics.lookup(&Err(ClientError::NoMap), Duration::ZERO);
+        let ok = LookupOutcome::<FeatureVectors> { rows_requested: 5, ..Default::default() };
+        metrics.lookup(&Ok(ok), Duration::ZERO);
+        metrics.lookup::<FeatureVectors>(&Err(ClientError::NoMap), Duration::ZERO);
         metrics.rpc(Some(ErrorCode::Overloaded), Duration::ZERO);
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         for line in [

@@ -8,14 +8,14 @@ use tidepool_types::{Composite, Pooling};
 
 use crate::{
     account::{FeatureNote, LookupAccount, not_found},
-    answer, asks,
+    asks,
     fanout::Gathered,
     layouts_tests::{
-        FeatureSeed, Shape, Table, any_feature, any_table, choice, feature, map_of, node_answers, oracle,
+        FeatureSeed, Shape, Table, all_answer, any_feature, any_table, choice, feature, map_of, oracle,
         topology_of,
     },
     merge::merge,
-    request::{FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
+    request::{Counted, FeatureLookup, FeatureVectors, LookupOptions, LookupRequest, WireForm},
     route::{Piece, Router},
     split::Split,
 };
@@ -44,22 +44,11 @@ fn without_one_node(
         let number = tables.iter().position(|t| t.version == schema.table_version).unwrap();
         lost.extend(of_ids.map(|(row, _)| (number, *row)));
     }
-    let mut answers = Vec::new();
-    for question in questions {
-        let node = topology.id(question.node);
-        let encoded = question.asks.iter().map(|ask| ask.encode(&split));
-        let features = encoded.map(|ask| node_answers(tables, &topology.map, node, &ask)).collect();
-        let response = tidepool_proto::v1::LookupResponse {
-            features,
-            epoch: 1,
-            node: node.to_string(),
-            ..Default::default()
-        };
-        answers.extend(answer::check(&split, question.asks, response).unwrap());
-    }
+    let answers = all_answer(tables, &topology, &split, questions);
     let vectors = merge(&split, &answers, &unavailable);
     let gathered = Gathered { answers, unavailable, ..Gathered::default() };
-    let notes = not_found(&split, &gathered, &vectors);
+    let counts: Vec<_> = vectors.iter().map(Counted::counts).collect();
+    let notes = not_found(&split, &gathered, &counts);
     (vectors, notes, lost)
 }
 

@@ -110,11 +110,11 @@ pub struct StoredRow {
     pub row: Option<Bytes>,
 }
 
-/// The answer to a [`LookupRequest`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LookupOutcome {
+/// The answer to a [`LookupRequest`]: vectors, or the rows that they would be made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LookupOutcome<T = FeatureVectors> {
     /// One per feature of the request, in its order.
-    pub features: Vec<FeatureVectors>,
+    pub features: Vec<T>,
     /// The epoch of the map that it was routed by.
     pub epoch: Epoch,
     /// Nodes that were asked.
@@ -131,35 +131,81 @@ pub struct LookupOutcome {
     pub rows_requested: u64,
     /// Ids that needed no asking, after deduplication: the cache knew them.
     pub cache_hits: u64,
+    /// Ids that neither a node nor the cache was asked for, after deduplication: whoever asks holds their rows, or knows that
+    /// there are none.
+    pub held_ids: u64,
     /// Bytes that the answered questions and their answers took.
     pub wire_bytes: WireBytes,
     /// Where the time went.
     pub stages: Stages,
 }
 
-impl LookupOutcome {
+impl<T> Default for LookupOutcome<T> {
+    fn default() -> Self {
+        Self {
+            features: Vec::new(),
+            epoch: Epoch::default(),
+            nodes_touched: 0,
+            fallbacks: 0,
+            retries: 0,
+            hedges: 0,
+            hedges_won: 0,
+            rows_requested: 0,
+            cache_hits: 0,
+            held_ids: 0,
+            wire_bytes: WireBytes::default(),
+            stages: Stages::default(),
+        }
+    }
+}
+
+/// What is counted of one feature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeatureCounts {
+    /// Ids that are not in the table, repetitions counted.
+    pub missing_ids: u32,
+    /// Ids whose partition nobody answered for, repetitions counted.
+    pub unavailable_ids: u32,
+    /// Vectors that are the table's default row. Of rows that are handed on: as far as that is known before they are pooled.
+    pub defaulted_bags: u32,
+}
+
+/// What comes of a feature: vectors, or rows.
+pub trait Counted {
+    /// What is counted of it.
+    fn counts(&self) -> FeatureCounts;
+}
+
+impl Counted for FeatureVectors {
+    fn counts(&self) -> FeatureCounts {
+        let Self { missing_ids, unavailable_ids, defaulted_bags, .. } = *self;
+        FeatureCounts { missing_ids, unavailable_ids, defaulted_bags }
+    }
+}
+
+impl<T: Counted> LookupOutcome<T> {
     /// Whether some ids could not be looked up, so that the vectors are not what they should be.
     #[must_use]
     pub fn partial(&self) -> bool {
-        self.features.iter().any(|feature| feature.unavailable_ids > 0)
+        self.features.iter().any(|feature| feature.counts().unavailable_ids > 0)
     }
 
     /// Ids of all features whose partition nobody answered for, repetitions counted.
     #[must_use]
     pub fn unavailable_ids(&self) -> u64 {
-        self.features.iter().map(|feature| u64::from(feature.unavailable_ids)).sum()
+        self.features.iter().map(|feature| u64::from(feature.counts().unavailable_ids)).sum()
     }
 
     /// Ids of all features that are in no table, repetitions counted.
     #[must_use]
     pub fn missing_ids(&self) -> u64 {
-        self.features.iter().map(|feature| u64::from(feature.missing_ids)).sum()
+        self.features.iter().map(|feature| u64::from(feature.counts().missing_ids)).sum()
     }
 
     /// Vectors of all features that are a default row.
     #[must_use]
     pub fn defaulted_bags(&self) -> u64 {
-        self.features.iter().map(|feature| u64::from(feature.defaulted_bags)).sum()
+        self.features.iter().map(|feature| u64::from(feature.counts().defaulted_bags)).sum()
     }
 }
 
@@ -172,7 +218,7 @@ pub struct Stages {
     pub wait: Duration,
     /// Of that, what the slowest of the nodes whose answers were used says that it took.
     pub node: Duration,
-    /// To make vectors of the answers.
+    /// To make of the answers vectors, or rows to hand on.
     pub merge: Duration,
 }
 

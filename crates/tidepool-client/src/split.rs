@@ -3,13 +3,14 @@
 use std::{borrow::Cow, ops::Range};
 
 use tidepool_cluster::{ClusterMap, TableLayout};
-use tidepool_types::{Composite, PartitionIndex, Pooling, mix64};
+use tidepool_types::{Composite, PartitionIndex, Pooling, TableSchema, mix64};
 
 use crate::{
-    cache::{Known, RowCache},
+    cache::{Finding, Known, RowCache},
     compose::{self, Bags, Composed},
     error::ClientError,
     request::{FeatureLookup, LookupRequest},
+    rows::Held,
 };
 
 /// A request by table and partition; nothing in it depends on which node serves what.
@@ -28,8 +29,38 @@ pub(crate) struct Split<'a> {
 pub(crate) enum Ids {
     /// Those that people ask for: of a composite table each has several rows.
     Asked,
-    /// Of rows: of a composite table their numbers.
+    /// Of rows: of a composite table their numbers. Nobody waits for vectors of them, so the cache is none the wiser.
     Rows,
+}
+
+/// Who is asked ahead of the nodes. What they know is not asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ahead<'a> {
+    /// Rows that whoever asks has. Asked first.
+    pub(crate) held: Option<&'a dyn Held>,
+    /// Rows that are kept here.
+    pub(crate) cache: Option<&'a RowCache>,
+}
+
+impl Ahead<'_> {
+    /// What is known of the unique ids of a table, of which `kind` says what they are.
+    fn known(&self, schema: &TableSchema, ids: &[u64], kind: Ids) -> Known {
+        let mut holdings = Vec::new();
+        let holds = self.held.is_some_and(|held| held.hold(&schema.table_version, ids, &mut holdings));
+        if !holds && self.cache.is_none() {
+            return Known::default();
+        }
+        let mut found = Finding::nothing(schema.row_bytes(), ids.len());
+        if holds {
+            found.hold(&holdings);
+        }
+        match (self.cache, kind) {
+            (Some(cache), Ids::Asked) => cache.read_rest(schema, ids, &mut found),
+            (Some(cache), Ids::Rows) => cache.peek_rest(schema, ids, &mut found),
+            (None, _) => {}
+        }
+        found.done()
+    }
 }
 
 /// The ids of all features that use one table.
@@ -41,7 +72,7 @@ pub(crate) struct TableSplit<'a> {
     pub(crate) at: usize,
     /// Each id once, in the order of first use. Of a composite table: the numbers of its rows.
     pub(crate) ids: Vec<u64>,
-    /// What a cache knew of them; the rest is asked for.
+    /// What was known of them ahead; the rest is asked for.
     pub(crate) known: Known,
     /// Per unique id: which of `partitions` it lives in, or [`NOT_ASKED`](Self::NOT_ASKED).
     pub(crate) slot_of: Vec<u32>,
@@ -95,20 +126,20 @@ impl<'a> Split<'a> {
         map: &'a ClusterMap,
         seed: u64,
     ) -> Result<Self, ClientError> {
-        Self::with_cache(request, map, seed, None, Ids::Asked)
+        Self::with(request, map, seed, Ahead::default(), Ids::Asked)
     }
 
-    /// Splits `request` by the layouts of `map`, and takes from `cache` what it knows. `seed` spreads the ids
+    /// Splits `request` by the layouts of `map`, and asks those who are `ahead` what they know. `seed` spreads the ids
     /// in the deduplication table, so that nobody who chooses ids can make them collide; the result does not
     /// depend on it.
     ///
     /// # Errors
     /// [`ClientError::UnknownTable`], or [`ClientError::Invalid`] naming the feature.
-    pub(crate) fn with_cache(
+    pub(crate) fn with(
         request: &'a LookupRequest,
         map: &'a ClusterMap,
         seed: u64,
-        cache: Option<&RowCache>,
+        ahead: Ahead<'_>,
         ids: Ids,
     ) -> Result<Self, ClientError> {
         let mut tables: Vec<TableSplit<'a>> = Vec::new();
@@ -165,12 +196,22 @@ impl<'a> Split<'a> {
         });
         let features = features.collect();
         for table in &mut tables {
-            if let Some(cache) = cache {
-                table.known = cache.read(&table.layout.schema, &table.ids);
-            }
+            table.known = ahead.known(&table.layout.schema, &table.ids, ids);
             table.locate();
         }
-        Ok(Self { tables, features, learns: cache.is_some_and(RowCache::learns) })
+        Ok(Self { tables, features, learns: ids == Ids::Asked && ahead.cache.is_some_and(RowCache::learns) })
+    }
+}
+
+impl Split<'_> {
+    /// Unique ids that the cache knew.
+    pub(crate) fn cache_hits(&self) -> u64 {
+        self.tables.iter().map(|table| table.known.hits()).sum()
+    }
+
+    /// Unique ids that nobody was asked for.
+    pub(crate) fn held_ids(&self) -> u64 {
+        self.tables.iter().map(|table| table.known.held()).sum()
     }
 }
 
@@ -230,21 +271,22 @@ fn check(at: usize, feature: &FeatureLookup) -> Result<(), ClientError> {
 }
 
 /// An open-addressing table from id to its position among the unique ids; one flat allocation, linear probes.
-struct Unique {
+pub(crate) struct Unique {
     /// Position plus one; 0 is free.
     slots: Vec<u32>,
     seed: u64,
 }
 
 impl Unique {
-    fn new(ids: usize, seed: u64) -> Self {
+    /// For so many ids at most.
+    pub(crate) fn new(ids: usize, seed: u64) -> Self {
         Self { slots: vec![0; (ids * 2).next_power_of_two()], seed }
     }
 
     /// The position of `id` in `ids`, where it is put when it is new.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "masked to the table's length")]
-    fn position(&mut self, id: u64, ids: &mut Vec<u64>) -> u32 {
+    pub(crate) fn position(&mut self, id: u64, ids: &mut Vec<u64>) -> u32 {
         let mask = self.slots.len() - 1;
         let mut at = mix64(id ^ self.seed) as usize & mask;
         loop {

@@ -30,7 +30,7 @@ use tidepool_cluster::ClusterMap;
 use tidepool_types::{TableSchema, TableVersion};
 
 pub use self::hot_ids::{BadHotIds, HotIds};
-pub(crate) use self::known::Known;
+pub(crate) use self::known::{Finding, Known, KnownId};
 pub use self::warm::Warmed;
 use self::{
     metrics::{CacheMetrics, TableCounts},
@@ -122,12 +122,10 @@ impl RowCache {
 
     /// The table of `schema`, which is made when it is new.
     pub(crate) fn table(&self, schema: &TableSchema) -> Arc<CachedTable> {
-        let row_bytes = schema.row_bytes();
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = tables.get(&schema.table_version).filter(|t| t.row_bytes == row_bytes) {
-            return known.clone();
+        if let Some(known) = self.known_table(schema) {
+            return known;
         }
-        drop(tables);
+        let row_bytes = schema.row_bytes();
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         // Somebody else may have made it meanwhile.
         if let Some(known) = tables.get(&schema.table_version).filter(|t| t.row_bytes == row_bytes) {
@@ -140,26 +138,82 @@ impl RowCache {
         table
     }
 
+    /// The table of `schema`, if rows of it have been asked for or kept.
+    fn known_table(&self, schema: &TableSchema) -> Option<Arc<CachedTable>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.get(&schema.table_version).filter(|t| t.row_bytes == schema.row_bytes()).cloned()
+    }
+
     /// What is known of `ids`, which are all different.
     pub(crate) fn read(&self, schema: &TableSchema, ids: &[u64]) -> Known {
+        let mut found = Finding::nothing(schema.row_bytes(), ids.len());
+        self.read_rest(schema, ids, &mut found);
+        found.done()
+    }
+
+    /// Adds to what has been `found` of `ids`, which are all different. What something is known of already is not looked for,
+    /// and neither a hit nor a miss.
+    pub(crate) fn read_rest(&self, schema: &TableSchema, ids: &[u64], found: &mut Finding) {
         let table = self.table(schema);
-        let mut known = Known::new(table.row_bytes, ids.len());
+        let before = found.hits();
+        let looked_for = self.look_for(&table, ids, Shard::get, found);
+        if let Some(counts) = &table.counts {
+            let hits = found.hits() - before;
+            counts.read(hits, looked_for as u64 - hits);
+        }
+    }
+
+    /// The same, but leaves no trace: it is no lookup of somebody who wants these rows, so no hit, no miss and no use is
+    /// counted, and no row stays for longer.
+    pub(crate) fn peek_rest(&self, schema: &TableSchema, ids: &[u64], found: &mut Finding) {
+        if let Some(table) = self.known_table(schema) {
+            self.look_for(&table, ids, Shard::peek, found);
+        }
+    }
+
+    /// Looks for those of `ids` that nothing has been found of, and says how many they are.
+    fn look_for(
+        &self,
+        table: &CachedTable,
+        ids: &[u64],
+        get: impl for<'s> Fn(&'s Shard, Key) -> Option<&'s Row>,
+        found: &mut Finding,
+    ) -> usize {
+        match found.unknown() {
+            None => {
+                self.read_items(table, ids, |id| *id, |at, _| at, get, found);
+                ids.len()
+            }
+            Some(places) => {
+                self.read_items(table, &places, |place| ids[*place as usize], |_, place| *place, get, found);
+                places.len()
+            }
+        }
+    }
+
+    /// Looks for items of which each has an id, and a place among those of which something is found out.
+    fn read_items<T>(
+        &self,
+        table: &CachedTable,
+        items: &[T],
+        id_of: impl Fn(&T) -> u64,
+        place_of: impl Fn(u32, &T) -> u32,
+        get: impl for<'s> Fn(&'s Shard, Key) -> Option<&'s Row>,
+        found: &mut Finding,
+    ) {
         self.by_shard(
-            ids,
-            |id| Key::new(table.number, *id),
+            items,
+            |item| Key::new(table.number, id_of(item)),
             |shard, positions| {
                 let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
                 for at in positions {
-                    if let Some(row) = shard.get(Key::new(table.number, ids[*at as usize])) {
-                        known.put(*at as usize, row);
+                    let item = &items[*at as usize];
+                    if let Some(row) = get(&shard, Key::new(table.number, id_of(item))) {
+                        found.put(place_of(*at, item) as usize, row);
                     }
                 }
             },
         );
-        if let Some(counts) = &table.counts {
-            counts.read(known.hits(), ids.len() as u64 - known.hits());
-        }
-        known
     }
 
     /// Keeps what was gathered.

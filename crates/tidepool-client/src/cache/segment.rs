@@ -89,6 +89,12 @@ impl Segment {
         Some(row)
     }
 
+    /// The same, but leaves no trace: neither a use nor that the row is wanted.
+    #[inline]
+    pub(super) fn peek(&self, key: Key) -> Option<&Row> {
+        self.cache.peek(&key)
+    }
+
     /// Puts a row in.
     pub(super) fn insert(&mut self, key: Key, row: Row) -> Inserted {
         let mut evicted = 0;

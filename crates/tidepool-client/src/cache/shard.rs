@@ -35,6 +35,12 @@ impl Shard {
         self.segments[self.place(key)].get(key)
     }
 
+    /// The same, but leaves no trace.
+    #[inline]
+    pub(super) fn peek(&self, key: Key) -> Option<&Row> {
+        self.segments[self.place(key)].peek(key)
+    }
+
     /// Puts a row in.
     pub(super) fn insert(&mut self, key: Key, row: Row) -> Inserted {
         let place = self.place(key);

@@ -88,6 +88,33 @@ fn hot_ids_come_by_how_often_they_were_asked_for() {
 }
 
 #[test]
+fn who_peeks_leaves_no_trace() {
+    let registry = prometheus::Registry::new();
+    let cache = RowCache::new(1 << 20, 7, Some(&registry)).unwrap();
+    let a = schema("a", 32);
+    let peek = |ids: &[u64]| {
+        let mut found = Finding::nothing(a.row_bytes(), ids.len());
+        cache.peek_rest(&a, ids, &mut found);
+        found.done()
+    };
+    assert_eq!(peek(&[3]).hits(), 0);
+    assert!(cache.tables.read().unwrap().is_empty(), "no table is made for it");
+    put(&cache, &a, 1..10);
+    assert_eq!(cache.read(&a, &[5]).hits(), 1);
+    for _ in 0..9 {
+        let known = peek(&[3, 7, 50]);
+        assert_eq!((known.hits(), known.row(0)), (2, Some(&row_of(3, a.row_bytes())[..])));
+        assert_eq!((known.of(1), known.of(2)), (KnownId::Missing, KnownId::Unknown));
+    }
+    assert_eq!(cache.hot_ids(&a.table_version, 2), [5, 1], "3 has not been asked for");
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    for (of, count) in [("hits", 1), ("misses", 0)] {
+        let line = format!("tidepool_client_cache_{of}_total{{table=\"a\"}} {count}\n");
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
 fn tables_that_left_the_map_are_forgotten_for_good() {
     let cache = RowCache::new(1 << 20, 7, None).unwrap();
     let (a, b) = (schema("a", 32), schema("b", 32));

@@ -6,14 +6,7 @@ use std::time::{Duration, Instant};
 use tidepool_types::TableVersion;
 
 use super::HotIds;
-use crate::{
-    Client, ClientError,
-    client::{Attempt, Manner},
-    split::Ids,
-};
-
-/// Ids that are asked for at a time: few enough that the lookups of others do not wait for them.
-const BATCH_IDS: usize = 4096;
+use crate::{Client, ClientError, client::Attempt, row_lookup::PIECE_IDS};
 
 /// What came of a warming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +53,7 @@ impl Client {
     ) -> Result<Warmed, ClientError> {
         let mut warmed = Warmed::default();
         let start = Instant::now();
-        for batch in ids.chunks(BATCH_IDS) {
+        for batch in ids.chunks(PIECE_IDS) {
             let left = within.saturating_sub(start.elapsed());
             if left.is_zero() {
                 break;
@@ -84,20 +77,11 @@ impl Client {
         ids: &[u64],
         left: Duration,
     ) -> Result<(u64, u64), ClientError> {
-        // Another version of a composite table may have had more rows than this one. What is asked for beyond
-        // them no caller ever asks for.
-        let map = self.map();
-        let schema = map.layout(table_version).map(|layout| &layout.schema);
-        let rows = schema.filter(|schema| schema.composite.is_some()).map(|schema| schema.rows);
-        let ids = ids.iter().copied().filter(|id| rows.is_none_or(|rows| *id < rows)).collect();
-        let (request, options) = self.asking_for("warm", table_version, ids, left);
-        let cache = self.cache();
-        let manner = Manner { cache, ids: Ids::Rows, account: None };
-        self.gather(&request, &options, manner, |Attempt { split, gathered, .. }| {
-            if let Some(cache) = cache {
+        self.gather_rows("warm", table_version, ids, left, |Attempt { split, gathered, .. }| {
+            if let Some(cache) = self.cache() {
                 cache.fill(split, &gathered.answers);
             }
-            (split.tables.iter().map(|table| table.known.hits()).sum(), gathered.rows_requested)
+            (split.cache_hits(), gathered.rows_requested)
         })
         .await
     }

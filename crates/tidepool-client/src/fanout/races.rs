@@ -72,7 +72,7 @@ pub(super) struct State<'c> {
     pub(super) nodes: Vec<NodeAt>,
     /// Number, node and answers of each call that counts.
     pub(super) answers: Vec<(usize, NodeAt, Vec<Answered>)>,
-    pub(super) out: Gathered<'c>,
+    pub(super) out: Gathered,
     account: Option<&'c LookupAccount>,
 }
 

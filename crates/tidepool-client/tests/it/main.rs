@@ -6,4 +6,5 @@ mod fake;
 mod lookups;
 mod maps;
 mod resilience;
+mod rows;
 mod streams;
