@@ -18,7 +18,8 @@ mod write;
 
 pub use cuda::{Answered, Around, RowFeed, resident, rows, select};
 pub use cuda::{
-    Bucket, Cost, CudaDevice, CudaError, CudaModel, CudaOptions, Device, MemoryUse, Precision, Rates,
+    Bound, Bucket, Cost, CudaDevice, CudaError, CudaModel, CudaOptions, Device, MemoryUse, Precision, Rates,
+    Usage,
 };
 pub use error::DenseError;
 pub use model::{DenseBatch, DenseModel};

@@ -174,6 +174,7 @@ impl Bench {
         };
         let table = RowTable { format: RowFormat::Int4, dim: DIM, rows: unique as u32 };
         let layout = RowsLayout::new(vec![table], vec![input], members as u32).unwrap();
+        let counts = layout.room().clone();
         let mut expander = RowExpander::new(&self.device, layout, None).unwrap();
         let rows = stored(unique);
         let seconds = self.seconds(|times| {
@@ -194,7 +195,7 @@ impl Bench {
                 };
                 positions.chunks(BAG).try_for_each(|bag| writer.bag(0, bag, &[]))
             };
-            expander.timed(&[bags as u32], staged, times).unwrap()
+            expander.timed(&counts, &[bags as u32], staged, times).unwrap()
         });
         let row = RowFormat::Int4.row_bytes(DIM) as f64;
         let mut bytes = members as f64 * (row + 4.0) + bags as f64 * f64::from(DIM * 4);

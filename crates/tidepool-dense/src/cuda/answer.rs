@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     CudaError, CudaModel,
+    around::Prepared,
+    packing::floats,
     resident::ResidentSet,
-    rows::{RowsError, RowsWriter},
+    rows::{RowCounts, RowsError, RowsWriter},
     select::{SelectRequest, Selected, Wanted},
-    staging::Piece,
+    staging::{Brought, Piece},
     worker::Lane,
 };
 use crate::{DenseBatch, DenseError, model::check};
@@ -24,20 +26,34 @@ pub struct Answered {
 }
 
 impl CudaModel {
+    /// Which inputs of the contract are made of rows, and of how many ids at most in the bucket at `bucket` of the options.
+    ///
+    /// # Panics
+    /// When there are not so many buckets.
+    pub fn room_for_ids(&self, bucket: usize) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.common.around.iter().flat_map(move |around| {
+            let inputs = around.buckets[bucket].rows.inputs().iter().enumerate();
+            inputs.map(|(feed, input)| (around.input(feed), input.ids))
+        })
+    }
+
     /// Runs a batch of a model that was loaded with [`Around`](super::Around). Inputs that come as rows are empty in
     /// `batch`; `stage` writes them, one bag for each request or row, in the order of the feeds. With a selection
     /// `requests` say what each request wants, and the rows of each must follow those of the one before.
     ///
-    /// A resident set that `stage` names is kept until the device is done with the batch. The batch must fit a bucket,
-    /// since nobody else can cut bags and selections: callers form batches by [`CudaOptions::buckets`](super::CudaOptions::buckets).
+    /// The batch runs in the smallest bucket that has room for its rows, its requests and what it stages, of which `counts`
+    /// says beforehand how much that is at most; the copy to the device is as long as that. It must fit one, since nobody else can cut bags and selections: callers form
+    /// batches by [`CudaOptions::buckets`](super::CudaOptions::buckets). A resident set that `stage` names is kept until
+    /// the device is done with the batch.
     ///
     /// # Errors
     /// [`DenseError::Input`], [`DenseError::Rows`], [`DenseError::Select`] when something does not fit, before anything is
-    /// copied; [`DenseError::Device`] as [`run`](Self::run), and when the resident set had not the rows that it was to
-    /// have.
+    /// copied, and where no bucket has room before anything is staged; [`DenseError::Device`] as [`run`](Self::run), and
+    /// when the resident set had not the rows that it was to have.
     pub fn answer(
         &self,
         batch: &DenseBatch<'_>,
+        counts: &RowCounts,
         requests: &[SelectRequest<'_>],
         stage: impl FnOnce(&mut RowsWriter<'_>) -> Result<(), RowsError>,
     ) -> Result<Answered, DenseError> {
@@ -48,15 +64,10 @@ impl CudaModel {
         };
         let selects = around.buckets.iter().any(|bucket| bucket.select.is_some());
         check_requests(batch, requests, selects)?;
-        let buckets = &self.common.options.buckets;
-        let fits = |b: &super::Bucket| batch.rows <= b.rows as usize && batch.requests <= b.requests as usize;
-        let bucket = buckets.iter().position(fits).ok_or_else(|| DenseError::Input {
-            input: "list".into(),
-            problem: format!("{} rows of {} requests fit no bucket", batch.rows, batch.requests),
-        })?;
+        let bucket = self.bucket(around, batch, counts)?;
         let until = Instant::now() + self.common.options.deadline;
-        let lane = self.take(bucket, until)?;
-        let (lane, filled) = self.work(lane, |lane| self.fill(lane, batch, requests, stage));
+        let lane = self.take(bucket, until, false)?;
+        let (lane, filled) = self.work(lane, |lane| self.fill(lane, batch, counts, requests, stage));
         let (wanted, set) = match filled {
             Ok(filled) => filled,
             Err(error) => {
@@ -81,26 +92,60 @@ impl CudaModel {
         answered
     }
 
+    /// The smallest bucket that has room. Where none has, it is the one with the most room that says for what not.
+    fn bucket(
+        &self,
+        around: &Prepared,
+        batch: &DenseBatch<'_>,
+        counts: &RowCounts,
+    ) -> Result<usize, DenseError> {
+        let mut refused = None;
+        let name = |feed: usize| format!("input {:?}", self.given[around.input(feed)].name);
+        for (at, bucket) in self.common.options.buckets.iter().enumerate() {
+            if batch.rows > bucket.rows as usize || batch.requests > bucket.requests as usize {
+                continue;
+            }
+            match around.buckets[at].rows.fits(counts, &name) {
+                Ok(()) => return Ok(at),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.map_or_else(
+            || DenseError::Input {
+                input: "list".into(),
+                problem: format!("{} rows of {} requests fit no bucket", batch.rows, batch.requests),
+            },
+            DenseError::Rows,
+        ))
+    }
+
     fn fill(
         &self,
         lane: &mut Lane,
         batch: &DenseBatch<'_>,
+        counts: &RowCounts,
         requests: &[SelectRequest<'_>],
         stage: impl FnOnce(&mut RowsWriter<'_>) -> Result<(), RowsError>,
     ) -> Result<(Option<Wanted>, Option<Arc<ResidentSet>>), DenseError> {
         let Some(around) = &self.common.around else { return Ok((None, None)) };
         let regions = &around.buckets[lane.bucket];
         let bytes = lane.staging.bytes_mut().map_err(|error| self.give_up(error))?;
-        let whole = Piece::whole(batch);
-        self.common.staging[lane.bucket].fill(bytes, batch, &whole, &mut lane.filled);
-        let staged = &mut bytes[regions.rows_at..][..regions.rows.bytes()];
-        let mut writer = RowsWriter::begin(&regions.rows, staged, &mut lane.tally)?;
+        let rows = batch.rows;
+        let end = self.common.staging[lane.bucket].fill(bytes, regions.first, batch, &Piece::whole(batch));
+        let bags = around.bags(rows, batch.requests);
+        let places = [regions.rows_at, end];
+        let mut writer = RowsWriter::begin(&regions.rows, bytes, places, counts, &bags, &mut lane.tally)?;
         stage(&mut writer)?;
-        let staged = writer.finish(&around.bags(batch.rows, batch.requests))?;
+        let staged = writer.finish()?;
         staged.check_device(self.common.device.ordinal())?;
-        let Some(layout) = &regions.select else { return Ok((None, staged.set)) };
-        let wanted = layout.write(&mut bytes[regions.select_at..][..layout.bytes()], requests)?;
-        lane.answer_bytes = layout.answer_bytes(&wanted);
+        lane.brought = Brought { rows, bytes: staged.end };
+        let Some(layout) = &regions.select else {
+            lane.back = self.common.outputs_bytes(lane.bucket, rows);
+            return Ok((None, staged.set));
+        };
+        let (wanted, end) = layout.write(bytes, [regions.select_at, staged.end], requests)?;
+        lane.brought.bytes = end;
+        lane.back = layout.answer_bytes(&wanted);
         Ok((Some(wanted), staged.set))
     }
 
@@ -120,13 +165,10 @@ impl CudaModel {
             return Ok(Answered { outputs: Vec::new(), selected, bytes: count });
         }
         let room = self.common.staging[bucket].bucket.rows as usize * size_of::<f32>();
-        let count = self.common.program.outputs * room;
-        let one = |results: &[u8]| {
-            let numbers = results.chunks_exact(size_of::<f32>()).take(rows);
-            numbers.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        };
-        let outputs = bytes[..count].chunks_exact(room).map(one).collect();
-        Ok(Answered { outputs, selected: Vec::new(), bytes: count })
+        // Behind the last row of the last output nothing was copied, and nothing is taken.
+        let one = |results: &[u8]| floats(results, rows).collect();
+        let outputs = bytes.chunks(room).take(self.common.program.outputs).map(one).collect();
+        Ok(Answered { outputs, selected: Vec::new(), bytes: lane.back })
     }
 }
 

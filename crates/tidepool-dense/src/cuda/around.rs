@@ -14,6 +14,7 @@ use super::{
     resident::ResidentSet,
     rows::{DeviceRows, Pool, RowInput, RowKernels, RowTable, RowsLayout, Target},
     select::{DeviceSelect, SelectError, SelectKernels, SelectLayout, SelectRoom, Selection},
+    staging::Staging,
     step::Recording,
     stream::Stream,
 };
@@ -36,7 +37,8 @@ pub struct RowFeed {
     pub combine: Combine,
     /// The vector of nothing; empty: zeros.
     pub default_row: Vec<f32>,
-    /// Room for so many ids per request or row, on average over a bucket.
+    /// Room for so many ids per request or row, on average over a bucket. Where an input of the user's is pooled there is
+    /// room for as many ids as the bucket has rows at least: of users there are few, and the bag of one may be long.
     pub ids: u32,
 }
 
@@ -71,13 +73,18 @@ struct Feed {
     side: Side,
 }
 
-/// Where the regions of a bucket are in its staging buffer, behind what the plan reads.
+/// What a bucket's staging buffer has beside what the plan reads. Heads follow the header; arrays, which only the batch knows
+/// the places of, follow the plan's.
 pub(crate) struct Regions {
     pub(crate) rows: RowsLayout,
+    /// Where the head of the rows is.
     pub(crate) rows_at: usize,
     pub(crate) select: Option<SelectLayout>,
+    /// Where the head of the selection is.
     pub(crate) select_at: usize,
-    /// Bytes of the whole staging buffer.
+    /// Where arrays begin, the plan's first.
+    pub(crate) first: usize,
+    /// Bytes of the whole staging buffer, of a batch that fills the bucket.
     pub(crate) bytes: usize,
 }
 
@@ -94,8 +101,7 @@ pub(crate) struct OnStream {
 impl Prepared {
     /// Checks `around` against the inputs of the model and compiles its kernels. `given` are the model's inputs and masks;
     /// those that are made here are left without elements, since nobody gives them any more. `masks` says for each mask
-    /// which input it goes with, `staged` how long the plan's part of the staging buffer of each bucket is, once those are
-    /// gone.
+    /// which input it goes with, `staged` what the plan's part of the staging buffer of each bucket is, once those are gone.
     pub(crate) fn new(
         stream: &Stream,
         compiler: &Compiler,
@@ -103,7 +109,7 @@ impl Prepared {
         given: &mut [Given],
         masks: &[usize],
         buckets: &[Bucket],
-        staged: impl Fn(Bucket, &[Given]) -> usize,
+        staged: impl Fn(Bucket, &[Given]) -> Staging,
     ) -> Result<Self, CudaError> {
         let wrong = |problem: String| CudaError::Options(problem);
         if around.resident && around.select.is_none() {
@@ -133,8 +139,9 @@ impl Prepared {
             }
         }
         let regions = buckets.iter().zip(layouts).map(|(bucket, rows)| {
-            let rows_at = staged(*bucket, given);
-            let select_at = rows_at + rows.bytes();
+            let plan = staged(*bucket, given);
+            let rows_at = plan.head();
+            let select_at = rows_at + rows.head();
             let select = around.select.as_ref().map(|(spec, samples)| {
                 let room = SelectRoom { rows: bucket.rows, requests: bucket.requests, samples: *samples };
                 SelectLayout::new(Selection::new(spec), room).map_err(|error| match error {
@@ -143,8 +150,10 @@ impl Prepared {
                 })
             });
             let select = select.transpose()?;
-            let bytes = select_at + select.as_ref().map_or(0, SelectLayout::bytes);
-            Ok(Regions { rows, rows_at, select, select_at, bytes })
+            let first = select_at + select.as_ref().map_or(0, |select| select.head());
+            let bytes = rows.most(plan.most(first));
+            let bytes = select.as_ref().map_or(bytes, |select| select.most(bytes));
+            Ok(Regions { rows, rows_at, select, select_at, first, bytes })
         });
         let buckets = regions.collect::<Result<Vec<_>, CudaError>>()?;
         let kernels = match buckets.first() {
@@ -165,6 +174,11 @@ impl Prepared {
     /// runs after a failure.
     pub(crate) fn keep(&self, set: Option<Arc<ResidentSet>>) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).extend(set);
+    }
+
+    /// Which of the contract's inputs a feed makes.
+    pub(crate) fn input(&self, feed: usize) -> usize {
+        self.feeds[feed].input
     }
 
     /// How many bags each feed has in a batch.
@@ -217,8 +231,8 @@ impl Prepared {
                 targets
                     .push(Target { out: values.address(), mask: mask.as_ref().map(|mask| mask.address()) });
             }
-            let staged = staging + regions.rows_at as u64;
-            let rows = DeviceRows::new(stream, kernels, &regions.rows, staged, &targets)?;
+            let rows =
+                DeviceRows::new(stream, kernels, &regions.rows, [staging, regions.rows_at as u64], &targets)?;
             lost = rows.lost.address();
             before = rows.recording;
             on_stream.bytes += bytes_of(&before);
@@ -231,8 +245,8 @@ impl Prepared {
         }
         let answer = match (&self.select, &regions.select) {
             (Some(kernels), Some(layout)) => {
-                let staged = staging + regions.select_at as u64;
-                let select = DeviceSelect::new(stream, kernels, layout, staged, &addresses.results, lost)?;
+                let places = [staging, regions.select_at as u64];
+                let select = DeviceSelect::new(stream, kernels, layout, places, &addresses.results, lost)?;
                 behind = select.recording;
                 on_stream.bytes += bytes_of(&behind);
                 behind.memory.extend(kernels.memory());
@@ -257,7 +271,9 @@ fn layout(around: &Around, feeds: &[Feed], given: &[Given], bucket: Bucket) -> R
     let mut inputs = Vec::new();
     for (feed, of) in around.feeds.iter().zip(feeds) {
         let bags = if of.side == Side::User { bucket.requests } else { bucket.rows };
-        let ids = u64::from(bags) * u64::from(feed.ids);
+        let is_sequence = given[feed.input].shape.len() == 2;
+        let least = if of.side == Side::User && !is_sequence { bucket.rows } else { 0 };
+        let ids = (u64::from(bags) * u64::from(feed.ids)).max(least.into());
         if let Some(rows) = rows.get_mut(feed.table) {
             *rows += ids * u64::from(feed.hashes);
         }

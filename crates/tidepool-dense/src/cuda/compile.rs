@@ -1,5 +1,5 @@
 //! Sources of kernels become PTX by NVRTC when a model is loaded, once: what was compiled is kept in a folder, if one is
-//! given, under the hash of everything that decides what comes out.
+//! given (`kept.rs`), under the hash of everything that decides what comes out.
 //!
 //! It is always PTX, which the driver compiles for its device: the same files serve every device of the architecture
 //! and later ones, and nothing depends on a cubin.
@@ -8,7 +8,6 @@
 use std::{
     ffi::CString,
     fs,
-    io::Write,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -17,7 +16,7 @@ use cudarc::nvrtc::{result, sys};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::{
-    CudaError,
+    CudaError, kept,
     library::{self, guarded},
 };
 
@@ -25,8 +24,6 @@ use super::{
 /// and roots are rounded correctly: element-wise steps then give the CPU's bits.
 const OPTIONS: &[&str] =
     &["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "--std=c++17"];
-/// The first line of a kept file: what it is, then the hash of the PTX behind it.
-const MAGIC: &str = "// tidepool ptx 1 ";
 /// The longest source.
 const MAX_SOURCE: usize = 64 << 20;
 /// The variable that names a folder into which all PTX is written, for `ptxas` to judge.
@@ -76,19 +73,22 @@ impl Compiler {
     /// [`CudaError::Compile`] with the compiler's log; [`CudaError::Cache`] of the folder of `TIDEPOOL_PTX_DIR`.
     pub(crate) fn ptx(&self, name: &str, source: &str) -> Result<String, CudaError> {
         let key = self.key(source);
-        let kept = self.cache.as_ref().map(|folder| folder.join(format!("{key:032x}.ptx")));
-        if let Some(path) = &kept
-            && let Some(ptx) = read(path)
+        let kept = self.cache.as_ref().map(|folder| (folder, kept::path_of(folder, key)));
+        if let Some((_, path)) = &kept
+            && let Some(ptx) = kept::read(path)
         {
             return self.shown(name, ptx);
         }
         let options = self.options();
         let ptx = guarded("compile a kernel", || compile(name, source, &options))?;
         // A disk that is full must not end what is loaded: the PTX is there.
-        if let Some(path) = &kept
-            && let Err(problem) = write(path, &ptx)
-        {
-            self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(problem.to_string());
+        if let Some((folder, path)) = &kept {
+            let written = kept::write(path, &ptx).map_err(|e| unusable(path, &e));
+            let kept = written
+                .and_then(|()| kept::prune(folder, path, kept::LIMITS).map_err(|e| unusable(folder, &e)));
+            if let Err(problem) = kept {
+                self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(problem.to_string());
+            }
         }
         self.shown(name, ptx)
     }
@@ -119,36 +119,6 @@ impl Compiler {
 
 fn unusable(path: &Path, problem: &dyn std::fmt::Display) -> CudaError {
     CudaError::Cache { path: path.display().to_string(), problem: problem.to_string() }
-}
-
-/// The PTX of a kept file; nothing when there is none, or when it is not what was written: then it is made anew.
-fn read(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    let (line, ptx) = text.split_once('\n')?;
-    let hash = u64::from_str_radix(line.strip_prefix(MAGIC)?, 16).ok()?;
-    (xxh3_64(ptx.as_bytes()) == hash).then(|| ptx.to_owned())
-}
-
-/// Writes it beside its place and moves it there: a reader, also of another process, sees all of it or nothing.
-fn write(path: &Path, ptx: &str) -> Result<(), CudaError> {
-    let failed = |e: std::io::Error| unusable(path, &e);
-    let beside = path.with_extension(format!("ptx.{}.{:x}", std::process::id(), thread_number()));
-    let fill = || {
-        let mut file = fs::File::create(&beside)?;
-        write!(file, "{MAGIC}{:016x}\n{ptx}", xxh3_64(ptx.as_bytes()))?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    fill().map_err(|error| {
-        // Half a file is of no use; it may not even be there.
-        let _ = fs::remove_file(&beside);
-        failed(error)
-    })
-}
-
-/// Differs between the threads of a process.
-fn thread_number() -> u64 {
-    xxh3_64(format!("{:?}", std::thread::current().id()).as_bytes())
 }
 
 fn refused(name: &str, error: result::NvrtcError) -> CudaError {
@@ -207,36 +177,6 @@ fn text_of(bytes: Vec<std::ffi::c_char>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_kept_file_is_taken_only_as_it_was_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k.ptx");
-        assert_eq!(read(&path), None);
-        write(&path, ".version 8.4\n").unwrap();
-        assert_eq!(read(&path).as_deref(), Some(".version 8.4\n"));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        let whole = fs::read(&path).unwrap();
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x02;
-            fs::write(&path, &bytes).unwrap();
-            assert_eq!(read(&path), None, "byte {at}");
-            fs::write(&path, &whole[..at]).unwrap();
-            assert_eq!(read(&path), None, "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_kept_leaves_nothing_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        // A folder stands where the file is to go.
-        let path = folder.path().join("k.ptx");
-        fs::create_dir(&path).unwrap();
-        let error = write(&path, ".version 8.4\n").unwrap_err();
-        assert!(matches!(error, CudaError::Cache { .. }), "{error}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn everything_that_decides_the_result_is_in_the_key() {

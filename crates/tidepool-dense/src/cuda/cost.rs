@@ -11,7 +11,7 @@ use crate::plan::view::BufferId;
 /// The least that a graph of a bucket does, whatever the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Bytes of the copy to the device, padding included.
+    /// Bytes of the copy to the device, of a batch that fills the bucket.
     pub copied_in: u64,
     /// Bytes of the copy back.
     pub copied_out: u64,
@@ -52,10 +52,13 @@ impl Program {
     pub(crate) fn cost(&self, staging: &Staging) -> Cost {
         let bucket = staging.bucket;
         let float = size_of::<f32>() as u64;
+        let copied_in = staging.most(staging.head()) as u64;
         let mut cost = Cost {
-            copied_in: staging.bytes as u64,
+            copied_in,
             copied_out: self.outputs as u64 * u64::from(bucket.rows) * float,
-            launches: self.tasks.len() as u64,
+            // Spread over the bucket's room before the plan: read and written.
+            moved: 2 * copied_in,
+            launches: 1 + self.tasks.len() as u64,
             ..Cost::default()
         };
         for task in &self.tasks {

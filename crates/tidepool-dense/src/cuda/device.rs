@@ -273,7 +273,11 @@ impl CudaDevice {
 
     /// Gives the device up.
     pub(super) fn give_up(&self, problem: String) -> CudaError {
-        CudaError::Lost { problem: self.lost.get_or_init(|| problem).clone() }
+        let first = || {
+            self.tell(format!("cuda:{} is lost: {problem}", self.ordinal));
+            problem
+        };
+        CudaError::Lost { problem: self.lost.get_or_init(first).clone() }
     }
 
     /// What a call's error means for the device.

@@ -20,8 +20,9 @@ use super::{
     module::Module,
     program::Program,
     record::Bucket,
-    staging::{Filled, Piece, Staging, cut},
+    staging::Staging,
     stream::Stream,
+    usage::{Counts, Usage},
     worker::{self, Common, Job, Lane, MemoryUse, Ready},
 };
 use crate::{
@@ -31,7 +32,11 @@ use crate::{
 };
 
 /// How much longer than it may take a call of the driver is waited for, before the device counts as one that hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a stream may take to be set up, beside the batches by which it is tried: allocations, algorithms for products,
+/// and the capture of its graphs.
+const LOADING: Duration = Duration::from_secs(120);
 
 /// A dense model on a GPU. It may be shared between threads; what it computes is what [`DenseModel::run`] computes,
 /// up to the order of sums in products, or their precision where the options ask for less (docs/gpu.md has bounds).
@@ -44,7 +49,7 @@ pub struct CudaModel {
     pub(super) common: Arc<Common>,
     pub(super) pool: Pool,
     /// One for each stream; closed before the threads are waited for.
-    queues: Vec<SyncSender<Job>>,
+    pub(super) queues: Vec<SyncSender<Job>>,
     threads: Vec<Thread>,
     memory: Vec<MemoryUse>,
 }
@@ -74,7 +79,8 @@ pub(super) struct Pool {
 
 struct State {
     free: Vec<Lane>,
-    waiting: usize,
+    /// Batches that wait for a lane, by its bucket.
+    waiting: Vec<usize>,
     /// Why no batch can run any more.
     lost: Option<CudaError>,
 }
@@ -85,7 +91,8 @@ impl CudaModel {
     ///
     /// # Errors
     /// [`DenseError::Device`]: options that are wrong, kernels that do not compile, memory that the device does not have
-    /// (other models on it go on), or a device that is lost.
+    /// (other models on it go on), or a device that is lost, or that hangs: it is not waited for longer than two minutes and what the
+    /// deadline of the options allows.
     pub fn load(
         device: &Arc<CudaDevice>,
         model: &DenseModel,
@@ -114,7 +121,7 @@ impl CudaModel {
         Stream::new(device)?.upload(&program.fixed.bytes, &fixed, 0)?;
         let mut given = given_of(model).to_vec();
         let around = around.map(|around| {
-            let staged = |bucket, given: &[Given]| Staging::new(bucket, given).bytes;
+            let staged = |bucket, given: &[Given]| Staging::new(bucket, given);
             let (stream, masks) = (Stream::new(device)?, model.masks());
             Prepared::new(&stream, &compiler, around, &mut given, masks, &options.buckets, staged)
         });
@@ -128,8 +135,9 @@ impl CudaModel {
             bytes: fixed.bytes() as u64,
             pinned: false,
         };
+        let (device_of, counts) = (device.clone(), Counts::default());
         let common =
-            Arc::new(Common { device: device.clone(), program, module, fixed, staging, around, options });
+            Arc::new(Common { device: device_of, program, module, fixed, staging, around, options, counts });
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         let (mut free, mut memory) = (Vec::new(), vec![weights]);
         if let Some(around) = &common.around {
@@ -155,19 +163,25 @@ impl CudaModel {
                 }
             }
             queues.push(queue);
-            match told.recv() {
+            // Every bucket is run twice, each time for as long as a batch may take.
+            let runs = 2 * u32::try_from(common.options.buckets.len()).unwrap_or(u32::MAX);
+            let longest = LOADING.saturating_add(common.options.deadline.saturating_mul(runs));
+            match told.recv_timeout(longest) {
                 Ok(Ok(Ready { lanes, memory: used })) => {
                     free.extend(lanes);
                     memory.extend(used);
                 }
                 Ok(Err(error)) => failed = Some(error),
-                Err(_) => failed = Some(thread_gone()),
+                // It is in a call of the driver that does not return.
+                Err(RecvTimeoutError::Timeout) => failed = Some(device.hangs(longest)),
+                Err(RecvTimeoutError::Disconnected) => failed = Some(thread_gone()),
             }
             if failed.is_some() {
                 break;
             }
         }
-        let state = Mutex::new(State { free, waiting: 0, lost: None });
+        let buckets = common.options.buckets.len();
+        let state = Mutex::new(State { free, waiting: vec![0; buckets], lost: None });
         let pool = Pool { state, changed: Condvar::new() };
         let path = path_of(model).to_path_buf();
         let loaded = Self { path, given, common, pool, queues, threads, memory };
@@ -211,6 +225,12 @@ impl CudaModel {
         &self.memory
     }
 
+    /// What its batches have asked of the device since it was loaded.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.common.counts.read()
+    }
+
     /// Why no batch can run any more, if none can.
     #[must_use]
     pub fn lost(&self) -> Option<CudaError> {
@@ -233,54 +253,8 @@ impl CudaModel {
         if batch.rows == 0 {
             return Ok(outputs);
         }
-        let buckets = &self.common.options.buckets;
-        let largest = buckets.iter().copied().max_by_key(|bucket| (bucket.rows, bucket.requests));
-        let largest = largest.unwrap_or(Bucket { rows: 1, requests: 1 });
-        let fits =
-            buckets.iter().any(|b| batch.rows <= b.rows as usize && batch.requests <= b.requests as usize);
-        let whole = Bucket { rows: u32::MAX, requests: u32::MAX };
-        let until = Instant::now() + self.common.options.deadline;
-        for piece in cut(batch, if fits { whole } else { largest }) {
-            self.piece(batch, &piece, until, &mut outputs)?;
-        }
+        self.run_pieces(batch, &mut outputs)?;
         Ok(outputs)
-    }
-
-    /// One piece: fills a lane, has it run, takes the results.
-    fn piece(
-        &self,
-        batch: &DenseBatch<'_>,
-        piece: &Piece,
-        until: Instant,
-        outputs: &mut [Vec<f32>],
-    ) -> Result<(), DenseError> {
-        let rows = piece.rows.len();
-        let requests = piece.requests.as_ref().map_or(batch.requests, Vec::len);
-        let buckets = &self.common.options.buckets;
-        let bucket = buckets.iter().position(|b| rows <= b.rows as usize && requests <= b.requests as usize);
-        let bucket = bucket.ok_or_else(|| CudaError::Options("no bucket has room for a piece".into()))?;
-        let lane = self.take(bucket, until)?;
-        let staging = &self.common.staging[bucket];
-        let (lane, filled) = self.work(lane, |lane| {
-            let bytes = lane.staging.bytes_mut()?;
-            staging.fill(bytes, batch, piece, &mut lane.filled);
-            Ok(())
-        });
-        if let Err(error) = filled {
-            return Err(self.give_up(error).into());
-        }
-        let lane = self.on_stream(lane, until)?;
-        let room = staging.bucket.rows as usize;
-        let (lane, taken) = self.work(lane, |lane| {
-            let bytes = lane.results.bytes_mut()?;
-            for (output, results) in outputs.iter_mut().zip(bytes.chunks_exact(room * size_of::<f32>())) {
-                let numbers = results.chunks_exact(size_of::<f32>()).take(rows);
-                output.extend(numbers.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            }
-            Ok(())
-        });
-        self.pool.put(lane);
-        taken.map_err(|error| self.give_up(error).into())
     }
 
     /// Works on a lane that the device has not. Should `work` panic, the lane goes back to the others: a lane that is lost is
@@ -290,45 +264,39 @@ impl CudaModel {
         match catch_unwind(AssertUnwindSafe(|| work(&mut lane))) {
             Ok(done) => (lane, done),
             Err(panic) => {
-                // Nobody knows how far it came.
-                lane.filled = Filled::whole(self.common.staging[lane.bucket].bucket);
                 self.pool.put(lane);
                 resume_unwind(panic)
             }
         }
     }
 
-    /// Has a lane run on its stream, if its turn comes until then.
-    pub(super) fn on_stream(&self, lane: Lane, until: Instant) -> Result<Lane, CudaError> {
-        let (reply, done) = sync_channel(1);
-        let asked = Instant::now();
-        let sent = self.queues[lane.stream].send(Job { lane, asked, until, reply });
-        if sent.is_err() {
-            return Err(self.give_up(thread_gone()));
+    /// A lane of the bucket, waited for until then if there is none free. A batch of which the device has done a piece may
+    /// wait however many wait already: each of those had a lane, so they are few.
+    pub(super) fn take(&self, bucket: usize, until: Instant, has_begun: bool) -> Result<Lane, CudaError> {
+        let counts = &self.common.counts;
+        let most = if has_begun { usize::MAX } else { self.common.options.waiting };
+        let mut queued = None;
+        let taken = self.take_before(bucket, until, most, &mut queued);
+        if let Some(since) = queued {
+            counts.waited_for_lane(since.elapsed());
         }
-        // The thread does not wait for the device longer than this, unless a call of the driver does not return.
-        let longest = until.saturating_duration_since(asked) + self.common.options.deadline + PATIENCE;
-        match done.recv_timeout(longest) {
-            Ok((lane, Ok(()))) => Ok(lane),
-            // The device has not seen it.
-            Ok((lane, Err(late @ CudaError::Late { .. }))) => {
-                self.pool.put(lane);
-                Err(late)
-            }
-            Ok((_, Err(error))) => Err(self.give_up(error)),
-            Err(RecvTimeoutError::Timeout) => {
-                let error = self.common.device.hangs(asked.elapsed());
-                Err(self.give_up(error))
-            }
-            // A thread ends before its queue does only when it broke down.
-            Err(RecvTimeoutError::Disconnected) => Err(self.give_up(thread_gone())),
+        match &taken {
+            Err(CudaError::Busy { .. }) => counts.busy(),
+            Err(CudaError::Late { .. }) => counts.late(),
+            _ => {}
         }
+        taken
     }
 
-    /// A free lane of the bucket, of the stream that has most of its lanes free.
-    pub(super) fn take(&self, bucket: usize, until: Instant) -> Result<Lane, CudaError> {
-        let begun = Instant::now();
-        let options = &self.common.options;
+    /// The same, unless `most` wait; `queued` is since when it waits. One that has waited takes whatever lane is free, others only
+    /// what those that wait leave over, so nobody overtakes them between the return of a lane and their waking.
+    fn take_before(
+        &self,
+        bucket: usize,
+        until: Instant,
+        most: usize,
+        queued: &mut Option<Instant>,
+    ) -> Result<Lane, CudaError> {
         let mut state = self.pool.lock();
         loop {
             if let Some(lost) = &state.lost {
@@ -337,24 +305,31 @@ impl CudaModel {
             if let Some(problem) = self.common.device.lost() {
                 return Err(CudaError::Lost { problem: problem.to_owned() });
             }
-            let idle = |lane: &Lane| state.free.iter().filter(|other| other.stream == lane.stream).count();
-            let of_bucket = state.free.iter().enumerate().filter(|(_, lane)| lane.bucket == bucket);
-            let best = of_bucket.max_by_key(|(_, lane)| idle(lane)).map(|(at, _)| at);
-            if let Some(at) = best {
-                return Ok(state.free.swap_remove(at));
+            let lane = if queued.is_some() { state.pick(bucket) } else { state.pick_unwanted(bucket) };
+            if let Some(lane) = lane {
+                return Ok(lane);
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let waiting = state.waiting.iter().sum();
+            if queued.is_none() && waiting >= most {
+                return Err(CudaError::Busy { waiting });
+            }
+            let now = Instant::now();
+            let since = *queued.get_or_insert(now);
+            let left = until.saturating_duration_since(now);
             if left.is_zero() {
-                return Err(CudaError::Late { waited: begun.elapsed() });
+                return Err(CudaError::Late { waited: now.duration_since(since) });
             }
-            if state.waiting >= options.waiting {
-                return Err(CudaError::Busy { waiting: state.waiting });
-            }
-            state.waiting += 1;
+            state.waiting[bucket] += 1;
             let waited = self.pool.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
+            state.waiting[bucket] -= 1;
         }
+    }
+
+    /// The same, if there is one that nobody waits for.
+    pub(super) fn take_free(&self, bucket: usize) -> Option<Lane> {
+        let mut state = self.pool.lock();
+        if state.lost.is_some() { None } else { state.pick_unwanted(bucket) }
     }
 
     /// After any failure in a run nothing is known of the memory that was in flight: no batch runs any more.
@@ -365,6 +340,23 @@ impl CudaModel {
         });
         self.pool.changed.notify_all();
         error
+    }
+}
+
+impl State {
+    /// A free lane of the bucket, if there are more of them than batches that wait for one: those were told of the
+    /// others, and will take them.
+    fn pick_unwanted(&mut self, bucket: usize) -> Option<Lane> {
+        let free = self.free.iter().filter(|lane| lane.bucket == bucket).count();
+        if free > self.waiting[bucket] { self.pick(bucket) } else { None }
+    }
+
+    /// A free lane of the bucket, of the stream that has most of its lanes free.
+    fn pick(&mut self, bucket: usize) -> Option<Lane> {
+        let idle = |lane: &Lane| self.free.iter().filter(|other| other.stream == lane.stream).count();
+        let of_bucket = self.free.iter().enumerate().filter(|(_, lane)| lane.bucket == bucket);
+        let best = of_bucket.max_by_key(|(_, lane)| idle(lane)).map(|(at, _)| at)?;
+        Some(self.free.swap_remove(best))
     }
 }
 
@@ -379,7 +371,7 @@ impl Pool {
     }
 }
 
-fn thread_gone() -> CudaError {
+pub(super) fn thread_gone() -> CudaError {
     CudaError::GivenUp { problem: "the thread of a stream broke down".into() }
 }
 

@@ -15,7 +15,7 @@ const MAX_ROWS: u32 = 1 << 17;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
     /// The sizes for which graphs are captured: a batch runs in the smallest that it fits, padded. One that fits none
-    /// is cut into pieces of the largest, each with its own copies and launch.
+    /// is cut into pieces of the largest, each with its own copies and launch, which run on all streams side by side.
     pub buckets: Vec<Bucket>,
     /// Streams, each with a thread and memory of its own: while one computes, another copies.
     pub streams: usize,
@@ -55,6 +55,13 @@ impl Default for CudaOptions {
 }
 
 impl CudaOptions {
+    /// The bucket with room for the most rows, of those the one for the most requests; room for a row where there is none.
+    #[must_use]
+    pub fn largest(&self) -> Bucket {
+        let largest = self.buckets.iter().copied().max_by_key(|bucket| (bucket.rows, bucket.requests));
+        largest.unwrap_or(Bucket { rows: 1, requests: 1 })
+    }
+
     /// The options as they are used: judged, buckets by size.
     ///
     /// # Errors

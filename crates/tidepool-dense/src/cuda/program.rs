@@ -5,8 +5,10 @@
 use super::{
     blas::{Activation, Precision},
     codegen::{self, Part, Records},
+    packing::UNIT,
     place::{self, Extent, Life},
     product,
+    step::header,
 };
 use crate::{
     cpu::{Binary, Instruction, LANES, LineOp, Small, Unary},
@@ -234,7 +236,9 @@ impl Program {
             Known { space: buffer.space, width: buffer.width, place }
         };
         let buffers = plan.buffers.iter().map(known).collect();
-        let (tasks, text) = (Vec::new(), FIXED.to_owned());
+        let (places, unit) = (header::PLACES, UNIT / size_of::<u32>());
+        let text = format!("#define PLACES {places}u\n#define UNIT_WORDS {unit}u\n{FIXED}");
+        let tasks = Vec::new();
         let mut builder = Builder { precision, buffers, fixed, tasks, packed: None, text };
         let mut readers = vec![0usize; plan.buffers.len()];
         let steps = plan.request_steps.iter().chain(&plan.row_steps);

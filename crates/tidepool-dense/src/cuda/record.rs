@@ -51,7 +51,7 @@ pub(crate) struct Addresses {
     pub(crate) arena: [u64; 2],
     /// Packed left sides.
     pub(crate) packed: u64,
-    /// For each row its request, u32.
+    /// For each row its request, u32; as the inputs, where the first step has spread them.
     pub(crate) request_of: u64,
     /// Each input of the model, f32, records side by side.
     pub(crate) inputs: Vec<u64>,
@@ -70,7 +70,8 @@ impl Kernels {
         Self { module, found: BTreeMap::new() }
     }
 
-    fn get(&mut self, name: &str) -> Result<Kernel, CudaError> {
+    /// The kernel of this name.
+    pub(crate) fn get(&mut self, name: &str) -> Result<Kernel, CudaError> {
         if let Some(kernel) = self.found.get(name) {
             return Ok(kernel.clone());
         }

@@ -1,37 +1,53 @@
-//! The staging buffer of a bucket: what a batch brings, as one piece of memory that goes to the device in one copy.
+//! What a batch brings to the plan, in the staging buffer that goes to the device in one copy, and where the plan reads it.
 //!
-//! A header, the requests of rows, then each input, all at multiples of 256 bytes with room for the whole bucket. What a
-//! batch does not fill is zero: rows beyond it are of request 0 and compute what nobody reads.
+//! ```text
+//! header   u32 rows, u32 requests, then of each array the place at which it begins (`packing.rs`)
+//! arrays   the requests of rows, u32; then each input, f32, records side by side
+//! ```
+//! Arrays are as long as the batch. The plan has room for its whole bucket, and products of cuBLASLt read at addresses that
+//! never change: so the first step of a graph spreads the arrays over the bucket's room (`spread.rs`), with zeros
+//! behind them. Rows beyond the batch are of request 0 and compute what nobody reads.
 
 use std::ops::Range;
 
 use tidepool_types::Side;
 
-use super::{memory::Layout, record::Bucket, step::header};
-use crate::{DenseBatch, contract::Given};
+use super::{
+    memory::Layout,
+    packing::{Packing, UNIT, units},
+    record::Bucket,
+    step::header,
+};
+use crate::{DenseBatch, contract::Given, plan::view::Space};
 
-/// Where everything lies in the staging buffer of a bucket.
+/// An array of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Array {
+    /// Words of a record.
+    pub(crate) width: usize,
+    /// Whose records they are.
+    pub(crate) space: Space,
+    /// Where the plan reads it, in the buffer that arrays are spread over.
+    pub(crate) at: usize,
+}
+
+/// What a bucket's batches bring to the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Staging {
     pub(crate) bucket: Bucket,
-    pub(crate) request_of: usize,
-    /// Of each input: where it begins, elements per record, and whose it is.
-    pub(crate) inputs: Vec<(usize, usize, Side)>,
+    /// The requests of rows, then each input.
+    pub(crate) arrays: Vec<Array>,
+    /// Bytes of the buffer that they are spread over.
+    pub(crate) spread: usize,
+}
+
+/// How much a filled staging buffer brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Brought {
+    /// Rows of the batch.
+    pub(crate) rows: usize,
+    /// Bytes that are to be copied: all that the device reads is in them.
     pub(crate) bytes: usize,
-}
-
-/// What the batch before left in a staging buffer, so that only that is wiped.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Filled {
-    rows: usize,
-    requests: usize,
-}
-
-impl Filled {
-    /// Whatever may be in a buffer of this bucket.
-    pub(crate) fn whole(bucket: Bucket) -> Self {
-        Self { rows: bucket.rows as usize, requests: bucket.requests as usize }
-    }
 }
 
 /// Rows of a batch that go to the device together, and the requests that they belong to.
@@ -54,55 +70,66 @@ impl Piece {
 impl Staging {
     pub(crate) fn new(bucket: Bucket, given: &[Given]) -> Self {
         let mut layout = Layout::default();
-        layout.push(header::BYTES);
-        let request_of = layout.push(bucket.rows as usize * size_of::<u32>());
-        let inputs = given
-            .iter()
-            .map(|given| {
-                let width = given.width();
-                let records = if given.side == Side::User { bucket.requests } else { bucket.rows };
-                (layout.push(records as usize * width * size_of::<f32>()), width, given.side)
-            })
-            .collect();
-        Self { bucket, request_of, inputs, bytes: layout.bytes() }
+        let mut array = |width: usize, space: Space| {
+            let words = bucket.records(space) as usize * width;
+            Array { width, space, at: layout.push(words * size_of::<u32>()) }
+        };
+        let mut arrays = vec![array(1, Space::Row)];
+        arrays.extend(given.iter().map(|given| {
+            let space = if given.side == Side::User { Space::Request } else { Space::Row };
+            array(given.width(), space)
+        }));
+        Self { bucket, arrays, spread: layout.bytes() }
     }
 
-    /// Writes a piece of a batch, and zeros over what is left of the one before.
-    pub(crate) fn fill(&self, to: &mut [u8], batch: &DenseBatch<'_>, piece: &Piece, filled: &mut Filled) {
+    /// Bytes of the header.
+    pub(crate) fn head(&self) -> usize {
+        (size_of::<u32>() * (header::PLACES + self.arrays.len())).next_multiple_of(UNIT)
+    }
+
+    /// The end of the arrays of a batch that fills the bucket, when they begin at `first`.
+    pub(crate) fn most(&self, first: usize) -> usize {
+        let mut packing = Packing::new(first);
+        for array in &self.arrays {
+            packing.push(self.bucket.records(array.space) as usize * array.width, size_of::<u32>());
+        }
+        packing.end()
+    }
+
+    /// Writes a piece of a batch, arrays from `first` on; the byte behind them.
+    pub(crate) fn fill(&self, to: &mut [u8], first: usize, batch: &DenseBatch<'_>, piece: &Piece) -> usize {
         let rows = piece.rows.len();
         let requests = piece.requests.as_ref().map_or(batch.requests, Vec::len);
-        let mut word = |at: usize, value: usize| {
-            to[at * 4..][..4].copy_from_slice(&(value as u32).to_le_bytes());
-        };
-        word(header::ROWS, rows);
-        word(header::REQUESTS, requests);
-        let of = piece.request_of.as_deref().unwrap_or(&batch.request_of[piece.rows.clone()]);
-        let region = &mut to[self.request_of..][..rows.max(filled.rows) * 4];
-        let (mine, rest) = region.split_at_mut(rows * 4);
-        mine.chunks_exact_mut(4).zip(of).for_each(|(to, of)| to.copy_from_slice(&of.to_le_bytes()));
-        rest.fill(0);
-        for (values, &(at, width, side)) in batch.inputs.iter().zip(&self.inputs) {
-            let (count, before) = match side {
-                Side::User => (requests, filled.requests),
-                Side::Candidate => (rows, filled.rows),
+        put(to, header::ROWS, rows as u32);
+        put(to, header::REQUESTS, requests as u32);
+        let mut packing = Packing::new(first);
+        for (number, array) in self.arrays.iter().enumerate() {
+            let (records, width) = (if array.space == Space::Request { requests } else { rows }, array.width);
+            let at = packing.push(records * width, size_of::<u32>());
+            put(to, header::PLACES + number, units(at));
+            let region = &mut to[at..][..records * width * size_of::<u32>()];
+            let Some(values) = number.checked_sub(1).map(|input| batch.inputs[input]) else {
+                let of = piece.request_of.as_deref().unwrap_or(&batch.request_of[piece.rows.clone()]);
+                let words = region.chunks_exact_mut(4).zip(of);
+                words.for_each(|(to, of)| to.copy_from_slice(&of.to_le_bytes()));
+                continue;
             };
-            let region = &mut to[at..][..count.max(before) * width * 4];
-            let (mine, rest) = region.split_at_mut(count * width * 4);
-            match (side, &piece.requests) {
-                (Side::User, Some(requests)) if width > 0 => {
-                    for (to, &request) in mine.chunks_exact_mut(width * 4).zip(requests) {
+            match (array.space, &piece.requests) {
+                (Space::Request, Some(requests)) if width > 0 => {
+                    for (to, &request) in region.chunks_exact_mut(width * 4).zip(requests) {
                         floats(to, &values[request as usize * width..][..width]);
                     }
                 }
-                (Side::User, _) => floats(mine, values),
-                (Side::Candidate, _) => {
-                    floats(mine, &values[piece.rows.start * width..piece.rows.end * width])
-                }
+                (Space::Request, _) => floats(region, values),
+                (Space::Row, _) => floats(region, &values[piece.rows.start * width..piece.rows.end * width]),
             }
-            rest.fill(0);
         }
-        *filled = Filled { rows, requests };
+        packing.end()
     }
+}
+
+fn put(to: &mut [u8], word: usize, value: u32) {
+    to[word * 4..][..4].copy_from_slice(&value.to_le_bytes());
 }
 
 fn floats(to: &mut [u8], from: &[f32]) {
@@ -156,27 +183,29 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_written_where_the_layout_says_and_the_rest_is_zero() {
+    fn a_batch_is_as_long_as_it_is() {
         let staging = Staging::new(
-            Bucket { rows: 4, requests: 2 },
+            Bucket { rows: 100, requests: 2 },
             &[given("u", Side::User, 2), given("c", Side::Candidate, 1)],
         );
-        assert_eq!((staging.request_of, staging.bytes), (256, 1024));
-        let mut bytes = vec![0u8; staging.bytes];
-        let mut filled = Filled::default();
+        let array = |width, space, at| Array { width, space, at };
+        let arrays = [array(1, Space::Row, 0), array(2, Space::Request, 512), array(1, Space::Row, 768)];
+        assert_eq!((&staging.arrays[..], staging.spread), (&arrays[..], 1280));
+        assert_eq!((staging.head(), staging.most(48)), (32, 48 + 400 + 16 + 400));
+        let mut bytes = vec![0xeeu8; staging.most(48)];
         let (user, candidates) = (vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0]);
         let batch =
             DenseBatch { rows: 3, requests: 2, request_of: &[1, 0, 1], inputs: &[&user, &candidates] };
         let [piece] = &cut(&batch, staging.bucket)[..] else { panic!() };
-        staging.fill(&mut bytes, &batch, piece, &mut filled);
-        assert_eq!((bytes[0], bytes[4], &bytes[256..268]), (3, 2, &[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][..]));
-        assert_eq!(floats_at(&bytes, 512, 4), user);
-        assert_eq!(floats_at(&bytes, 768, 4), [5.0, 6.0, 7.0, 0.0]);
+        assert_eq!(staging.fill(&mut bytes, 48, &batch, piece), 96);
+        let words: Vec<u8> = bytes[..20].chunks(4).map(|word| word[0]).collect();
+        assert_eq!(words, [3, 2, 3, 4, 5], "rows, requests, and places in units of 16 bytes");
+        assert_eq!(bytes[48..60], [1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!((floats_at(&bytes, 64, 4), floats_at(&bytes, 80, 3)), (user, candidates));
+        assert!(bytes[96..].iter().all(|&byte| byte == 0xee), "what is behind is not touched");
         let batch = DenseBatch { rows: 1, requests: 1, request_of: &[0], inputs: &[&[8.0, 9.0], &[1.5]] };
-        staging.fill(&mut bytes, &batch, &cut(&batch, staging.bucket)[0], &mut filled);
-        assert_eq!(floats_at(&bytes, 512, 4), [8.0, 9.0, 0.0, 0.0]);
-        assert_eq!(floats_at(&bytes, 768, 4), [1.5, 0.0, 0.0, 0.0]);
-        assert!(bytes[256..512].iter().all(|&b| b == 0));
+        assert_eq!(staging.fill(&mut bytes, 48, &batch, &cut(&batch, staging.bucket)[0]), 96);
+        assert_eq!((floats_at(&bytes, 64, 2), floats_at(&bytes, 80, 1)), (vec![8.0, 9.0], vec![1.5]));
     }
 
     #[test]

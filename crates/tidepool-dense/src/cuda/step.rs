@@ -14,8 +14,8 @@ pub(crate) mod header {
     pub(crate) const ROWS: usize = 0;
     /// Requests of the batch.
     pub(crate) const REQUESTS: usize = 1;
-    /// Bytes of the header; what lies behind the two numbers is free for the steps around the plan.
-    pub(crate) const BYTES: usize = 256;
+    /// Where the places of the plan's arrays begin; the heads of the steps around the plan follow them.
+    pub(crate) const PLACES: usize = 2;
 }
 
 /// One step of a graph.

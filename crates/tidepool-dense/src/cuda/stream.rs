@@ -315,7 +315,8 @@ impl Event {
             }
             let waited = begun.elapsed();
             if waited >= deadline {
-                return Err(self.device.hangs(waited));
+                // What was promised, so that the same failure reads the same on any machine.
+                return Err(self.device.hangs(deadline));
             }
             if waited < SPIN {
                 std::hint::spin_loop();

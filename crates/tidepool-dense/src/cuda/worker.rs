@@ -16,12 +16,15 @@ use super::{
     blas::Blas,
     memory::{DeviceBuffer, Layout, Pinned},
     module::Module,
+    packing,
     program::Program,
     record::{Addresses, Bucket, Kernels, Recorder},
     rows::Tally,
-    staging::{Filled, Staging},
+    spread::spread,
+    staging::{Array, Brought, Staging},
     step::Recording,
     stream::{Event, Graph, Stream},
+    usage::{Counts, Moved},
 };
 
 /// A batch's memory on the host: what goes to the device, and what comes back. A stream has one for each bucket, so a
@@ -32,11 +35,11 @@ pub(crate) struct Lane {
     /// Of the bucket.
     pub(crate) bucket: usize,
     pub(crate) staging: Pinned,
-    pub(crate) filled: Filled,
+    pub(crate) brought: Brought,
     /// f32: `[outputs, rows of the bucket]`, or the answer of a selection.
     pub(crate) results: Pinned,
-    /// Bytes of the answer that the batch asks for, where the model has a selection.
-    pub(crate) answer_bytes: usize,
+    /// Bytes that are copied back: of the answer, where the model has a selection, else of the results.
+    pub(crate) back: usize,
     /// How much of the rows' regions is written.
     pub(crate) tally: Tally,
     /// Resident rows that were not found in the batches before.
@@ -64,17 +67,34 @@ pub(crate) struct Common {
     /// What is done beside the plan, if anything is.
     pub(crate) around: Option<Prepared>,
     pub(crate) options: CudaOptions,
+    /// What batches have asked for since the load.
+    pub(crate) counts: Counts,
 }
 
 impl Common {
-    /// Bytes of the staging buffer of a bucket.
+    /// Bytes of the staging buffer of a bucket: the most that a batch of it brings.
     pub(crate) fn staging_bytes(&self, bucket: usize) -> usize {
-        self.around.as_ref().map_or(self.staging[bucket].bytes, |around| around.buckets[bucket].bytes)
+        let staging = &self.staging[bucket];
+        let most = || staging.most(staging.head());
+        self.around.as_ref().map_or_else(most, |around| around.buckets[bucket].bytes)
+    }
+
+    /// Where arrays begin in it, behind the heads.
+    pub(crate) fn first(&self, bucket: usize) -> usize {
+        let head = || self.staging[bucket].head();
+        self.around.as_ref().map_or_else(head, |around| around.buckets[bucket].first)
+    }
+
+    /// Bytes of the results of so many rows: outputs have room for the bucket each, and what is behind the last row of the
+    /// last is left out.
+    pub(crate) fn outputs_bytes(&self, bucket: usize, rows: usize) -> usize {
+        let room = self.staging[bucket].bucket.rows as usize;
+        (self.program.outputs.saturating_sub(1) * room + rows) * size_of::<f32>()
     }
 
     /// Bytes of what comes back of a bucket, at most.
     fn results_bytes(&self, bucket: usize) -> usize {
-        let outputs = self.program.outputs * self.staging[bucket].bucket.rows as usize * size_of::<f32>();
+        let outputs = self.outputs_bytes(bucket, self.staging[bucket].bucket.rows as usize);
         let select = self.around.as_ref().and_then(|around| around.buckets[bucket].select.as_ref());
         select.map_or(outputs, |select| select.answer_room())
     }
@@ -108,6 +128,8 @@ struct Owner {
     /// One for each bucket, behind its last batch: a lane's memory knows by it when it is free.
     events: Vec<Arc<Event>>,
     staging: DeviceBuffer,
+    /// What is brought, spread over the room of a bucket.
+    spread: DeviceBuffer,
     results: DeviceBuffer,
     /// What the steps around the plan work in.
     around: Option<OnStream>,
@@ -135,10 +157,18 @@ pub(crate) fn own(
         return;
     }
     while let Ok(Job { mut lane, asked, until, reply }) = jobs.recv() {
-        let done = if Instant::now() < until {
-            owner.run(&mut lane)
+        let begun = Instant::now();
+        let waited = begun.saturating_duration_since(asked);
+        owner.common.counts.waited_for_turn(waited);
+        let done = if begun < until {
+            let done = owner.run(&mut lane);
+            if done.is_ok() {
+                owner.common.counts.done(owner.moved(&lane), begun.elapsed());
+            }
+            done
         } else {
-            Err(CudaError::Late { waited: asked.elapsed() })
+            owner.common.counts.late();
+            Err(CudaError::Late { waited })
         };
         // A caller that is gone has left its lane behind.
         let _ = reply.send((lane, done));
@@ -160,8 +190,15 @@ impl Owner {
         let results_bytes = |bucket: Bucket| outputs * bucket.rows as usize * size_of::<f32>();
         let most = |of: &dyn Fn(usize) -> usize| (0..staging.len()).map(of).max().unwrap_or(0);
         let buffer = |bytes: usize, what: &str| DeviceBuffer::new(device, bytes, what);
+        if most(&|at| common.staging_bytes(at)) > packing::MOST {
+            let problem =
+                format!("a batch may bring more than {} bytes: smaller buckets are needed", packing::MOST);
+            return Err(CudaError::Options(problem));
+        }
         let in_device = buffer(most(&|at| common.staging_bytes(at)), "staging on the device")?;
         note("staging", None, in_device.bytes(), false);
+        let over = buffer(most(&|at| staging[at].spread), "inputs")?;
+        note("inputs", None, over.bytes(), false);
         let results = buffer(most(&|at| results_bytes(staging[at].bucket)), "results")?;
         note("results", None, results.bytes(), false);
         let arenas: Vec<Arena> = staging.iter().map(|staging| Arena::of(program, staging.bucket)).collect();
@@ -176,6 +213,7 @@ impl Owner {
             stream,
             events,
             staging: in_device,
+            spread: over,
             results,
             around,
             graphs,
@@ -200,19 +238,26 @@ impl Owner {
                 addresses: &addresses,
                 bucket,
             };
-            let (mut recording, behind) = around;
-            recording.steps.extend(recorder.steps()?);
+            let (before, behind) = around;
+            let steps = recorder.steps()?;
+            let (staged, over) = (owner.staging.address(), owner.spread.address());
+            let mut recording = spread(&owner.stream, &mut kernels, staging, staged, over)?;
+            recording.steps.extend(before.steps);
+            recording.memory.extend(before.memory);
+            recording.steps.extend(steps);
             recording.steps.extend(behind.steps);
             recording.memory.extend(behind.memory.into_iter().chain([arena.clone()]));
             owner.recordings.push(recording);
+            let selects = owner.around.as_ref().is_some_and(|made| made.answers[number_of_bucket].is_some());
             let lane = Lane {
                 stream: number,
                 bucket: number_of_bucket,
                 staging: Pinned::new(&common.device, common.staging_bytes(number_of_bucket), "staging")?,
-                filled: Filled::default(),
+                // Of no rows: heads of zeros alone.
+                brought: Brought { rows: 0, bytes: common.first(number_of_bucket) },
                 results: Pinned::new(&common.device, common.results_bytes(number_of_bucket), "results")?,
-                // Of no requests: a count of lost rows alone.
-                answer_bytes: 8,
+                // A count of lost rows, or a row that nobody asked for.
+                back: if selects { 8 } else { common.outputs_bytes(number_of_bucket, 1) },
                 tally: Tally::default(),
                 lost: 0,
             };
@@ -249,7 +294,7 @@ impl Owner {
         arena: &DeviceBuffer,
         outputs: usize,
     ) -> Addresses {
-        let base = self.staging.address();
+        let at = |array: &Array| self.spread.address() + array.at as u64;
         let results = (0..outputs).map(|output| {
             self.results.address() + (output * staging.bucket.rows as usize * size_of::<f32>()) as u64
         });
@@ -257,8 +302,8 @@ impl Owner {
             fixed: self.common.fixed.address(),
             arena: places.regions.map(|at| arena.address() + at as u64),
             packed: arena.address() + places.packed as u64,
-            request_of: base + staging.request_of as u64,
-            inputs: staging.inputs.iter().map(|&(at, ..)| base + at as u64).collect(),
+            request_of: at(&staging.arrays[0]),
+            inputs: staging.arrays[1..].iter().map(at).collect(),
             results: results.collect(),
         }
     }
@@ -273,21 +318,25 @@ impl Owner {
         asked.and(recorded.and_then(|()| event.wait(self.common.options.deadline)))
     }
 
+    /// What a run of a lane moves.
+    fn moved(&self, lane: &Lane) -> Moved {
+        let launches = if self.graphs.is_empty() { self.recordings[lane.bucket].steps.len() } else { 1 };
+        let Brought { rows, bytes } = lane.brought;
+        Moved { rows, bytes_in: bytes, bytes_out: lane.back, launches }
+    }
+
     fn ask(&mut self, lane: &mut Lane) -> Result<(), CudaError> {
-        let Common { staging, program, .. } = &*self.common;
-        let staging = &staging[lane.bucket];
-        let results = program.outputs * staging.bucket.rows as usize * size_of::<f32>();
-        let bytes = self.common.staging_bytes(lane.bucket);
-        self.stream.copy_in(&mut lane.staging, &self.staging, bytes)?;
+        self.stream.copy_in(&mut lane.staging, &self.staging, lane.brought.bytes)?;
         match self.graphs.get(lane.bucket) {
             Some(graph) => self.stream.launch(graph)?,
             // SAFETY: as where the graph is captured of the same steps.
             None => unsafe { self.recordings[lane.bucket].ask(&self.stream) }?,
         }
-        match self.around.as_ref().and_then(|around| around.answers[lane.bucket].as_ref()) {
-            Some(answer) => self.stream.copy_out(answer, 0, &mut lane.results, lane.answer_bytes),
-            None => self.stream.copy_out(&self.results, 0, &mut lane.results, results),
-        }
+        let from = match self.around.as_ref().and_then(|around| around.answers[lane.bucket].as_ref()) {
+            Some(answer) => answer.as_ref(),
+            None => &self.results,
+        };
+        self.stream.copy_out(from, 0, &mut lane.results, lane.back)
     }
 }
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use tidepool_dense::{
-    Answered, Around, CudaError, CudaModel, CudaOptions, DenseBatch, DenseError, RowFeed,
+    Answered, Around, CudaError, CudaModel, CudaOptions, DenseBatch, DenseError, Precision, RowFeed,
     resident::{Key, Place, ResidentOptions, ResidentSet, Segment},
-    rows::{Position, RowsError, RowsWriter},
+    rows::{Position, RowCounts, RowsError, RowsWriter},
     select::{SelectRequest, Selected, select},
 };
 use tidepool_kernels::RowKernel;
@@ -41,8 +41,12 @@ impl Tables {
 
     /// Bags of up to three rows, pooled: sums of the user's, means of the item's.
     fn side(&self, random: &mut Random, table: usize, bags: usize) -> Side {
-        let bags: Vec<Vec<usize>> =
-            (0..bags).map(|_| (0..random.below(4)).map(|_| random.below(30) as usize).collect()).collect();
+        let bags = (0..bags).map(|_| (0..random.below(4)).map(|_| random.below(30) as usize).collect());
+        self.pooled(table, bags.collect())
+    }
+
+    /// These bags.
+    fn pooled(&self, table: usize, bags: Vec<Vec<usize>>) -> Side {
         let kernel = &self.kernels[table];
         let mut vectors = Vec::new();
         for bag in &bags {
@@ -129,6 +133,13 @@ impl Batch {
         DenseBatch { rows, requests, request_of: &self.request_of, inputs }
     }
 
+    /// What `answer` stages: all rows of both tables, but those that are resident.
+    fn counts(&self, resident: Option<(&Arc<ResidentSet>, u32)>) -> RowCounts {
+        let keys = resident.map_or(0, |(set, _)| set.keys().keys());
+        let ids = |side: &Side| side.bags.iter().map(Vec::len).sum();
+        RowCounts { rows: vec![30, 30 - keys], ids: vec![ids(&self.user), ids(&self.item)], keys }
+    }
+
     fn answer(
         &self,
         model: &CudaModel,
@@ -138,7 +149,7 @@ impl Batch {
     ) -> Result<Answered, DenseError> {
         let inputs: [&[f32]; 3] = [&[], &[], &self.context];
         let number = resident.and_then(|(set, name)| Some((set, set.number(name)?)));
-        model.answer(&self.dense(&inputs), requests, |writer| {
+        model.answer(&self.dense(&inputs), &self.counts(number), requests, |writer| {
             if let Some((set, number)) = number {
                 writer.resident(set.clone(), &[None, Some(number)])?;
             }
@@ -233,8 +244,10 @@ fn a_set_that_lacks_what_it_was_to_have_is_an_error_and_the_next_batch_is_fine()
     let batch = Batch::new(&mut random, &tables, &[2]);
     let inputs: [&[f32]; 3] = [&[], &[], &batch.context];
     let requests = requests(&batch, 0);
+    let mut counts = RowCounts { keys: 1, ..batch.counts(None) };
+    counts.ids[1] = 3;
     let staged = |id: u64| {
-        model.answer(&batch.dense(&inputs), &requests, |writer| {
+        model.answer(&batch.dense(&inputs), &counts, &requests, |writer| {
             writer.resident(set.clone(), &[None, Some(0)])?;
             batch.user.write(&tables, None, writer)?;
             let key = writer.key(1, id)?;
@@ -245,7 +258,7 @@ fn a_set_that_lacks_what_it_was_to_have_is_an_error_and_the_next_batch_is_fine()
     let error = staged(6).unwrap_err();
     assert!(matches!(error, DenseError::Device(CudaError::NotResident { rows: 3 })), "{error}");
     assert_eq!(staged(5).unwrap().selected[0].ranked.len(), 2);
-    let twice = model.answer(&batch.dense(&inputs), &requests, |writer| {
+    let twice = model.answer(&batch.dense(&inputs), &counts, &requests, |writer| {
         writer.resident(set.clone(), &[None, Some(0)])?;
         writer.resident(set.clone(), &[None, Some(0)])
     });
@@ -266,17 +279,15 @@ fn what_does_not_fit_is_refused_and_leaves_the_model_as_it_was() {
     let before = fits();
     let inputs: [&[f32]; 3] = [&[], &[], &batch.context];
     let run = |requests: &[SelectRequest<'_>], count: usize| {
-        let stage = |writer: &mut RowsWriter<'_>| {
-            (0..count).try_for_each(|_| writer.bag(0, &[Position::MISSING], &[]))
-        };
-        model.answer(&batch.dense(&inputs), requests, stage).unwrap_err()
+        let stage = |writer: &mut RowsWriter<'_>| (0..count).try_for_each(|_| writer.bag(0, &[], &[]));
+        model.answer(&batch.dense(&inputs), &batch.counts(None), requests, stage).unwrap_err()
     };
     let one = requests(&batch, 1);
-    assert!(matches!(run(&one, 2), DenseError::Rows(RowsError::Mismatch { .. })));
-    assert!(matches!(run(&one, 5), DenseError::Rows(RowsError::TooMany { .. })));
+    assert!(matches!(run(&one, 1), DenseError::Rows(RowsError::Mismatch { .. })), "of one input alone");
+    assert!(matches!(run(&one, 2), DenseError::Rows(RowsError::TooMany { .. })));
     assert!(matches!(run(&[], 1), DenseError::Input { .. }));
     let unknown = [SelectRequest { outputs: &[7], ..one[0] }];
-    let error = model.answer(&batch.dense(&inputs), &unknown, |writer| {
+    let error = model.answer(&batch.dense(&inputs), &batch.counts(None), &unknown, |writer| {
         batch.user.write(&tables, None, writer)?;
         batch.item.write(&tables, None, writer)
     });
@@ -292,5 +303,85 @@ fn what_does_not_fit_is_refused_and_leaves_the_model_as_it_was() {
         },
     ] {
         assert!(matches!(load(&wrong), Err(DenseError::Device(CudaError::Options(_)))), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_batch_with_many_ids_takes_a_larger_bucket_and_one_with_too_many_none() {
+    let mut random = Random(14);
+    let case = Case::new(models::dcn_mmoe());
+    let tables = Tables::new(&mut random);
+    let by_vectors = load(&case, &small_buckets());
+    let mut narrow = around(Some(&case.spec), false);
+    narrow.feeds.iter_mut().for_each(|feed| feed.ids = 2);
+    let model = CudaModel::load_around(&device(), &case.model, &small_buckets(), Some(&narrow)).unwrap();
+    let mut batch = Batch::new(&mut random, &tables, &[1, 1]);
+    let inputs: [&[f32]; 3] = [&[], &[], &[0.25; 6]];
+    let one = |top_k| SelectRequest { rows: 1, surface: "", outputs: &[1], utility_inputs: &[], top_k };
+    let requests = [one(0), one(0)];
+    // Candidates have room for 8 ids in the smallest bucket and for 80 in the largest, users for 8 and for 40.
+    for (of_user, of_item) in [(0, 8), (0, 9), (0, 80), (8, 0), (9, 0), (17, 0), (40, 80)] {
+        let bag = |ids: usize| (0..ids).map(|at| at % 30).collect::<Vec<_>>();
+        let (users, items) = (vec![bag(of_user), vec![]], vec![vec![], bag(of_item)]);
+        (batch.user, batch.item) = (tables.pooled(0, users), tables.pooled(1, items));
+        let staged: Vec<usize> = [of_user, of_item].iter().map(|ids| *ids.min(&30)).collect();
+        let counts = RowCounts { rows: staged.clone(), ids: vec![of_user, of_item], keys: 0 };
+        let answered = model.answer(&batch.dense(&inputs), &counts, &requests, |writer| {
+            for (table, side) in [&batch.user, &batch.item].into_iter().enumerate() {
+                let rows = &tables.rows[table][..staged[table]];
+                let positions = rows.iter().map(|row| writer.row(table, row));
+                let positions = positions.collect::<Result<Vec<_>, _>>()?;
+                for bag in &side.bags {
+                    let members: Vec<Position> = bag.iter().map(|row| positions[*row]).collect();
+                    writer.bag(table, &members, &[])?;
+                }
+            }
+            Ok(())
+        });
+        let vectors: [&[f32]; 3] = [&batch.user.vectors, &batch.item.vectors, &[0.25; 6]];
+        let outputs = by_vectors.run(&batch.dense(&vectors)).unwrap();
+        let expected = taken(&case.spec, &batch, &requests, &outputs);
+        let found = answered.unwrap_or_else(|e| panic!("{of_user} and {of_item} ids: {e}")).selected;
+        close(&found, &expected, off_by(&case, &batch.dense(&vectors)));
+    }
+    let refused = |counts: &RowCounts| {
+        let stage = |_: &mut RowsWriter<'_>| -> Result<(), RowsError> { panic!("nothing is to be staged") };
+        model.answer(&batch.dense(&inputs), counts, &requests, stage).unwrap_err().to_string()
+    };
+    let counts = |ids: [usize; 2]| RowCounts { rows: vec![1, 1], ids: ids.to_vec(), keys: 0 };
+    let said = refused(&counts([0, 81]));
+    assert_eq!(said, "the rows of a batch: input \"item\" with 81 ids: there is room for 80 ids");
+    let said = refused(&counts([41, 80]));
+    assert_eq!(said, "the rows of a batch: input \"user\" with 41 ids: there is room for 40 ids");
+    let said = refused(&RowCounts { keys: 1, ..counts([1, 1]) });
+    assert!(said.contains("the resident set with 1 keys: there is room for 0 keys"), "{said}");
+    let said = refused(&RowCounts::default());
+    assert!(said.contains("the counts of a batch"), "{said}");
+}
+
+/// How far two runs in f32 may be from each other in any score of the batch.
+fn off_by(case: &Case, batch: &DenseBatch<'_>) -> f64 {
+    let bounds = CudaModel::bounds(&case.model, Precision::F32, batch).unwrap();
+    2.0 * bounds.iter().flatten().map(|bound| bound.off).fold(0.0, f64::max)
+}
+
+/// A larger bucket may have products in another order: the same but for the last bits.
+fn close(found: &[Selected], expected: &[Selected], off_by: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        let candidates =
+            |of: &Selected| of.ranked.iter().map(|(candidate, _)| *candidate).collect::<Vec<_>>();
+        assert_eq!(candidates(found), candidates(expected));
+        assert_eq!((found.not_finite, expected.not_finite), (None, None));
+        let lengths = |of: &Selected| of.outputs.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!((lengths(found), found.samples.len()), (lengths(expected), expected.samples.len()));
+        let values = |of: &Selected| {
+            let ranked = of.ranked.iter().map(|(_, value)| *value);
+            ranked.chain(of.outputs.concat()).chain(of.samples.clone()).collect::<Vec<f32>>()
+        };
+        for (found, expected) in values(found).into_iter().zip(values(expected)) {
+            let apart = (f64::from(found) - f64::from(expected)).abs();
+            assert!(apart <= off_by, "{found}, it is to be {expected}, within {off_by}");
+        }
     }
 }

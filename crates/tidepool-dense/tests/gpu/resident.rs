@@ -1,6 +1,6 @@
 //! Keys that the device inserts are found there as the host finds them, and no others.
 
-use tidepool_dense::resident::{Key, Place, Resident, ResidentError, ResidentOptions, ResidentSet, Segment};
+use tidepool_dense::resident::{Key, Place, ResidentError, ResidentOptions, ResidentSet, Segment};
 use tidepool_types::RowFormat;
 
 use crate::{
@@ -89,7 +89,7 @@ fn what_does_not_fit_stays_away_and_is_told() {
 }
 
 #[test]
-fn sets_are_replaced_whole_and_go_with_their_last_batch() {
+fn sets_stand_beside_each_other_and_go_with_their_last_batch() {
     let device = device();
     let name = version("t");
     let build = |ids: &[u64]| {
@@ -98,15 +98,11 @@ fn sets_are_replaced_whole_and_go_with_their_last_batch() {
             Segment { table: &name, format: RowFormat::F32, dim: 1, whole: false, ids, rows: &rows };
         ResidentSet::build(&device, &[segment], &ResidentOptions::new(1 << 20, 3)).unwrap()
     };
-    let resident = Resident::default();
-    assert!(resident.current().is_none());
-    resident.replace(Some(build(&[1, 2]).into()));
-    let batch = resident.current().unwrap();
-    let old = resident.replace(Some(build(&[2, 3]).into())).unwrap();
-    drop(old);
+    let [old, new] = [&[1, 2], &[2, 3]].map(|ids| build(ids));
     let keys = [1, 2, 3].map(|id| Key { table: 0, id });
-    assert_eq!(batch.find(&keys).unwrap(), [Some(0), Some(1), None], "the batch sees its own set to the end");
-    assert_eq!(resident.current().unwrap().find(&keys).unwrap(), [None, Some(0), Some(1)]);
+    assert_eq!(old.find(&keys).unwrap(), [Some(0), Some(1), None], "a batch sees its own set");
+    drop(old);
+    assert_eq!(new.find(&keys).unwrap(), [None, Some(0), Some(1)], "and to the end, whatever goes");
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use tidepool_dense::{
     resident::{Key, ResidentOptions, ResidentSet, Segment},
-    rows::{Expanded, Pool, Position, RowExpander, RowInput, RowTable, RowsLayout, RowsWriter, expand},
+    rows::{
+        Expanded, Pool, Position, RowCounts, RowExpander, RowInput, RowTable, RowsLayout, RowsWriter, expand,
+    },
 };
 use tidepool_kernels::RowKernel;
 use tidepool_types::{Combine, RowFormat};
@@ -96,8 +98,21 @@ fn random_batch(random: &mut Random, layout: &RowsLayout) -> Batch {
 }
 
 impl Batch {
-    fn counts(&self) -> Vec<u32> {
+    fn bags(&self) -> Vec<u32> {
         self.bags.iter().map(|bags| bags.len() as u32).collect()
+    }
+
+    /// What it stages, of which every `resident`th row of each table as a key.
+    fn counts(&self, layout: &RowsLayout, resident: Option<usize>) -> RowCounts {
+        let keys = |rows: &[Vec<u8>]| resident.map_or(0, |every| rows.len().div_ceil(every));
+        let ids = self.bags.iter().zip(layout.inputs()).map(|(bags, input)| {
+            bags.iter().map(|(members, _)| members.len()).sum::<usize>() / input.hashes as usize
+        });
+        RowCounts {
+            rows: self.rows.iter().map(|rows| rows.len() - keys(rows)).collect(),
+            ids: ids.collect(),
+            keys: self.rows.iter().map(|rows| keys(rows)).sum(),
+        }
     }
 
     /// Stages it; of each table every `resident`th row as a key.
@@ -139,19 +154,21 @@ fn random_bags_of_all_formats_are_the_twins() {
         let mut random = Random(seed);
         let layout = random_layout(&mut random);
         let mut expander = RowExpander::new(&device, layout.clone(), None).unwrap();
-        for _ in 0..3 {
+        for number in 0..3 {
             // The second batch finds what the first has left in the buffers.
             let batch = random_batch(&mut random, &layout);
-            let counts = batch.counts();
+            // As long as it needs to be, and with all the room that there is.
+            let exact = batch.counts(&layout, None);
+            let counts = if number % 2 == 0 { &exact } else { layout.room() };
             let made = expander
-                .run(&counts, |writer| {
+                .run(counts, &batch.bags(), |writer| {
                     batch.write(&layout, writer, None);
                     Ok(())
                 })
                 .unwrap();
             let staging = expander.staging().unwrap();
             let expected: Vec<_> =
-                (0..counts.len()).map(|input| expand(&layout, &staging, input, |_, _| None)).collect();
+                (0..batch.bags.len()).map(|input| expand(&layout, &staging, input, |_, _| None)).collect();
             same(&made, &expected, seed);
         }
     }
@@ -192,7 +209,7 @@ fn bags_mix_rows_that_were_fetched_and_resident_ones() {
         assert_eq!(of_set, numbers);
         let mut expander = RowExpander::new(&device, layout.clone(), None).unwrap();
         let made = expander
-            .run(&batch.counts(), |writer| {
+            .run(&batch.counts(&layout, Some(every)), &batch.bags(), |writer| {
                 writer.resident(set.clone(), &of_set)?;
                 batch.write(&layout, writer, Some(every));
                 Ok(())
@@ -222,11 +239,12 @@ fn nothing_and_rows_that_are_no_numbers_give_default_rows() {
     ];
     let layout = RowsLayout::new(vec![table(RowFormat::F32, 4, 3)], inputs, 0).unwrap();
     let mut expander = RowExpander::new(&device, layout.clone(), None).unwrap();
-    let none = expander.run(&[0, 0], |_| Ok(())).unwrap();
+    let none =
+        expander.run(&RowCounts { rows: vec![0], ids: vec![0; 2], keys: 0 }, &[0, 0], |_| Ok(())).unwrap();
     assert!(none.iter().all(|made| made.values.is_empty()));
     let large = [f32::MAX; 4].map(f32::to_le_bytes).concat();
     let made = expander
-        .run(&[3, 3], |writer| {
+        .run(layout.room(), &[3, 3], |writer| {
             let row = writer.row(0, &large)?;
             let one = writer.row(0, &[1.0f32; 4].map(f32::to_le_bytes).concat())?;
             writer.bag(0, &[row, row], &[])?;

@@ -7,8 +7,9 @@ use std::{
 };
 
 use tidepool_dense::{
-    Answered, Around, CudaDevice, CudaModel, DenseBatch, DenseError, RowFeed,
+    Answered, Around, CudaDevice, CudaModel, CudaOptions, DenseBatch, DenseError, RowFeed,
     resident::{ResidentOptions, ResidentSet, Segment},
+    rows::RowCounts,
     select::SelectRequest,
 };
 use tidepool_types::{Combine, Name, RowFormat, TableVersion};
@@ -20,7 +21,7 @@ fn row(id: u64) -> Vec<u8> {
     (0..16).flat_map(|at| ((id * 16 + at) as f32 / 500.0 - 0.2).to_le_bytes()).collect()
 }
 
-fn resident(device: &Arc<CudaDevice>) -> Arc<ResidentSet> {
+pub(crate) fn resident(device: &Arc<CudaDevice>) -> Arc<ResidentSet> {
     let table = TableVersion { table: Name::new("item").unwrap(), version: Name::new("v1").unwrap() };
     let ids: Vec<u64> = (0..10).collect();
     let rows: Vec<u8> = ids.iter().flat_map(|id| row(*id)).collect();
@@ -30,6 +31,10 @@ fn resident(device: &Arc<CudaDevice>) -> Arc<ResidentSet> {
 }
 
 fn load(device: &Arc<CudaDevice>, case: &Case) -> CudaModel {
+    load_with(device, case, &options())
+}
+
+pub(crate) fn load_with(device: &Arc<CudaDevice>, case: &Case, options: &CudaOptions) -> CudaModel {
     let feed = RowFeed {
         input: 1,
         table: 0,
@@ -46,17 +51,22 @@ fn load(device: &Arc<CudaDevice>, case: &Case) -> CudaModel {
         resident: true,
         select: Some((case.spec.clone(), 16)),
     };
-    CudaModel::load_around(device, &case.model, &options(), Some(&around)).unwrap()
+    CudaModel::load_around(device, &case.model, options, Some(&around)).unwrap()
+}
+
+/// So many bags of a resident item and a fetched one.
+fn counts(bags: usize) -> RowCounts {
+    RowCounts { rows: vec![bags], ids: vec![2 * bags], keys: bags }
 }
 
 /// A request of `rows` candidates, each a bag of a resident item and a fetched one; the best two come back.
-fn answer(model: &CudaModel, set: &Arc<ResidentSet>, rows: u32) -> Result<Answered, DenseError> {
+pub(crate) fn answer(model: &CudaModel, set: &Arc<ResidentSet>, rows: u32) -> Result<Answered, DenseError> {
     let (user, context) = (vec![0.25; 8], vec![0.5; 3 * rows as usize]);
     let inputs: [&[f32]; 3] = [&user, &[], &context];
     let request_of = vec![0; rows as usize];
     let batch = DenseBatch { rows: rows as usize, requests: 1, request_of: &request_of, inputs: &inputs };
     let request = SelectRequest { rows, surface: "", outputs: &[1], utility_inputs: &[], top_k: 2 };
-    model.answer(&batch, &[request], |writer| {
+    model.answer(&batch, &counts(rows as usize), &[request], |writer| {
         writer.resident(set.clone(), &[Some(0)])?;
         for candidate in 0..u64::from(rows) {
             let key = writer.key(0, candidate % 10)?;
@@ -137,7 +147,7 @@ fn the_device_s_memory_does_not_grow_with_the_tables() {
         let inputs: [&[f32]; 3] = [&[0.25; 8], &[], &context];
         let batch = DenseBatch { rows: 2, requests: 1, request_of: &[0, 0], inputs: &inputs };
         let request = SelectRequest { rows: 2, surface: "", outputs: &[1], utility_inputs: &[], top_k: 2 };
-        let answered = model.answer(&batch, &[request], |writer| {
+        let answered = model.answer(&batch, &counts(1), &[request], |writer| {
             writer.resident(set.clone(), &[Some(0)])?;
             let resident = writer.key(0, kept - 1)?;
             writer.bag(0, &[resident], &[])?;
@@ -167,7 +177,7 @@ fn a_set_that_is_let_go_while_its_batch_is_staged_lives_until_the_answer_is_back
     let inputs: [&[f32]; 3] = [&[0.25; 8], &[], &context];
     let batch = DenseBatch { rows: 1, requests: 1, request_of: &[0], inputs: &inputs };
     let request = SelectRequest { rows: 1, surface: "", outputs: &[1], utility_inputs: &[], top_k: 2 };
-    let answered = model.answer(&batch, &[request], |writer| {
+    let answered = model.answer(&batch, &counts(1), &[request], |writer| {
         writer.resident(named.take().unwrap(), &[Some(0)])?;
         let key = writer.key(0, 0)?;
         let fetched = writer.row(0, &row(20))?;
@@ -206,7 +216,7 @@ fn a_caller_that_panics_leaves_its_lane_to_others() {
         let batch = DenseBatch { rows: 1, requests: 1, request_of: &[0], inputs: &inputs };
         let request = SelectRequest { rows: 1, surface: "", outputs: &[1], utility_inputs: &[], top_k: 2 };
         let answered = catch_unwind(AssertUnwindSafe(|| {
-            model.answer(&batch, &[request], |_| panic!("a row is missing"))
+            model.answer(&batch, &counts(1), &[request], |_| panic!("a row is missing"))
         }));
         assert!(answered.is_err());
     }

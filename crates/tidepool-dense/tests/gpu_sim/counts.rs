@@ -1,6 +1,11 @@
 //! What a batch asks of the device, what a model keeps there, and that all of it is given back.
 
-use std::thread;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use tidepool_dense::{Bucket, CudaModel, CudaOptions};
 
 use crate::{load, models, open, oracle::Case, run, same, sim::Sim};
 
@@ -75,4 +80,48 @@ fn scores_do_not_depend_on_when_the_device_works() {
         drop(model);
         assert_eq!(sim.fault(), "", "SEED={seed} SEEDS=1");
     }
+}
+
+/// While the device does nothing, no piece can be done: what was asked for by then was asked for side by side.
+#[test]
+fn pieces_of_a_large_batch_run_side_by_side_on_all_streams() {
+    let sim = Sim::alone();
+    let device = open();
+    let case = Case::new(models::dcn_mmoe());
+    let bucket = |rows, requests| Bucket { rows, requests };
+    let options = CudaOptions {
+        buckets: vec![bucket(8, 4), bucket(32, 8)],
+        streams: 3,
+        deadline: Duration::from_secs(60),
+        ..CudaOptions::default()
+    };
+    let model = CudaModel::load(&device, &case.model, &options).unwrap();
+    // Of 32, 32, 32, 32 and 5 rows.
+    let batch = case.batch(133, 3, 9);
+    sim.reset();
+    sim.hang(true);
+    thread::scope(|scope| {
+        let running = scope.spawn(|| run(&model, &batch));
+        let until = Instant::now() + Duration::from_secs(60);
+        while sim.counter("copies_in") < 3 {
+            assert!(Instant::now() < until, "{} pieces", sim.counter("copies_in"));
+            thread::yield_now();
+        }
+        sim.hang(false);
+        same(&case, &batch, &running.join().unwrap().unwrap());
+    });
+    assert_eq!(sim.counters(["copies_in", "graph_launches", "copies_out"]), [5; 3]);
+    assert_eq!((model.usage().batches, model.usage().rows), (5, 133));
+    // Two large ones at once do not wait for each other's lanes.
+    thread::scope(|scope| {
+        let large = |seed| {
+            let (model, case) = (&model, &case);
+            scope.spawn(move || {
+                let batch = case.batch(150, 2, seed);
+                same(case, &batch, &run(model, &batch).unwrap());
+            })
+        };
+        [1, 2, 3].map(large).into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    assert_eq!(sim.fault(), "");
 }

@@ -8,6 +8,34 @@ static __device__ __forceinline__ const float *record(const float *a, u32 width,
     return a + (u64)(of ? of[n] : n) * width;
 }
 
+// An array of a batch: where the plan reads it, the words that there is room for, words of a record, and which number at
+// the beginning of the staging buffer counts the records. staging.rs says where arrays begin there.
+struct Array {
+    u32 *to;
+    u64 room;
+    u32 width;
+    u32 count;
+};
+
+// What the batch brings to where the plan reads it, with zeros behind; `blockIdx.y` is the array. Places begin at
+// number PLACES of the staging buffer, and are counted in UNIT_WORDS words from its beginning.
+extern "C" __global__ void __launch_bounds__(256)
+tp_spread(const u32 *staging, const Array *arrays) {
+    const Array array = arrays[blockIdx.y];
+    u64 at = ((u64)blockIdx.x * 256u + threadIdx.x) * 4u;
+    if (at >= array.room) return;
+    u64 used = (u64)staging[array.count] * array.width;
+    const u32 *from = staging + (u64)staging[PLACES + blockIdx.y] * UNIT_WORDS + at;
+    u32 *to = array.to + at;
+    if (at + 4u <= used) {
+        *(uint4 *)to = *(const uint4 *)from;
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4u; i++)
+        if (at + i < array.room) to[i] = at + i < used ? from[i] : 0u;
+}
+
 // Chosen elements of each record.
 extern "C" __global__ void __launch_bounds__(256)
 tp_pick(float *out, const float *a, u32 width, const u32 *of, const u32 *elements, u32 count, u32 records) {

@@ -61,26 +61,45 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     atomicAdd(failed, 1u);
 }
 
-// The staged keys of a batch: `head[0]` is the set and `head[1]` their number. One thread each; `rows` gets the row of
-// each, or MISSING.
+// The row of an id, or MISSING.
+static __device__ __forceinline__ u32 row_of(const ResidentHead* set, u64 id, u32 table) {
+    const ulonglong2* const slots = (const ulonglong2*)set->slots;
+    const u64 capacity = set->capacity;
+    const u32 probes = set->probes;
+    u64 slot = home(id, table, set->seed, capacity);
+    for (u32 probe = 0; probe < probes; ++probe) {
+        const ulonglong2 found = slots[slot];
+        if (found.y == EMPTY) break;
+        if (found.x == id && (u32)(found.y >> 32) == table) return (u32)found.y;
+        slot = slot + 1 == capacity ? 0 : slot + 1;
+    }
+    return MISSING;
+}
+
+// Keys: `head[0]` is the set and `head[1]` their number. One thread each; `rows` gets the row of each, or MISSING.
 extern "C" __global__ void __launch_bounds__(THREADS)
     resident_find(const u64* head, const u64* ids, const u32* tables, u32* rows) {
     const u32 at = blockIdx.x * THREADS + threadIdx.x;
     if (at >= (u32)head[1]) return;
-    const ResidentHead* const set = (const ResidentHead*)head[0];
-    const ulonglong2* const slots = (const ulonglong2*)set->slots;
-    const u64 capacity = set->capacity, id = ids[at];
-    const u32 table = tables[at], probes = set->probes;
-    u64 slot = home(id, table, set->seed, capacity);
-    u32 row = MISSING;
-    for (u32 probe = 0; probe < probes; ++probe) {
-        const ulonglong2 found = slots[slot];
-        if (found.y == EMPTY) break;
-        if (found.x == id && (u32)(found.y >> 32) == table) {
-            row = (u32)found.y;
-            break;
-        }
-        slot = slot + 1 == capacity ? 0 : slot + 1;
-    }
-    rows[at] = row;
+    rows[at] = row_of((const ResidentHead*)head[0], ids[at], tables[at]);
+}
+
+// What a batch says of its keys: rows/layout.rs. Places are counted in 16 bytes from the beginning of the staging buffer.
+struct __align__(16) StagedKeys {
+    u64 set;
+    u32 keys;
+    u32 ids;
+    u32 tables;
+    u32 unused[3];
+};
+
+// The same for the keys of a batch.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    resident_find_staged(const unsigned char* staging, const StagedKeys* head, u32* rows) {
+    const u32 at = blockIdx.x * THREADS + threadIdx.x;
+    const StagedKeys staged = *head;
+    if (at >= staged.keys) return;
+    const u64* const ids = (const u64*)(staging + 16ull * staged.ids);
+    const u32* const tables = (const u32*)(staging + 16ull * staged.tables);
+    rows[at] = row_of((const ResidentHead*)staged.set, ids[at], tables[at]);
 }

@@ -38,27 +38,29 @@ struct ResidentHead {
     u32 tables;
 };
 
-// What is staged of one input besides its arrays.
-struct InputHead {
+// What is staged of one input besides its arrays. Places are counted in 16 bytes from the beginning of the staging buffer.
+struct __align__(16) InputHead {
     u32 bags;
     u32 weighted;
     // Number of the table in the resident set, or MISSING.
     u32 table;
+    // Place of its table's rows.
+    u32 rows;
+    // [bags + 1], in ids.
+    u32 offsets;
+    // [ids * hashes].
+    u32 positions;
+    // [ids] of f32, read when `weighted`.
+    u32 weights;
     u32 unused;
 };
 
 // Where everything of one input is. It is fixed when the model is loaded; rows/device.rs writes it.
 struct RowInput {
+    const u8* staging;
     // Staged: the address of a ResidentHead, or 0.
     const u64* resident;
     const InputHead* head;
-    // [bags + 1], in ids.
-    const u32* offsets;
-    // [ids * hashes].
-    const u32* positions;
-    // [ids], read when `weighted`.
-    const float* weights;
-    const u8* rows;
     // [width].
     const float* default_row;
     // By the place of a key among the staged ones: its row, or MISSING.
@@ -164,40 +166,42 @@ struct Rows {
     static __device__ __forceinline__ void pool(const RowInput& in) {
         const u32 lane = threadIdx.x % GROUP;
         const u32 vector = blockIdx.x * (THREADS / GROUP) + threadIdx.x / GROUP;
-        const u32 bags = in.head->bags;
+        const InputHead head = *in.head;
+        const u32 bags = head.bags;
         const u32 vectors = in.max_len ? bags * in.max_len : bags;
         // Whole blocks leave, not threads: those of a warp vote below.
         if (blockIdx.x * (THREADS / GROUP) >= vectors) return;
         const bool live = vector < vectors;
 
         // The ids of the vector.
+        const u32* const offsets = (const u32*)(in.staging + 16ull * head.offsets);
         u32 begin = 0, ids = 0;
         bool padding = false;
         if (live) {
             if (in.max_len) {
                 const u32 bag = vector / in.max_len, slot = vector - bag * in.max_len;
-                begin = in.offsets[bag] + slot;
-                padding = begin >= in.offsets[bag + 1];
+                begin = offsets[bag] + slot;
+                padding = begin >= offsets[bag + 1];
                 ids = padding ? 0 : 1;
             } else {
-                begin = in.offsets[vector];
-                ids = in.offsets[vector + 1] - begin;
+                begin = offsets[vector];
+                ids = offsets[vector + 1] - begin;
             }
         }
-        const bool weighted = in.head->weighted;
+        const bool weighted = head.weighted;
         const u8* resident_rows = 0;
         u32 resident_stride = 0;
-        if (*in.resident && in.head->table != MISSING) {
+        if (*in.resident && head.table != MISSING) {
             const ResidentHead* set = (const ResidentHead*)*in.resident;
-            const ResidentTable* table = (const ResidentTable*)(set + 1) + in.head->table;
+            const ResidentTable* table = (const ResidentTable*)(set + 1) + head.table;
             resident_rows = (const u8*)table->rows;
             resident_stride = table->stride;
         }
         // What the loops read stands in registers; the rest is read from `in` where it is wanted.
-        const u32* const positions = in.positions;
-        const float* const weight_of = in.weights;
+        const u32* const positions = (const u32*)(in.staging + 16ull * head.positions);
+        const float* const weight_of = (const float*)(in.staging + 16ull * head.weights);
         const u32* const found_of = in.found;
-        const u8* const staged_rows = in.rows;
+        const u8* const staged_rows = in.staging + 16ull * head.rows;
         const u32 hashes = in.hashes, stride = in.stride;
         const u32 parts = in.concat ? hashes : 1, rows_per_id = hashes / parts;
         float* out = in.out + (u64)vector * (parts * DIM);

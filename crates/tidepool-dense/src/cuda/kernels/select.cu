@@ -32,22 +32,23 @@ struct Point {
     double y;
 };
 
+// What is staged of a batch besides its arrays: select/layout.rs. Places are counted in 16 bytes from the beginning of the
+// staging buffer.
+struct __align__(16) Head {
+    u32 requests;
+    u32 rows;
+    // Outputs that are returned.
+    u32 chosen;
+    // Of all requests.
+    u32 winners;
+    u32 places[6];
+    u32 unused[2];
+};
+
 // Where everything is: select/device.rs writes it when the model is loaded.
 struct Select {
-    // Staged: requests, rows, chosen columns, winners of all requests.
-    const u32* head;
-    // [requests + 1]: where the rows of each begin.
-    const u32* starts;
-    // [requests + 1]: where its winners begin.
-    const u32* winners;
-    // [chosen]: which outputs.
-    const u32* columns;
-    // [requests, formula + chosen room]: the curve of each column, from 1; 0: none.
-    const u32* curve_of;
-    // [user numbers, requests room].
-    const float* users;
-    // [candidate numbers, rows room].
-    const float* candidates;
+    const u8* staging;
+    const Head* head;
     // [outputs]: addresses of [rows].
     const u64* outputs;
     const Curve* curves;
@@ -60,16 +61,50 @@ struct Select {
     u8* answer;
     // A count of resident rows that were not found, or 0.
     const u32* lost;
-    u32 requests_room;
-    u32 rows_room;
-    u32 chosen_room;
     // Scores of each request that are returned whatever they are.
     u32 samples;
     // Bits of a row's number in a key.
     u32 row_bits;
     // Where the sorted keys are: 0 in `keys`, 1 in `merged`.
     u32 sorted_in_merged;
+    u32 unused;
 };
+
+// The batch: its numbers, and its arrays where they are.
+struct Batch {
+    u32 requests;
+    u32 rows;
+    u32 chosen;
+    u32 total;
+    // [requests + 1]: where the rows of each begin.
+    const u32* starts;
+    // [requests + 1]: where its winners begin.
+    const u32* winners;
+    // [chosen]: which outputs.
+    const u32* columns;
+    // [requests, formula + chosen]: the curve of each column, from 1; 0: none.
+    const u32* curve_of;
+    // [user numbers, requests].
+    const float* users;
+    // [candidate numbers, rows].
+    const float* candidates;
+};
+
+static __device__ __forceinline__ Batch batch_of(const Select& s) {
+    const Head head = *s.head;
+    Batch b;
+    b.requests = head.requests;
+    b.rows = head.rows;
+    b.chosen = head.chosen;
+    b.total = head.winners;
+    b.starts = (const u32*)(s.staging + 16ull * head.places[0]);
+    b.winners = (const u32*)(s.staging + 16ull * head.places[1]);
+    b.columns = (const u32*)(s.staging + 16ull * head.places[2]);
+    b.curve_of = (const u32*)(s.staging + 16ull * head.places[3]);
+    b.users = (const float*)(s.staging + 16ull * head.places[4]);
+    b.candidates = (const float*)(s.staging + 16ull * head.places[5]);
+    return b;
+}
 
 static __device__ __forceinline__ double not_a_number() { return __longlong_as_double(0x7ff8000000000000ll); }
 static __device__ __forceinline__ double infinity() { return __longlong_as_double(0x7ff0000000000000ll); }
@@ -259,11 +294,12 @@ static __device__ __forceinline__ u32 range_of(const u32* starts, u32 count, u32
     return low;
 }
 
-// An output for a row, calibrated for the surface of its request. `column` is its place among those of the formula and
-// the chosen ones.
-static __device__ double calibrated(const Select& s, u32 columns, u32 request, u32 column, u32 output, u32 row) {
+// An output for a row, calibrated for the surface of its request. `column` is its place among those of the formula, of
+// which there are `formula`, and the chosen ones.
+static __device__ double calibrated(const Select& s, const Batch& b, u32 formula, u32 request, u32 column, u32 output,
+                                    u32 row) {
     const double x = (double)((const float*)s.outputs[output])[row];
-    const u32 number = s.curve_of[request * columns + column];
+    const u32 number = b.curve_of[request * (formula + b.chosen) + column];
     if (number == 0) return x;
     const Curve curve = s.curves[number - 1];
     if (curve.kind == LINEAR) return curve.a * x + curve.b;

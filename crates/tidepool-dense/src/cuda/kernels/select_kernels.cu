@@ -1,5 +1,5 @@
 // The kernels, behind the formula: `FORMULA` is the number of outputs that it speaks of, `formula_output(column)` says
-// which each is, `formula(s, request, row)` is its worth, and `SAMPLED` the column of which samples are taken, or NONE
+// which each is, `formula(s, b, request, row)` is its worth, and `SAMPLED` the column of which samples are taken, or NONE
 // for what candidates are ranked by.
 //
 // The answer, which one copy takes to the host, has no holes: what is where follows from the staged numbers.
@@ -40,7 +40,7 @@ static __device__ __forceinline__ bool is_finite(float value) {
 extern "C" __global__ void __launch_bounds__(THREADS) select_begin(const Select* select) {
     const Select& s = *select;
     const u32 at = blockIdx.x * THREADS + threadIdx.x;
-    const u32 requests = s.head[0], watched = FORMULA + s.head[2] + 1;
+    const u32 requests = s.head->requests, watched = FORMULA + s.head->chosen + 1;
     const Answer answer = answer_of(s, requests, watched);
     if (at == 0) {
         answer.lost[0] = s.lost ? *s.lost : 0;
@@ -57,18 +57,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) select_begin(const Select*
 extern "C" __global__ void __launch_bounds__(THREADS, 4) select_score(const Select* select) {
     const Select& s = *select;
     const u32 row = blockIdx.x * THREADS + threadIdx.x;
-    const u32 requests = s.head[0], rows = s.head[1], chosen = s.head[2];
-    if (row >= rows) return;
-    const u32 request = range_of(s.starts, requests, row);
-    const u32 watched = FORMULA + chosen + 1, columns = FORMULA + s.chosen_room;
-    Bad* const bad = answer_of(s, requests, watched).bad + request * watched;
-    const u32 candidate = row - s.starts[request];
+    const Batch b = batch_of(s);
+    const u32 chosen = b.chosen;
+    if (row >= b.rows) return;
+    const u32 request = range_of(b.starts, b.requests, row);
+    const u32 watched = FORMULA + chosen + 1;
+    Bad* const bad = answer_of(s, b.requests, watched).bad + request * watched;
+    const u32 candidate = row - b.starts[request];
     for (u32 column = 0; column < FORMULA + chosen; ++column) {
-        const u32 output = column < FORMULA ? formula_output(column) : s.columns[column - FORMULA];
-        if (!is_finite((float)calibrated(s, columns, request, column, output, row)))
+        const u32 output = column < FORMULA ? formula_output(column) : b.columns[column - FORMULA];
+        if (!is_finite((float)calibrated(s, b, FORMULA, request, column, output, row)))
             atomicMin(&bad[column].candidate, candidate);
     }
-    const float score = (float)formula(s, columns, request, row);
+    const float score = (float)formula(s, b, request, row);
     if (!is_finite(score)) atomicMin(&bad[FORMULA + chosen].candidate, candidate);
     s.scores[row] = score;
     // As numbers that sort best first; 0 and -0 are the same, and equal ones are in the order of the rows.
@@ -81,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) select_score(const Sele
 extern "C" __global__ void __launch_bounds__(CHUNK / 2) select_sort(const Select* select) {
     const Select& s = *select;
     __shared__ u64 keys[CHUNK];
-    const u32 rows = s.head[1], first = blockIdx.x * CHUNK;
+    const u32 rows = s.head->rows, first = blockIdx.x * CHUNK;
     if (first >= rows) return;
     for (u32 at = threadIdx.x; at < CHUNK; at += CHUNK / 2)
         keys[at] = first + at < rows ? s.keys[first + at] : 0xffffffffffffffffull;
@@ -105,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK / 2) select_sort(const Select
 // the other run are smaller. No two are equal.
 extern "C" __global__ void __launch_bounds__(THREADS) select_merge(const Select* select, u32 run, u32 from_merged) {
     const Select& s = *select;
-    const u32 at = blockIdx.x * THREADS + threadIdx.x, rows = s.head[1];
+    const u32 at = blockIdx.x * THREADS + threadIdx.x, rows = s.head->rows;
     if (at >= rows) return;
     const u64* const from = from_merged ? s.merged : s.keys;
     u64* const to = from_merged ? s.keys : s.merged;
@@ -130,37 +131,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) select_merge(const Select*
 extern "C" __global__ void __launch_bounds__(THREADS, 4) select_take(const Select* select) {
     const Select& s = *select;
     const u32 at = blockIdx.x * THREADS + threadIdx.x;
-    const u32 requests = s.head[0], chosen = s.head[2], total = s.head[3];
-    const u32 watched = FORMULA + chosen + 1, columns = FORMULA + s.chosen_room;
+    const Batch b = batch_of(s);
+    const u32 requests = b.requests, chosen = b.chosen, total = b.total;
+    const u32 watched = FORMULA + chosen + 1;
     const Answer answer = answer_of(s, requests, watched);
     if (blockIdx.y == 0) {
         if (at >= total) return;
-        const u32 request = range_of(s.winners, requests, at);
+        const u32 request = range_of(b.winners, requests, at);
         const u64* const sorted = s.sorted_in_merged ? s.merged : s.keys;
-        const u64 key = sorted[s.starts[request] + at - s.winners[request]];
+        const u64 key = sorted[b.starts[request] + at - b.winners[request]];
         const u32 row = (u32)key & ((1u << s.row_bits) - 1);
-        answer.winners[at] = row - s.starts[request];
+        answer.winners[at] = row - b.starts[request];
         float* const values = (float*)(answer.winners + total);
         values[at] = s.scores[row];
         for (u32 column = 0; column < chosen; ++column)
             values[(u64)(column + 1) * total + at] =
-                (float)calibrated(s, columns, request, FORMULA + column, s.columns[column], row);
+                (float)calibrated(s, b, FORMULA, request, FORMULA + column, b.columns[column], row);
     } else if (blockIdx.y == 1) {
         if (at >= requests * watched) return;
         Bad* const bad = answer.bad + at;
         if (bad->candidate == NONE) return;
         const u32 request = at / watched, column = at % watched;
-        const u32 row = s.starts[request] + bad->candidate;
+        const u32 row = b.starts[request] + bad->candidate;
         if (column == FORMULA + chosen) {
             bad->value = s.scores[row];
         } else {
-            const u32 output = column < FORMULA ? formula_output(column) : s.columns[column - FORMULA];
-            bad->value = (float)calibrated(s, columns, request, column, output, row);
+            const u32 output = column < FORMULA ? formula_output(column) : b.columns[column - FORMULA];
+            bad->value = (float)calibrated(s, b, FORMULA, request, column, output, row);
         }
     } else {
         if (at >= requests * s.samples) return;
         const u32 request = at / s.samples, number = at % s.samples;
-        const u32 first = s.starts[request], count = s.starts[request + 1] - first;
+        const u32 first = b.starts[request], count = b.starts[request + 1] - first;
         const u32 step = count > s.samples ? (count + s.samples - 1) / s.samples : 1;
         float value = 0.0f;
         if (number * step < count) {
@@ -168,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) select_take(const Selec
             if (SAMPLED == NONE)
                 value = s.scores[row];
             else
-                value = (float)calibrated(s, columns, request, SAMPLED, formula_output(SAMPLED), row);
+                value = (float)calibrated(s, b, FORMULA, request, SAMPLED, formula_output(SAMPLED), row);
         }
         answer.samples[at] = value;
     }

@@ -2,21 +2,23 @@
 //!
 //! A [`ResidentSet`] holds stored rows of any number of tables and one flat hash table over all of them, whose key is
 //! (table, id). The host has the same keys ([`KeyTable`]), so it knows before it asks any node which rows need not be
-//! asked for ([`ResidentSet::place`]); of those it stages the ids, and one kernel finds the rows of all tables at once.
+//! asked for ([`Inventory::place`]); of those it stages the ids, and one kernel finds the rows of all tables at once.
 //!
-//! A set never changes. A release brings a new one, which is built beside the old one and takes its place as a whole
-//! ([`Resident`]); a batch names the set that its ids were judged by, by address, in the staging buffer, and holds it
-//! until it is done. So graphs that were captured with one set run with the next, and no batch sees two.
+//! A set never changes. Each release has its own, which is built beside those in use; a batch names the set that its ids were
+//! judged by, by address, in the staging buffer, and holds it until it is done. So a graph runs with whatever set its batch
+//! names, and no batch sees two.
 
 mod budget;
+mod inventory;
 mod set;
 mod table;
 
 use thiserror::Error;
 
 pub use budget::{Fit, LOAD, Offer, bytes_per_id, fit, fixed_bytes};
-pub use set::{Hits, Place, Resident, ResidentOptions, ResidentSet, Segment};
-pub(crate) use set::{find_launch, source};
+pub use inventory::{Hits, Inventory, Place, Segment};
+pub(crate) use set::source;
+pub use set::{ResidentOptions, ResidentSet};
 pub use table::{Key, KeyTable};
 
 use super::CudaError;

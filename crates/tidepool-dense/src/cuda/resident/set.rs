@@ -1,21 +1,18 @@
-//! A set of resident rows: built once, beside the one that is in use, and never changed.
+//! A set of resident rows: built once, beside those that are in use, and never changed.
 #![expect(unsafe_code, reason = "kernels are launched with addresses of buffers that the set owns")]
 
 use std::{
-    collections::HashMap,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tidepool_types::{RowFormat, TableVersion};
 
 use super::{
-    ResidentError,
-    budget::{Fit, LOAD, Offer, fit},
+    Inventory, ResidentError,
+    budget::{Fit, LOAD},
+    inventory::{Hits, Place, Segment, kept},
     table::{Key, KeyTable},
 };
 use crate::cuda::{
@@ -37,23 +34,6 @@ const TABLE_BYTES: usize = 16;
 const CHUNK_BYTES: usize = 16 << 20;
 /// How long the device may take for a step of the building.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Rows that are offered for residence, the most wanted first.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
-    /// The table.
-    pub table: &'a TableVersion,
-    /// How its rows are stored.
-    pub format: RowFormat,
-    /// Elements of a row.
-    pub dim: u32,
-    /// Whether these are all ids of the table: see [`Offer::whole`].
-    pub whole: bool,
-    /// The ids; of a composite table, the numbers of rows.
-    pub ids: &'a [u64],
-    /// Their stored rows, one behind the other.
-    pub rows: &'a [u8],
-}
 
 /// How a set is built.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,47 +57,11 @@ impl ResidentOptions {
     }
 }
 
-/// Where the row of an id is to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On the device.
-    Resident,
-    /// At a node.
-    Fetch,
-    /// Nowhere: all of the table is on the device, and this is not.
-    Missing,
-}
-
-/// How often ids of a table were asked for since the set was built.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hits {
-    /// The table.
-    pub table: TableVersion,
-    /// Ids asked for.
-    pub asked: u64,
-    /// Those of them that no node had to be asked for.
-    pub resident: u64,
-}
-
-/// A table of the set.
-#[derive(Debug)]
-struct Held {
-    fit: Fit,
-    format: RowFormat,
-    dim: u32,
-    whole: bool,
-    asked: AtomicU64,
-    resident: AtomicU64,
-}
-
 /// Resident rows of any number of tables, and where they are.
 pub struct ResidentSet {
     device: Arc<CudaDevice>,
     stream: Mutex<Stream>,
-    keys: KeyTable,
-    tables: Vec<Held>,
-    numbers: HashMap<TableVersion, u32>,
-    told: Vec<Fit>,
+    inventory: Arc<Inventory>,
     find: Kernel,
     head: DeviceBuffer,
     slots: DeviceBuffer,
@@ -127,7 +71,7 @@ pub struct ResidentSet {
 impl std::fmt::Debug for ResidentSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ResidentSet")
-            .field("told", &self.told)
+            .field("told", &self.told())
             .field("bytes", &self.bytes())
             .finish_non_exhaustive()
     }
@@ -144,14 +88,10 @@ impl ResidentSet {
         segments: &[Segment<'_>],
         options: &ResidentOptions,
     ) -> Result<Self, ResidentError> {
-        let told = fit(&offers(segments)?, options.budget_bytes, options.load);
-        let kept: Vec<(&Segment<'_>, &Fit)> = segments
-            .iter()
-            .zip(&told)
-            .filter(|(s, fit)| fit.kept > 0 || (s.whole && s.ids.is_empty()))
-            .collect();
-        let ids: Vec<&[u64]> = kept.iter().map(|(segment, fit)| &segment.ids[..as_usize(fit.kept)]).collect();
-        let keys = KeyTable::build(Keys::of(&ids), options.load, options.seed)?;
+        let inventory = Inventory::new(segments, options)?;
+        let keys = inventory.keys();
+        let kept = kept(segments, inventory.told());
+        let ids: Vec<&[u64]> = kept.iter().map(|(segment, _)| segment.ids).collect();
         let stream = Stream::new(device)?;
         let module = Module::load(
             device,
@@ -185,29 +125,26 @@ impl ResidentSet {
         // One for all that is brought: to pin memory costs more than to fill it.
         let largest = layout.bytes().max(8 * ids.iter().map(|ids| ids.len()).max().unwrap_or(0));
         let mut staging = Pinned::new(device, largest.min(CHUNK_BYTES), "resident rows on their way")?;
-        for ((segment, fit), place) in kept.iter().zip(&places) {
-            upload_rows(&stream, &mut staging, segment, as_usize(fit.kept), &rows, *place)?;
+        for ((segment, _), place) in kept.iter().zip(&places) {
+            upload_rows(&stream, &mut staging, segment, &rows, *place)?;
         }
-        insert(&stream, &mut staging, &module, &head, &keys, &ids)?;
-        let tables = kept.iter().map(|(segment, fit)| Held {
-            fit: (*fit).clone(),
-            format: segment.format,
-            dim: segment.dim,
-            whole: segment.whole,
-            asked: AtomicU64::new(0),
-            resident: AtomicU64::new(0),
-        });
-        let tables: Vec<_> = tables.collect();
-        let numbers = (0u32..).zip(&tables).map(|(at, held)| (held.fit.table.clone(), at)).collect();
+        insert(&stream, &mut staging, &module, &head, keys, &ids)?;
         let find = module.kernel("resident_find")?;
         let (device, stream) = (device.clone(), Mutex::new(stream));
-        Ok(Self { device, stream, keys, tables, numbers, told, find, head, slots, rows })
+        let inventory = Arc::new(inventory);
+        Ok(Self { device, stream, inventory, find, head, slots, rows })
     }
 
-    /// What became of each segment, in their order.
+    /// What is resident, as the host knows it.
+    #[must_use]
+    pub fn inventory(&self) -> &Arc<Inventory> {
+        &self.inventory
+    }
+
+    /// [`Inventory::told`].
     #[must_use]
     pub fn told(&self) -> &[Fit] {
-        &self.told
+        self.inventory.told()
     }
 
     /// Bytes that the set takes on the device.
@@ -216,52 +153,36 @@ impl ResidentSet {
         (self.head.bytes() + self.slots.bytes() + self.rows.bytes()) as u64
     }
 
-    /// The number of a table in the set; `None`: all of its ids have to be fetched.
+    /// [`Inventory::number`].
     #[must_use]
     pub fn number(&self, table: &TableVersion) -> Option<u32> {
-        self.numbers.get(table).copied()
+        self.inventory.number(table)
     }
 
-    /// How the rows of a table are stored, by its number: their format and dimension.
+    /// [`Inventory::rows_of`].
     #[must_use]
     pub fn rows_of(&self, number: u32) -> Option<(RowFormat, u32)> {
-        self.tables.get(number as usize).map(|held| (held.format, held.dim))
+        self.inventory.rows_of(number)
     }
 
-    /// Where the rows of these ids are to be had, appended to `places`; before any node is asked. They are counted.
+    /// [`Inventory::place`].
     ///
     /// # Panics
     /// When the set has no table of this number.
     pub fn place(&self, number: u32, ids: &[u64], places: &mut Vec<Place>) {
-        let held = &self.tables[number as usize];
-        let elsewhere = if held.whole { Place::Missing } else { Place::Fetch };
-        let mut fetched = 0;
-        places.extend(ids.iter().map(|&id| match self.keys.find(Key { table: number, id }) {
-            Some(_) => Place::Resident,
-            None => {
-                fetched += u64::from(!held.whole);
-                elsewhere
-            }
-        }));
-        held.asked.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        held.resident.fetch_add(ids.len() as u64 - fetched, Ordering::Relaxed);
+        self.inventory.place(number, ids, places);
     }
 
-    /// What [`place`](Self::place) has counted, of each table.
+    /// [`Inventory::hits`].
     #[must_use]
     pub fn hits(&self) -> Vec<Hits> {
-        let one = |held: &Held| Hits {
-            table: held.fit.table.clone(),
-            asked: held.asked.load(Ordering::Relaxed),
-            resident: held.resident.load(Ordering::Relaxed),
-        };
-        self.tables.iter().map(one).collect()
+        self.inventory.hits()
     }
 
     /// The keys, as the host has them.
     #[must_use]
     pub fn keys(&self) -> &KeyTable {
-        &self.keys
+        self.inventory.keys()
     }
 
     /// The rows of these keys, found on the device: what [`KeyTable::find`] finds here. For checks and tests; a batch
@@ -348,28 +269,6 @@ pub(crate) fn source() -> &'static str {
     include_str!("../kernels/resident.cu")
 }
 
-/// Checks the segments against what they say of themselves.
-fn offers(segments: &[Segment<'_>]) -> Result<Vec<Offer>, ResidentError> {
-    let one = |(at, segment): (usize, &Segment<'_>)| {
-        let wrong = |problem| Err(ResidentError::Offer { table: segment.table.to_string(), problem });
-        if segments[..at].iter().any(|before| before.table == segment.table) {
-            return wrong("they are offered twice".into());
-        }
-        let row_bytes = segment.format.row_bytes(segment.dim);
-        if segment.ids.len().checked_mul(row_bytes) != Some(segment.rows.len()) {
-            let (bytes, ids) = (segment.rows.len(), segment.ids.len());
-            return wrong(format!("{bytes} bytes, {ids} rows of {row_bytes} were to come"));
-        }
-        if segment.ids.len() >= 1 << 31 {
-            return wrong(format!("{} ids, there may be {}", segment.ids.len(), (1u32 << 31) - 1));
-        }
-        let ids = segment.ids.len() as u64;
-        let Segment { table, format, dim, whole, .. } = *segment;
-        Ok(Offer { table: table.clone(), format, dim, ids, whole })
-    };
-    segments.iter().enumerate().map(one).collect()
-}
-
 /// Refuses regions that take more than the budget, before any of them is allocated.
 fn check_budget(regions: [usize; 3], budget_bytes: u64) -> Result<(), ResidentError> {
     let bytes: usize = regions.iter().map(|bytes| (*bytes).max(1).next_multiple_of(ALIGN)).sum();
@@ -377,20 +276,18 @@ fn check_budget(regions: [usize; 3], budget_bytes: u64) -> Result<(), ResidentEr
     if bytes <= budget_bytes { Ok(()) } else { Err(ResidentError::Budget { bytes, budget_bytes }) }
 }
 
-/// Brings the first `count` rows of a segment to the device, each at its stride.
+/// Brings the rows of a segment to the device, each at its stride.
 fn upload_rows(
     stream: &Stream,
     staging: &mut Pinned,
     segment: &Segment<'_>,
-    count: usize,
     to: &DeviceBuffer,
     at: usize,
 ) -> Result<(), CudaError> {
     let row_bytes = segment.format.row_bytes(segment.dim);
     let stride = row_bytes.next_multiple_of(4);
-    let rows = &segment.rows[..count * row_bytes];
     let per_chunk = (CHUNK_BYTES / stride).max(1);
-    for (number, piece) in rows.chunks(per_chunk * row_bytes).enumerate() {
+    for (number, piece) in segment.rows.chunks(per_chunk * row_bytes).enumerate() {
         let bytes = piece.len() / row_bytes * stride;
         let into = &mut staging.bytes_mut()?[..bytes];
         for (into, row) in into.chunks_exact_mut(stride).zip(piece.chunks_exact(row_bytes)) {
@@ -455,67 +352,6 @@ fn insert(
     }
 }
 
-/// All keys with their rows: the ids of each table, numbered from 0.
-#[derive(Clone)]
-struct Keys<'a> {
-    ids: &'a [&'a [u64]],
-    table: u32,
-    row: u32,
-    left: usize,
-}
-
-impl<'a> Keys<'a> {
-    fn of(ids: &'a [&'a [u64]]) -> Self {
-        Self { ids, table: 0, row: 0, left: ids.iter().map(|ids| ids.len()).sum() }
-    }
-}
-
-impl Iterator for Keys<'_> {
-    type Item = (Key, u32);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let ids = self.ids.get(self.table as usize)?;
-            if let Some(&id) = ids.get(self.row as usize) {
-                let next = (Key { table: self.table, id }, self.row);
-                self.row += 1;
-                self.left -= 1;
-                return Some(next);
-            }
-            self.table += 1;
-            self.row = 0;
-        }
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
-    }
-}
-
-impl ExactSizeIterator for Keys<'_> {}
-
 fn as_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn as_usize(count: u64) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
-}
-
-/// The set that is in use. A new one takes the place of the old one whole; the old one goes when the last batch that
-/// holds it is done.
-#[derive(Debug, Default)]
-pub struct Resident(Mutex<Option<Arc<ResidentSet>>>);
-
-impl Resident {
-    /// The set for a batch that begins now.
-    #[must_use]
-    pub fn current(&self) -> Option<Arc<ResidentSet>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts a set in the place of the one that is in use, which is returned.
-    pub fn replace(&self, set: Option<Arc<ResidentSet>>) -> Option<Arc<ResidentSet>> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), set)
-    }
 }

@@ -124,6 +124,15 @@ impl KeyTable {
         None
     }
 
+    /// The ids of a table, in the order of their rows. It looks at every slot.
+    #[must_use]
+    pub fn ids(&self, table: u32) -> Vec<u64> {
+        let of_table = |slot: &&(u64, u64)| slot.1 != EMPTY && slot.1 >> 32 == u64::from(table);
+        let mut rows: Vec<_> = self.slots.iter().filter(of_table).map(|(id, of)| (*of, *id)).collect();
+        rows.sort_unstable();
+        rows.into_iter().map(|(_, id)| id).collect()
+    }
+
     /// Slots.
     #[must_use]
     pub fn slots(&self) -> usize {

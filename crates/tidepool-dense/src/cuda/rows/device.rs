@@ -20,7 +20,7 @@ use crate::cuda::{
 };
 
 /// Bytes of what a kernel knows of one input.
-const INPUT_BYTES: usize = 120;
+const INPUT_BYTES: usize = 96;
 
 /// Where an input of the plan is, on the device.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ impl RowKernels {
         let find = Module::load(device, "resident", &compiler.ptx("resident", resident::source())?)?;
         let pools =
             (0..kinds.kinds.len()).map(|kind| pools.kernel(&kernel(kind))).collect::<Result<_, _>>()?;
-        Ok(Self { find: find.kernel("resident_find")?, pools })
+        Ok(Self { find: find.kernel("resident_find_staged")?, pools })
     }
 }
 
@@ -63,17 +63,17 @@ pub(crate) struct DeviceRows {
 }
 
 impl DeviceRows {
-    /// Launches for the region of the staging buffer that begins at the device's address `staging`, which `layout`
+    /// Launches for a staging buffer, whose address on the device comes first, then where in it the head is that `layout`
     /// describes; one target for each of its inputs.
     pub(crate) fn new(
         stream: &Stream,
         kernels: &RowKernels,
         layout: &RowsLayout,
-        staging: u64,
+        [staging, head]: [u64; 2],
         targets: &[Target],
     ) -> Result<Self, CudaError> {
         let device = stream.device();
-        let at = |offset: usize| staging + offset as u64;
+        let at = |offset: usize| staging + head + offset as u64;
         let found =
             Arc::new(DeviceBuffer::new(device, 4 * layout.keys() as usize, "the rows of resident keys")?);
         let lost = Arc::new(DeviceBuffer::new(device, 4, "a count of lost rows")?);
@@ -83,14 +83,10 @@ impl DeviceRows {
         let mut bytes = Vec::with_capacity(layout.inputs().len() * INPUT_BYTES);
         for (number, (input, target)) in layout.inputs().iter().zip(targets).enumerate() {
             let state = Arc::new(DeviceBuffer::new(device, 4 * layout.vectors(number), "what was found")?);
-            let places = layout.input_at(number);
             let addresses = [
-                at(RowsLayout::RESIDENT_AT),
-                at(places.head),
-                at(places.offsets),
-                at(places.positions),
-                at(places.weights),
-                at(layout.rows_at(input.table)),
+                staging,
+                at(0),
+                at(RowsLayout::input_head(number)),
                 defaults.address() + default_at(layout, number) as u64,
                 found.address(),
                 target.out,
@@ -119,8 +115,9 @@ impl DeviceRows {
         recording.memory.extend([found.clone(), lost.clone(), defaults, inputs.clone()]);
         recording.memory.extend(states.iter().cloned());
         if layout.keys() > 0 {
-            let places = [at(0), at(layout.ids_at()), at(layout.tags_at()), found.address()];
-            let find = resident::find_launch(&kernels.find, layout.keys(), places);
+            let arguments = Arguments::default().address(staging).address(at(0)).address(found.address());
+            let find =
+                Launch::flat("find resident keys", &kernels.find, layout.keys().into(), THREADS, arguments);
             recording.steps.push(DeviceStep::Launch(find));
         }
         let kinds = Kinds::of(layout);

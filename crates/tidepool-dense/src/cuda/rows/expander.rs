@@ -10,7 +10,8 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    DeviceRows, Expanded, RowsError, RowsLayout, RowsWriter, Tally, Target, device::RowKernels, layout::Pool,
+    DeviceRows, Expanded, RowCounts, RowsError, RowsLayout, RowsWriter, Tally, Target, device::RowKernels,
+    layout::Pool,
 };
 use crate::cuda::{
     CudaDevice, CudaError,
@@ -84,7 +85,7 @@ impl RowExpander {
             .iter()
             .map(|(out, mask)| Target { out: out.address(), mask: mask.as_ref().map(|mask| mask.address()) })
             .collect();
-        let rows = DeviceRows::new(&stream, &kernels, &layout, staged.address(), &addresses)?;
+        let rows = DeviceRows::new(&stream, &kernels, &layout, [staged.address(), 0], &addresses)?;
         let tally = Tally::default();
         Ok(Self { stream, layout, tally, staging, staged, rows, targets, lost: 0, set: None })
     }
@@ -95,16 +96,17 @@ impl RowExpander {
         &self.layout
     }
 
-    /// Expands what `write` stages: `bags` of each input.
+    /// Expands what `write` stages: so much at most, and `bags` of each input.
     ///
     /// # Errors
     /// What `write` says, what is missing of the bags, or what the device failed over.
     pub fn run(
         &mut self,
+        counts: &RowCounts,
         bags: &[u32],
         write: impl FnOnce(&mut RowsWriter<'_>) -> Result<(), RowsError>,
     ) -> Result<Vec<Expanded>, ExpandError> {
-        self.stage(bags, write)?;
+        self.stage(counts, bags, write)?;
         // SAFETY: the launches were recorded over buffers that `self` keeps, and the downloads below wait for them.
         unsafe { self.rows.recording.ask(&self.stream) }?;
         let mut made = Vec::with_capacity(bags.len());
@@ -156,11 +158,12 @@ impl RowExpander {
     /// As [`run`](Self::run).
     pub fn timed(
         &mut self,
+        counts: &RowCounts,
         bags: &[u32],
         write: impl FnOnce(&mut RowsWriter<'_>) -> Result<(), RowsError>,
         times: u32,
     ) -> Result<Duration, ExpandError> {
-        self.stage(bags, write)?;
+        self.stage(counts, bags, write)?;
         let begun = Instant::now();
         for _ in 0..times {
             // SAFETY: as in `run`; the fence below is waited for.
@@ -173,16 +176,16 @@ impl RowExpander {
     /// Writes the batch and brings it to the device.
     fn stage(
         &mut self,
+        counts: &RowCounts,
         bags: &[u32],
         write: impl FnOnce(&mut RowsWriter<'_>) -> Result<(), RowsError>,
     ) -> Result<(), ExpandError> {
-        let bytes = self.layout.bytes();
-        let staging = &mut self.staging.bytes_mut()?[..bytes];
-        let mut writer = RowsWriter::begin(&self.layout, staging, &mut self.tally)?;
+        let (staging, places) = (self.staging.bytes_mut()?, [0, self.layout.head()]);
+        let mut writer = RowsWriter::begin(&self.layout, staging, places, counts, bags, &mut self.tally)?;
         write(&mut writer)?;
-        let staged = writer.finish(bags)?;
+        let staged = writer.finish()?;
         staged.check_device(self.stream.device().ordinal())?;
-        self.stream.copy_in(&mut self.staging, &self.staged, bytes)?;
+        self.stream.copy_in(&mut self.staging, &self.staged, staged.end)?;
         self.stream.fence(&mut [&mut self.staging])?.wait(DEADLINE)?;
         // The one before goes now: whatever read it is done, for it was asked for before the copy.
         self.set = staged.set;

@@ -1,20 +1,22 @@
-//! Where the rows of a batch are in the staging buffer.
+//! What the rows of a batch are in the staging buffer.
 //!
 //! ```text
-//! head     u64 address of the resident set or 0, u32 staged keys, u32 zero,
-//!          then of each input: u32 bags, u32 weighted (0 or 1), u32 number of its table in the resident set or all ones, u32 zero
+//! head     u64 address of the resident set or 0, u32 staged keys, u32 place of their ids, u32 place of their tables' numbers, u32 0, 0, 0,
+//!          then of each input: u32 bags, u32 weighted (0 or 1), u32 number of its table in the resident set or all ones,
+//!          u32 places of its table's rows, of its offsets, its positions and its weights, u32 0
 //! keys     u64 ids, then u32 numbers of their tables: what is to be found in the resident set
 //! table    rows, one each stride; the stride is the row's bytes rounded up to 4, what is between is zero
 //! input    u32 offsets of its bags, in ids, one more than bags; u32 positions, one per id and hash; f32 weights, one per id
 //! ```
-//! Every array begins at a multiple of 256 bytes, has room for the whole bucket and stays where it is, so that the graph
-//! of a bucket is captured once. All numbers are little-endian.
+//! The head stays where it is, so that the graph of a bucket is captured once. The arrays follow each other as the batch has
+//! need of them, and their places are counted from the beginning of the staging buffer, in units of 16 bytes
+//! (`packing.rs`). All numbers are little-endian.
 
 use thiserror::Error;
 use tidepool_types::{Combine, MAX_DIM, RowFormat};
 
-/// What arrays are aligned to.
-const ALIGN: usize = 256;
+use super::Position;
+use crate::cuda::packing::{Packing, UNIT};
 
 /// A table whose rows are staged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,40 +113,56 @@ pub enum RowsError {
     },
 }
 
+/// How much a batch stages at most. It is known before anything is staged, so that a bucket is chosen that has room, and the
+/// batch travels without room to spare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Of each table: its different rows that are staged.
+    pub rows: Vec<usize>,
+    /// Of each input: the ids of all its bags.
+    pub ids: Vec<usize>,
+    /// Ids that are looked for in the resident set.
+    pub keys: usize,
+}
+
 /// Where the arrays of one input are, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InputAt {
-    pub(crate) head: usize,
     pub(crate) offsets: usize,
     pub(crate) positions: usize,
     /// Where weights would be; there is no room when the input has none.
     pub(crate) weights: usize,
 }
 
-/// The places of everything that the rows of one bucket bring.
+/// Where the arrays of a batch are, in bytes from the beginning of the staging buffer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub(crate) ids: usize,
+    pub(crate) tags: usize,
+    /// Of each table.
+    pub(crate) rows: Vec<usize>,
+    pub(crate) inputs: Vec<InputAt>,
+    /// Behind the last of them.
+    pub(crate) end: usize,
+}
+
+/// What the rows of one bucket may bring.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowsLayout {
     tables: Vec<RowTable>,
     inputs: Vec<RowInput>,
     keys: u32,
-    ids_at: usize,
-    tags_at: usize,
-    rows_at: Vec<usize>,
-    inputs_at: Vec<InputAt>,
-    bytes: usize,
+    room: RowCounts,
+    /// Bytes of the arrays of a batch that has all that there is room for.
+    arrays: usize,
 }
 
 /// Bytes of the head before those of the inputs.
-const HEAD_BYTES: usize = 16;
+const HEAD_BYTES: usize = 32;
 /// Bytes of one input's head.
-const INPUT_HEAD_BYTES: usize = 16;
+const INPUT_HEAD_BYTES: usize = 32;
 
 impl RowsLayout {
-    /// Where the address of the resident set stands.
-    pub(crate) const RESIDENT_AT: usize = 0;
-    /// Where the number of keys stands.
-    pub(crate) const KEYS_AT: usize = 8;
-
     /// A layout for these inputs; `keys` of the ids of a batch may be looked for in the resident set.
     ///
     /// # Errors
@@ -162,29 +180,60 @@ impl RowsLayout {
             let problem = format!("{keys} keys, there may be {}", Position::MOST);
             return Err(RowsError::Layout { what: "resident set".into(), problem });
         }
-        let mut bytes = 0usize;
-        let mut push = |count: usize, size: usize| {
-            let at = bytes;
-            bytes += (count * size).next_multiple_of(ALIGN);
-            at
-        };
-        push(1, HEAD_BYTES + inputs.len() * INPUT_HEAD_BYTES);
-        let (ids_at, tags_at) = (push(keys as usize, 8), push(keys as usize, 4));
-        let rows_at = tables.iter().map(|table| push(table.rows as usize, table.stride())).collect();
-        let inputs_at = inputs.iter().enumerate().map(|(at, input)| InputAt {
-            head: HEAD_BYTES + at * INPUT_HEAD_BYTES,
-            offsets: push(input.bags as usize + 1, 4),
-            positions: push(input.ids as usize * input.hashes as usize, 4),
-            weights: push(if input.weighted { input.ids as usize } else { 0 }, 4),
-        });
-        let inputs_at = inputs_at.collect();
-        Ok(Self { tables, inputs, keys, ids_at, tags_at, rows_at, inputs_at, bytes })
+        let rows = tables.iter().map(|table| table.rows as usize).collect();
+        let ids = inputs.iter().map(|input| input.ids as usize).collect();
+        let room = RowCounts { rows, ids, keys: keys as usize };
+        let mut made = Self { tables, inputs, keys, room, arrays: 0 };
+        let bags: Vec<u32> = made.inputs.iter().map(|input| input.bags).collect();
+        let mut places = Places::default();
+        made.place(&made.room, &bags, 0, &mut places);
+        made.arrays = places.end;
+        Ok(made)
     }
 
-    /// Bytes of the region, a multiple of 256.
+    /// Bytes of head and arrays of a batch that has all that there is room for.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.most(self.head())
+    }
+
+    /// What there is room for.
+    #[must_use]
+    pub fn room(&self) -> &RowCounts {
+        &self.room
+    }
+
+    /// Bytes of the head.
+    pub(crate) fn head(&self) -> usize {
+        Self::input_head(self.inputs.len())
+    }
+
+    /// Where the head of an input is in that.
+    pub(crate) fn input_head(input: usize) -> usize {
+        HEAD_BYTES + input * INPUT_HEAD_BYTES
+    }
+
+    /// The end of the arrays of a batch that has all that there is room for, when they begin at `first`.
+    pub(crate) fn most(&self, first: usize) -> usize {
+        first.next_multiple_of(UNIT) + self.arrays
+    }
+
+    /// Where the arrays of a batch are that has so much, and so many bags of each input, when they begin at `first`.
+    pub(crate) fn place(&self, counts: &RowCounts, bags: &[u32], first: usize, places: &mut Places) {
+        let mut packing = Packing::new(first);
+        let mut push = |count: usize, size: usize| packing.push(count, size);
+        (places.ids, places.tags) = (push(counts.keys, 8), push(counts.keys, 4));
+        places.rows.clear();
+        let tables = self.tables.iter().zip(&counts.rows);
+        places.rows.extend(tables.map(|(table, rows)| push(*rows, table.stride())));
+        places.inputs.clear();
+        let inputs = self.inputs.iter().zip(bags.iter().zip(&counts.ids));
+        places.inputs.extend(inputs.map(|(input, (bags, ids))| InputAt {
+            offsets: push(*bags as usize + 1, 4),
+            positions: push(ids * input.hashes as usize, 4),
+            weights: push(if input.weighted { *ids } else { 0 }, 4),
+        }));
+        places.end = packing.end();
     }
 
     /// The tables.
@@ -225,20 +274,34 @@ impl RowsLayout {
         self.vectors(input) * self.width(input)
     }
 
-    pub(crate) fn ids_at(&self) -> usize {
-        self.ids_at
-    }
-
-    pub(crate) fn tags_at(&self) -> usize {
-        self.tags_at
-    }
-
-    pub(crate) fn rows_at(&self, table: usize) -> usize {
-        self.rows_at[table]
-    }
-
-    pub(crate) fn input_at(&self, input: usize) -> InputAt {
-        self.inputs_at[input]
+    /// Whether a batch of so much may be staged here; `name` says what an input is called.
+    ///
+    /// # Errors
+    /// [`RowsError::TooMany`] with the first input, table or number of keys that there is not room for;
+    /// [`RowsError::Mismatch`] when the counts are of another model.
+    pub fn fits(&self, counts: &RowCounts, name: &dyn Fn(usize) -> String) -> Result<(), RowsError> {
+        let of_model = (self.tables.len(), self.inputs.len());
+        if (counts.rows.len(), counts.ids.len()) != of_model {
+            let (tables, inputs) = of_model;
+            let problem = format!(
+                "they are of {} tables and {} inputs, the model has {tables} and {inputs}",
+                counts.rows.len(),
+                counts.ids.len()
+            );
+            return Err(RowsError::Mismatch { what: "the counts of a batch".into(), problem });
+        }
+        let fits = |what: &dyn Fn() -> String, of, count: usize, room: u32| match count <= room as usize {
+            true => Ok(()),
+            false => Err(RowsError::TooMany { what: what(), of, room }),
+        };
+        for (at, (ids, input)) in counts.ids.iter().zip(&self.inputs).enumerate() {
+            fits(&|| format!("{} with {ids} ids", name(at)), "ids", *ids, input.ids)?;
+        }
+        for (at, (rows, table)) in counts.rows.iter().zip(&self.tables).enumerate() {
+            fits(&|| format!("table {at} with {rows} unique rows"), "unique rows", *rows, table.rows)?;
+        }
+        let keys = counts.keys;
+        fits(&|| format!("the resident set with {keys} keys"), "keys", keys, self.keys)
     }
 }
 
@@ -252,8 +315,6 @@ impl RowInput {
         }
     }
 }
-
-use super::Position;
 
 fn check_table(table: &RowTable) -> Result<(), String> {
     if table.dim == 0 || table.dim > MAX_DIM {

@@ -2,9 +2,9 @@
 //!
 //! A batch brings, for each table, its *unique rows* once; for each input, the *positions* of the members of its bags
 //! among them (the inverse index of the lookup: a user's bag is there once per request, however many candidates there
-//! are), where each bag ends, and weights. [`RowsLayout`] says where in the staging buffer all that is, with room for a
-//! bucket; [`RowsWriter`] writes it there, straight into pinned memory, and checks all that the kernel trusts in; one
-//! launch per kind of rows makes the inputs of the plan. [`expand`] does the same on the CPU, bit by bit: it is what
+//! are), where each bag ends, and weights. [`RowsLayout`] says what there is room for in the staging buffer of a
+//! bucket; [`RowsWriter`] writes it there, straight into pinned memory, as long as the batch needs it, and checks all that
+//! the kernel trusts in; one launch per kind of rows makes the inputs of the plan. [`expand`] does the same on the CPU, bit by bit: it is what
 //! the kernel is held against.
 //!
 //! What a vector is made of is what the client's merge makes of it (DESIGN.md section 6): members are added in the
@@ -22,7 +22,7 @@ mod writer;
 
 pub(crate) use device::{DeviceRows, RowKernels, Target};
 pub use expander::{ExpandError, RowExpander};
-pub use layout::{Pool, RowInput, RowTable, RowsError, RowsLayout};
+pub use layout::{Pool, RowCounts, RowInput, RowTable, RowsError, RowsLayout};
 pub use twin::{Expanded, expand};
 pub use writer::{Position, RowsWriter, Staged, Tally};
 

@@ -28,6 +28,16 @@ fn numbers(pool: Pool, weighted: bool, default: f32) -> RowsLayout {
     RowsLayout::new(vec![table(RowFormat::F32, 1, 4)], vec![input], 4).unwrap()
 }
 
+/// A batch of so many bags, with all the room that there is.
+fn begin<'a>(
+    layout: &'a RowsLayout,
+    staging: &'a mut [u8],
+    bags: &[u32],
+    tally: &'a mut Tally,
+) -> Result<RowsWriter<'a>, RowsError> {
+    RowsWriter::begin(layout, staging, [0, layout.head()], layout.room(), bags, tally)
+}
+
 #[test]
 fn the_layout_is_what_it_was() {
     let tables = vec![table(RowFormat::Int4, 32, 100), table(RowFormat::Int4, 34, 3)];
@@ -39,22 +49,39 @@ fn the_layout_is_what_it_was() {
         ..input(Pool::Sequence { max_len: 5, mask: true }, 60, 70)
     };
     let layout = RowsLayout::new(tables, vec![user, items], 40).unwrap();
-    assert_eq!((layout.ids_at(), layout.tags_at()), (256, 768));
-    assert_eq!((layout.rows_at(0), layout.rows_at(1)), (1024, 3072));
+    assert_eq!((layout.head(), RowsLayout::input_head(1)), (96, 64));
     assert_eq!((layout.tables()[0].stride(), layout.tables()[1].stride()), (20, 24));
-    let [user, items] = [0, 1].map(|at| layout.input_at(at));
-    assert_eq!((user.head, user.offsets, user.positions, user.weights), (16, 3328, 3584, 3840));
-    assert_eq!((items.head, items.offsets, items.positions, items.weights), (32, 4096, 4352, 5120));
-    assert_eq!(layout.bytes(), 5120);
+    let mut places = layout::Places::default();
+    let arrays = |places: &layout::Places| {
+        let at = |of: &layout::InputAt| [of.offsets, of.positions, of.weights];
+        (
+            places.ids,
+            places.tags,
+            places.rows.clone(),
+            places.inputs.iter().map(at).collect::<Vec<_>>(),
+            places.end,
+        )
+    };
+    layout.place(layout.room(), &[2, 60], 96, &mut places);
+    let inputs = vec![[2656, 2672, 2880], [3088, 3344, 3904]];
+    assert_eq!(arrays(&places), (96, 416, vec![576, 2576], inputs, 3904));
+    assert_eq!((layout.bytes(), layout.most(90)), (3904, 3904));
+    // As long as a batch needs it, behind what others have.
+    let counts = RowCounts { rows: vec![3, 0], ids: vec![2, 0], keys: 1 };
+    layout.place(&counts, &[1, 0], 1000, &mut places);
+    let inputs = vec![[1104, 1120, 1136], [1152, 1168, 1168]];
+    assert_eq!(arrays(&places), (1008, 1024, vec![1040, 1104], inputs, 1168));
     assert_eq!((layout.width(0), layout.width(1), layout.vectors(0), layout.vectors(1)), (32, 68, 2, 300));
 }
 
 #[test]
 fn a_batch_is_written_as_it_was() {
     let layout = numbers(Pool::Mean, true, 0.0);
-    let mut staging = vec![0xee; layout.bytes()];
+    let mut staging = vec![0xee; layout.most(80)];
     let mut tally = Tally::default();
-    let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+    let counts = RowCounts { rows: vec![4], ids: vec![4], keys: 1 };
+    let places = [16, 80];
+    let mut writer = RowsWriter::begin(&layout, &mut staging, places, &counts, &[3], &mut tally).unwrap();
     writer.resident_at(0x1122_3344_5566_7788, &[Some(7)]);
     let one = writer.row(0, &1.0f32.to_le_bytes()).unwrap();
     let two = writer.rows(0, &[2.0f32.to_le_bytes(), 3.0f32.to_le_bytes()].concat()).unwrap();
@@ -62,21 +89,22 @@ fn a_batch_is_written_as_it_was() {
     writer.bag(0, &[one, RowsWriter::behind(two, 1), Position::MISSING], &[0.5, 2.0, 1.0]).unwrap();
     writer.bag(0, &[], &[]).unwrap();
     writer.bag(0, &[key], &[]).unwrap();
-    let staged = writer.finish(&[3]).unwrap();
-    assert_eq!((staged.keys, staged.bags), (1, vec![3]));
+    let staged = writer.finish().unwrap();
+    assert_eq!((staged.keys, staged.bags, staged.end), (1, vec![3], 176));
     assert_eq!(staged.bytes, 12 + 3 * 4 + 4 * 4 + 4 * 8);
     let words = |at: usize, count: usize| -> Vec<u32> {
         staging[at..at + 4 * count].chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
     };
-    assert_eq!(words(0, 8), [0x5566_7788, 0x1122_3344, 1, 0, 3, 1, 7, 0]);
-    assert_eq!(words(layout.ids_at(), 2), [0x0506_0708, 0x0102_0304]);
-    assert_eq!(words(layout.tags_at(), 1), [7]);
-    assert_eq!(words(layout.rows_at(0), 3), [1.0f32, 2.0, 3.0].map(f32::to_bits));
-    let at = layout.input_at(0);
-    assert_eq!(words(at.offsets, 4), [0, 3, 3, 4]);
-    assert_eq!(words(at.positions, 4), [0, 2, u32::MAX, 1 << 31]);
-    assert_eq!(words(at.weights, 4), [0.5f32, 2.0, 1.0, 1.0].map(f32::to_bits));
-    assert_eq!(words(at.weights + 16, 1), [0xeeee_eeee], "what is behind is not touched");
+    assert_eq!(words(16, 8), [0x5566_7788, 0x1122_3344, 1, 80 / 16, 96 / 16, 0, 0, 0]);
+    assert_eq!(words(48, 8), [3, 1, 7, 112 / 16, 128 / 16, 144 / 16, 160 / 16, 0]);
+    assert_eq!((words(80, 2), words(96, 1)), (vec![0x0506_0708, 0x0102_0304], vec![7]));
+    assert_eq!(words(112, 3), [1.0f32, 2.0, 3.0].map(f32::to_bits));
+    assert_eq!(words(128, 4), [0, 3, 3, 4]);
+    assert_eq!(words(144, 4), [0, 2, u32::MAX, 1 << 31]);
+    assert_eq!(words(160, 4), [0.5f32, 2.0, 1.0, 1.0].map(f32::to_bits));
+    assert_eq!(words(176, 1), [0xeeee_eeee], "what is behind is not touched");
+    // The twin has the head first.
+    let staging: Vec<u8> = [&staging[16..80], &[0; 16], &staging[80..]].concat();
     let made = expand(&layout, &staging, 0, |tag, id| {
         assert_eq!((tag, id), (7, 0x0102_0304_0506_0708));
         Some(&[0, 0, 0xa0, 0x40])
@@ -90,10 +118,12 @@ fn what_does_not_fit_is_refused_before_anything_travels() {
     let layout = numbers(Pool::Sum, false, 0.0);
     let mut staging = vec![0; layout.bytes()];
     let mut tally = Tally::default();
-    let error = RowsWriter::begin(&layout, &mut staging[1..], &mut tally).unwrap_err();
+    let error = begin(&layout, &mut staging[1..], &[4], &mut tally).unwrap_err();
     let needed = layout.bytes();
     assert_eq!(error, RowsError::Staging { found: needed - 1, needed });
-    let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+    let error = begin(&layout, &mut staging, &[5], &mut tally).unwrap_err();
+    assert_eq!(error.to_string(), "input 0: there is room for 4 bags");
+    let mut writer = begin(&layout, &mut staging, &[4], &mut tally).unwrap();
     let said = |error: Result<Position, RowsError>| error.unwrap_err().to_string();
     assert_eq!(said(writer.row(0, &[0; 5])), "table 0: a row of 5 bytes, its rows have 4");
     assert_eq!(said(writer.row(1, &[0; 4])), "table 1: there are 1");
@@ -120,7 +150,19 @@ fn what_does_not_fit_is_refused_before_anything_travels() {
         writer.bag(0, &[row, row], &[]).unwrap();
     }
     assert_eq!(said(writer.bag(0, &[], &[])), "input 0: there is room for 4 bags");
-    assert_eq!(writer.finish(&[3]).unwrap_err().to_string(), "input 0: 4 bags were written, the batch has 3");
+    let _staged = writer.finish().unwrap();
+    // What a batch has said beforehand is the room that it has.
+    let counts = RowCounts { rows: vec![2], ids: vec![3], keys: 0 };
+    let places = [0, layout.head()];
+    let mut writer = RowsWriter::begin(&layout, &mut staging, places, &counts, &[2], &mut tally).unwrap();
+    let row = writer.row(0, &[0; 4]).unwrap();
+    let refused = writer.rows(0, &[0; 8]).unwrap_err().to_string();
+    assert_eq!(refused, "table 0: there is room for 2 unique rows");
+    writer.resident_at(1, &[Some(0)]);
+    assert_eq!(writer.key(0, 1).unwrap_err().to_string(), "resident set: there is room for 0 keys");
+    assert_eq!(said(writer.bag(0, &[row; 4], &[])), "input 0: there is room for 3 ids");
+    writer.bag(0, &[row; 3], &[]).unwrap();
+    assert_eq!(writer.finish().unwrap_err().to_string(), "input 0: 1 bags were written, the batch has 2");
 }
 
 #[test]
@@ -129,7 +171,7 @@ fn a_key_of_another_table_is_no_position() {
     let layout = RowsLayout::new(tables, vec![input(Pool::Sum, 1, 2)], 2).unwrap();
     let mut staging = vec![0; layout.bytes()];
     let mut tally = Tally::default();
-    let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+    let mut writer = begin(&layout, &mut staging, &[1], &mut tally).unwrap();
     writer.resident_at(1, &[Some(0), Some(1)]);
     let key = writer.key(1, 5).unwrap();
     assert!(matches!(writer.bag(0, &[key], &[]), Err(RowsError::Mismatch { .. })));
@@ -162,14 +204,14 @@ fn pooled(pool: Pool, rows: &[Option<f32>], weights: &[f32]) -> Expanded {
     let layout = numbers(pool, !weights.is_empty(), -9.0);
     let mut staging = vec![0xee; layout.bytes()];
     let mut tally = Tally::default();
-    let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+    let mut writer = begin(&layout, &mut staging, &[1], &mut tally).unwrap();
     let position = |row: &Option<f32>| match row {
         Some(row) => writer.row(0, &row.to_le_bytes()).unwrap(),
         None => Position::MISSING,
     };
     let members: Vec<_> = rows.iter().map(position).collect();
     writer.bag(0, &members, weights).unwrap();
-    let _staged = writer.finish(&[1]).unwrap();
+    let _staged = writer.finish().unwrap();
     expand(&layout, &staging, 0, |_, _| None)
 }
 
@@ -210,7 +252,7 @@ fn ids_with_several_rows_follow_each_other_or_are_added_up() {
         for missing in [false, true] {
             let mut staging = vec![0xee; layout.bytes()];
             let mut tally = Tally::default();
-            let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+            let mut writer = begin(&layout, &mut staging, &[1], &mut tally).unwrap();
             let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|n| n.to_le_bytes()).collect();
             let first = writer.rows(0, &bytes).unwrap();
             let mut members = order.map(|by| RowsWriter::behind(first, by));
@@ -218,7 +260,7 @@ fn ids_with_several_rows_follow_each_other_or_are_added_up() {
                 members[3] = Position::MISSING;
             }
             writer.bag(0, &members, &[]).unwrap();
-            let _staged = writer.finish(&[1]).unwrap();
+            let _staged = writer.finish().unwrap();
             made.push(expand(&layout, &staging, 0, |_, _| None));
         }
         assert_eq!(made[0].values, expected, "{combine:?} {pool:?}");
@@ -242,12 +284,12 @@ fn rows_are_read_as_the_reference_reads_them() {
                 RowsLayout::new(vec![table(format, dim, 2)], vec![input(Pool::Sum, 1, 3)], 0).unwrap();
             let mut staging = vec![0xee; layout.bytes()];
             let mut tally = Tally::default();
-            let mut writer = RowsWriter::begin(&layout, &mut staging, &mut tally).unwrap();
+            let mut writer = begin(&layout, &mut staging, &[1], &mut tally).unwrap();
             let rows = [row_of(1), row_of(2)];
             let first = writer.rows(0, &rows.concat()).unwrap();
             let second = RowsWriter::behind(first, 1);
             writer.bag(0, &[second, first, second], &[]).unwrap();
-            let _staged = writer.finish(&[1]).unwrap();
+            let _staged = writer.finish().unwrap();
             let mut expected = vec![0.0; dim as usize];
             kernel.accumulate(&[&rows[1], &rows[0], &rows[1]], &[], &mut expected);
             assert_eq!(expand(&layout, &staging, 0, |_, _| None).values, expected, "{format} {dim}");

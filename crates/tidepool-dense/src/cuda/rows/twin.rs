@@ -7,6 +7,7 @@ use super::{
     DEFAULTED, Position, RowInput, RowsLayout,
     layout::{InputAt, Pool},
 };
+use crate::cuda::packing::UNIT;
 
 /// An input that was made from stored rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +26,7 @@ pub struct Expanded {
 /// resident set.
 ///
 /// # Panics
-/// When `staging` is not what a [`RowsWriter`](super::RowsWriter) of this layout has written.
+/// When `staging` is not what a [`RowsWriter`](super::RowsWriter) of this layout has written, its head first.
 pub fn expand<'r>(
     layout: &RowsLayout,
     staging: &[u8],
@@ -34,9 +35,15 @@ pub fn expand<'r>(
 ) -> Expanded {
     let of = &layout.inputs()[input];
     let table = &layout.tables()[of.table];
-    let reader = Reader { layout, staging, of, at: layout.input_at(input) };
-    let (bags, width) = (reader.u32(reader.at.head), layout.width(input));
-    let weighted = reader.u32(reader.at.head + 4) != 0;
+    let word = |at: usize| {
+        let bytes = &staging[at..at + 4];
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    };
+    let place = |at: usize| UNIT * word(at) as usize;
+    let head = RowsLayout::input_head(input);
+    let at = InputAt { offsets: place(head + 16), positions: place(head + 20), weights: place(head + 24) };
+    let reader = Reader { staging, of, at, ids_at: place(12), tags_at: place(16), rows_at: place(head + 12) };
+    let (bags, width, weighted) = (word(head), layout.width(input), word(head + 4) != 0);
     let max_len = match of.pool {
         Pool::Sequence { max_len, .. } => Some(max_len),
         Pool::Sum | Pool::Mean => None,
@@ -113,10 +120,12 @@ pub fn expand<'r>(
 }
 
 struct Reader<'a> {
-    layout: &'a RowsLayout,
     staging: &'a [u8],
     of: &'a RowInput,
     at: InputAt,
+    ids_at: usize,
+    tags_at: usize,
+    rows_at: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -170,11 +179,11 @@ impl<'a> Reader<'a> {
             return None;
         }
         if position & Position::RESIDENT == 0 {
-            let at = self.layout.rows_at(self.of.table) + position as usize * stride;
+            let at = self.rows_at + position as usize * stride;
             return Some(&self.staging[at..at + row_bytes]);
         }
         let key = (position & !Position::RESIDENT) as usize;
-        let id = u64::from_le_bytes(self.bytes(self.layout.ids_at() + 8 * key));
-        resident(self.u32(self.layout.tags_at() + 4 * key), id)
+        let id = u64::from_le_bytes(self.bytes(self.ids_at + 8 * key));
+        resident(self.u32(self.tags_at + 4 * key), id)
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::layout::{RowsError, RowsLayout};
-use crate::cuda::resident::ResidentSet;
+use super::layout::{Places, RowCounts, RowsError, RowsLayout};
+use crate::cuda::{packing::units, resident::ResidentSet};
 
 /// Where the row of a member is: among the staged rows of its table, behind a staged key, or nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub struct Tally {
     key_tables: Vec<u32>,
     /// Of each table, its number in the resident set.
     tags: Vec<Option<u32>>,
+    /// How much the batch may bring, how many bags of each input, and where its arrays are.
+    counts: RowCounts,
+    bags: Vec<u32>,
+    places: Places,
 }
 
 /// What has been staged; there is one when all of it was checked.
@@ -60,8 +64,10 @@ pub struct Staged {
     pub keys: u32,
     /// Of each input: its bags.
     pub bags: Vec<u32>,
-    /// Bytes of rows, keys, offsets, positions and weights: what would have to travel if the buffer had no room to spare.
+    /// Bytes of rows, keys, offsets, positions and weights, without the few that round arrays up.
     pub bytes: u64,
+    /// Where the arrays end in the staging buffer.
+    pub(crate) end: usize,
     /// The resident set that the batch names by its address: to be kept until the device is done with the batch.
     pub(crate) set: Option<Arc<ResidentSet>>,
 }
@@ -85,23 +91,36 @@ pub struct RowsWriter<'a> {
     layout: &'a RowsLayout,
     staging: &'a mut [u8],
     tally: &'a mut Tally,
+    /// Where the head is, and where arrays begin.
+    places: [usize; 2],
     resident: u64,
     set: Option<Arc<ResidentSet>>,
 }
 
 impl<'a> RowsWriter<'a> {
-    /// Begins a batch in the region of the staging buffer that `layout` describes; what was there counts no more.
+    /// Begins a batch in the staging buffer, of so much at most, and of so many bags of each input; what was there counts no
+    /// more. `places` are where the head is that `layout` describes, and where its arrays begin.
     /// Not for other crates: who stages gets a writer of the batch that runs, and has none to put in its place.
     ///
     /// # Errors
-    /// [`RowsError::Staging`] when the region has another size.
+    /// [`RowsError::Staging`] when the buffer is too short, [`RowsError::TooMany`] when there is no room for so much.
     pub(crate) fn begin(
         layout: &'a RowsLayout,
         staging: &'a mut [u8],
+        places: [usize; 2],
+        counts: &RowCounts,
+        bags: &[u32],
         tally: &'a mut Tally,
     ) -> Result<Self, RowsError> {
-        if staging.len() != layout.bytes() {
-            return Err(RowsError::Staging { found: staging.len(), needed: layout.bytes() });
+        let needed = layout.most(places[1]);
+        if staging.len() < needed || bags.len() != layout.inputs().len() {
+            return Err(RowsError::Staging { found: staging.len(), needed });
+        }
+        layout.fits(counts, &|input| format!("input {input}"))?;
+        for (at, (bags, input)) in bags.iter().zip(layout.inputs()).enumerate() {
+            if *bags > input.bags {
+                return Err(too_many(format!("input {at}"), "bags", input.bags as usize));
+            }
         }
         tally.rows.clear();
         tally.rows.resize(layout.tables().len(), 0);
@@ -110,7 +129,11 @@ impl<'a> RowsWriter<'a> {
         tally.key_tables.clear();
         tally.tags.clear();
         tally.tags.resize(layout.tables().len(), None);
-        Ok(Self { layout, staging, tally, resident: 0, set: None })
+        tally.counts.clone_from(counts);
+        tally.bags.clear();
+        tally.bags.extend_from_slice(bags);
+        layout.place(counts, bags, places[1], &mut tally.places);
+        Ok(Self { layout, staging, tally, places, resident: 0, set: None })
     }
 
     /// Says which resident set the batch uses, and which number each of the layout's tables has in it
@@ -147,16 +170,14 @@ impl<'a> RowsWriter<'a> {
     /// When there is no room for one more, or it has not the bytes of a row.
     pub fn row(&mut self, table: usize, row: &[u8]) -> Result<Position, RowsError> {
         let of = self.table(table)?;
-        let (room, stride, row_bytes) = (of.rows, of.stride(), of.format.row_bytes(of.dim));
+        let (stride, row_bytes) = (of.stride(), of.format.row_bytes(of.dim));
         if row.len() != row_bytes {
             let problem = format!("a row of {} bytes, its rows have {row_bytes}", row.len());
             return Err(RowsError::Mismatch { what: format!("table {table}"), problem });
         }
         let number = self.tally.rows[table];
-        if number == room {
-            return Err(too_many(format!("table {table}"), "unique rows", room));
-        }
-        let at = self.layout.rows_at(table) + number as usize * stride;
+        self.room_for(table, 1)?;
+        let at = self.tally.places.rows[table] + number as usize * stride;
         self.staging[at..at + row_bytes].copy_from_slice(row);
         self.staging[at + row_bytes..at + stride].fill(0);
         self.tally.rows[table] += 1;
@@ -170,16 +191,14 @@ impl<'a> RowsWriter<'a> {
     /// As [`row`](Self::row).
     pub fn rows(&mut self, table: usize, rows: &[u8]) -> Result<Position, RowsError> {
         let of = self.table(table)?;
-        let (room, stride, row_bytes) = (of.rows, of.stride(), of.format.row_bytes(of.dim));
+        let (stride, row_bytes) = (of.stride(), of.format.row_bytes(of.dim));
         if !rows.len().is_multiple_of(row_bytes) {
             let problem = format!("{} bytes are no whole number of rows of {row_bytes}", rows.len());
             return Err(RowsError::Mismatch { what: format!("table {table}"), problem });
         }
         let (first, more) = (self.tally.rows[table], rows.len() / row_bytes);
-        if more > (room - first) as usize {
-            return Err(too_many(format!("table {table}"), "unique rows", room));
-        }
-        let at = self.layout.rows_at(table) + first as usize * stride;
+        self.room_for(table, more)?;
+        let at = self.tally.places.rows[table] + first as usize * stride;
         if stride == row_bytes {
             self.staging[at..at + rows.len()].copy_from_slice(rows);
         } else {
@@ -214,11 +233,12 @@ impl<'a> RowsWriter<'a> {
             return Err(RowsError::Mismatch { what: format!("table {table}"), problem });
         };
         let number = self.tally.key_tables.len();
-        if number == self.layout.keys() as usize {
-            return Err(too_many("resident set".into(), "keys", self.layout.keys()));
+        if number == self.tally.counts.keys {
+            return Err(too_many("resident set".into(), "keys", number));
         }
-        self.put(self.layout.ids_at() + 8 * number, id.to_le_bytes());
-        self.put(self.layout.tags_at() + 4 * number, tag.to_le_bytes());
+        let (ids_at, tags_at) = (self.tally.places.ids, self.tally.places.tags);
+        self.put(ids_at + 8 * number, id.to_le_bytes());
+        self.put(tags_at + 4 * number, tag.to_le_bytes());
         #[expect(clippy::cast_possible_truncation, reason = "tables and keys are counted in 31 bits")]
         {
             self.tally.key_tables.push(table as u32);
@@ -249,23 +269,24 @@ impl<'a> RowsWriter<'a> {
         if let super::Pool::Sequence { max_len, .. } = of.pool
             && ids > max_len as usize
         {
-            return Err(too_many(what(), "ids of a bag", max_len));
+            return Err(too_many(what(), "ids of a bag", max_len as usize));
         }
         if !weights.is_empty() && (!of.weighted || weights.len() != ids) {
             let room = if of.weighted { "one per id is wanted" } else { "the input has none" };
             return Err(mismatch(format!("{} weights for {ids} ids; {room}", weights.len())));
         }
         let cursor = self.tally.inputs[input];
-        if cursor.bags == of.bags {
-            return Err(too_many(what(), "bags", of.bags));
+        let (bags, room) = (self.tally.bags[input], self.tally.counts.ids[input]);
+        if cursor.bags == bags {
+            return Err(too_many(what(), "bags", bags as usize));
         }
-        if ids > (of.ids - cursor.ids) as usize {
-            return Err(too_many(what(), "ids", of.ids));
+        if ids > room - cursor.ids as usize {
+            return Err(too_many(what(), "ids", room));
         }
         if let Some(wrong) = members.iter().find(|member| !self.is_staged(of.table, **member)) {
             return Err(mismatch(format!("nothing of its table is staged at position {:#x}", wrong.0)));
         }
-        let (places, hashes) = (self.layout.input_at(input), of.hashes as usize);
+        let (places, hashes) = (self.tally.places.inputs[input], of.hashes as usize);
         let start = cursor.ids as usize;
         let into = &mut self.staging[places.positions + 4 * start * hashes..][..4 * members.len()];
         into.chunks_exact_mut(4).zip(members).for_each(|(into, m)| into.copy_from_slice(&m.0.to_le_bytes()));
@@ -286,36 +307,43 @@ impl<'a> RowsWriter<'a> {
         Ok(())
     }
 
-    /// Ends the batch: `bags` of each input must have been written, and the counts are written where the kernel reads them.
+    /// Ends the batch: all bags of each input must have been written. Counts and places are written where kernels read them.
     ///
     /// # Errors
-    /// When an input has another number of bags.
-    pub fn finish(mut self, bags: &[u32]) -> Result<Staged, RowsError> {
+    /// When an input has fewer bags.
+    pub(crate) fn finish(mut self) -> Result<Staged, RowsError> {
         #[expect(clippy::cast_possible_truncation, reason = "at most the room, which is a u32")]
         let keys = self.tally.key_tables.len() as u32;
-        self.put(RowsLayout::RESIDENT_AT, self.resident.to_le_bytes());
-        self.put(RowsLayout::KEYS_AT, keys.to_le_bytes());
-        self.put(RowsLayout::KEYS_AT + 4, 0u32.to_le_bytes());
+        let [head, _] = self.places;
+        self.put(head, self.resident.to_le_bytes());
+        let (ids_at, tags_at) = (units(self.tally.places.ids), units(self.tally.places.tags));
+        self.words(head + 8, [keys, ids_at, tags_at, 0, 0, 0]);
         let mut bytes = 12 * u64::from(keys);
         for (rows, table) in self.tally.rows.iter().zip(self.layout.tables()) {
             bytes += u64::from(*rows) * table.stride() as u64;
         }
         for (at, input) in self.layout.inputs().iter().enumerate() {
-            let cursor = self.tally.inputs[at];
-            if bags.get(at) != Some(&cursor.bags) {
-                let wanted = bags.get(at).copied().unwrap_or_default();
+            let (cursor, wanted) = (self.tally.inputs[at], self.tally.bags[at]);
+            if cursor.bags != wanted {
                 let problem = format!("{} bags were written, the batch has {wanted}", cursor.bags);
                 return Err(RowsError::Mismatch { what: format!("input {at}"), problem });
             }
-            let head = self.layout.input_at(at).head;
-            let tag = self.tally.tags[input.table].unwrap_or(Position::MISSING.0);
-            for (place, number) in [cursor.bags, u32::from(cursor.weighted), tag, 0].into_iter().enumerate() {
-                self.put(head + 4 * place, number.to_le_bytes());
+            if cursor.bags == 0 {
+                // Else the first bag has written it.
+                self.put(self.tally.places.inputs[at].offsets, 0u32.to_le_bytes());
             }
+            let tag = self.tally.tags[input.table].unwrap_or(Position::MISSING.0);
+            let places = self.tally.places.inputs[at];
+            let places =
+                [self.tally.places.rows[input.table], places.offsets, places.positions, places.weights];
+            let [rows, offsets, positions, weights] = places.map(units);
+            let weighted = u32::from(cursor.weighted);
+            let numbers = [cursor.bags, weighted, tag, rows, offsets, positions, weights, 0];
+            self.words(head + RowsLayout::input_head(at), numbers);
             let per_id = 4 * u64::from(input.hashes) + if input.weighted { 4 } else { 0 };
             bytes += 4 * (u64::from(cursor.bags) + 1) + per_id * u64::from(cursor.ids);
         }
-        Ok(Staged { keys, bags: bags.to_vec(), bytes, set: self.set })
+        Ok(Staged { keys, bags: self.tally.bags.clone(), bytes, end: self.tally.places.end, set: self.set })
     }
 
     fn table(&self, table: usize) -> Result<&'a super::RowTable, RowsError> {
@@ -324,6 +352,15 @@ impl<'a> RowsWriter<'a> {
             what: format!("table {table}"),
             problem: format!("there are {}", tables.len()),
         })
+    }
+
+    /// Whether so many more rows of a table may be staged.
+    fn room_for(&self, table: usize, more: usize) -> Result<(), RowsError> {
+        let room = self.tally.counts.rows[table];
+        match more <= room - self.tally.rows[table] as usize {
+            true => Ok(()),
+            false => Err(too_many(format!("table {table}"), "unique rows", room)),
+        }
     }
 
     /// Whether an input of this table may read there.
@@ -337,11 +374,18 @@ impl<'a> RowsWriter<'a> {
         }
     }
 
+    fn words<const N: usize>(&mut self, at: usize, words: [u32; N]) {
+        for (number, word) in words.into_iter().enumerate() {
+            self.put(at + 4 * number, word.to_le_bytes());
+        }
+    }
+
     fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
         self.staging[at..at + N].copy_from_slice(&bytes);
     }
 }
 
-fn too_many(what: String, of: &'static str, room: u32) -> RowsError {
-    RowsError::TooMany { what, of, room }
+/// There is room for as many as was said before, which is a u32 as the bucket's.
+fn too_many(what: String, of: &'static str, room: usize) -> RowsError {
+    RowsError::TooMany { what, of, room: u32::try_from(room).unwrap_or(u32::MAX) }
 }

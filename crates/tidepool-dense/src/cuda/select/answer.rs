@@ -27,6 +27,8 @@ pub struct NotFinite {
     pub candidate: u32,
     /// The value.
     pub value: f32,
+    /// Whether candidates cannot be ranked for it; else it is one of an output that was asked for.
+    pub of_ranking: bool,
 }
 
 /// The rows of `count` of which samples are taken.
@@ -58,7 +60,7 @@ impl SelectLayout {
         let of_utility = self.selection().spec().score == Score::Utility;
         let mut first = 0;
         let one = |request: usize| {
-            let bad = |column: usize| {
+            let bad = |column: usize, of_ranking: bool| {
                 let at = 2 + 2 * (request * watched + column);
                 let output = match column {
                     column if column == watched - 1 => None,
@@ -69,14 +71,16 @@ impl SelectLayout {
                     output,
                     candidate: word(at),
                     value: float(at + 1),
+                    of_ranking,
                 })
             };
-            let ranking = bad(watched - 1).map(|score| {
+            let ranking = bad(watched - 1, true).map(|score| {
                 // The output that the formula has its NaN from says more than the formula does.
-                let of_formula = (0..if of_utility { formula.len() } else { 0 }).find_map(bad);
+                let of_formula = (0..if of_utility { formula.len() } else { 0 }).find_map(|at| bad(at, true));
                 of_formula.unwrap_or(score)
             });
-            let of_chosen = || wanted.chosen[request].iter().find_map(|column| bad(formula.len() + column));
+            let of_chosen =
+                || wanted.chosen[request].iter().find_map(|column| bad(formula.len() + column, false));
             let range = first..first + wanted.winners[request] as usize;
             first = range.end;
             let ranked = range.clone().map(|at| (word(winners_at + at), float(winners_at + total + at)));

@@ -71,14 +71,14 @@ pub(crate) struct DeviceSelect {
 }
 
 impl DeviceSelect {
-    /// Launches for the region of the staging buffer that begins at the device's address `staging`, which `layout`
+    /// Launches for a staging buffer, whose address on the device comes first, then where in it the head is that `layout`
     /// describes. `outputs` are the addresses of the plan's, `[rows]` each, in the contract's order; `lost` that of a
     /// count of resident rows that were not found, or 0.
     pub(crate) fn new(
         stream: &Stream,
         kernels: &SelectKernels,
         layout: &SelectLayout,
-        staging: u64,
+        [staging, head]: [u64; 2],
         outputs: &[u64],
         lost: u64,
     ) -> Result<Self, CudaError> {
@@ -100,15 +100,9 @@ impl DeviceSelect {
             runs.push(run);
             run = run.saturating_mul(2);
         }
-        let at = |offset: usize| staging + offset as u64;
         let addresses = [
-            at(0),
-            at(layout.starts),
-            at(layout.winners),
-            at(layout.columns),
-            at(layout.curves),
-            at(layout.users),
-            at(layout.candidates),
+            staging,
+            staging + head,
             list_at.address(),
             kernels.curves.address(),
             kernels.points.address(),
@@ -118,14 +112,7 @@ impl DeviceSelect {
             answer.address(),
             lost,
         ];
-        let words = [
-            room.requests,
-            rows,
-            as_u32(layout.chosen_room()),
-            room.samples,
-            layout.row_bits(),
-            u32::from(!runs.len().is_multiple_of(2)),
-        ];
+        let words = [room.samples, layout.row_bits(), u32::from(!runs.len().is_multiple_of(2)), 0];
         let mut bytes: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         let select = buffer(bytes.len(), "where a selection is")?;

@@ -1,24 +1,26 @@
 //! What the device is told of the requests of a batch, and where in the staging buffer.
 //!
 //! ```text
-//! head        u32 requests, rows, chosen outputs, winners of all requests
+//! head        u32 requests, rows, chosen outputs, winners of all requests, then the places of the six arrays, u32 0, 0
 //! starts      u32 [requests + 1]: where the rows of each begin
 //! winners     u32 [requests + 1]: where its winners begin
 //! columns     u32 [chosen]: which outputs are returned
-//! curves      u32 [requests, formula's outputs + room for chosen ones]: which curve, from 1; 0: none
-//! users       f32 [numbers of the user side, room for requests]
-//! candidates  f32 [numbers of the candidates' side, room for rows]
+//! curves      u32 [requests, formula's outputs + chosen ones]: which curve, from 1; 0: none
+//! users       f32 [numbers of the user side, requests]
+//! candidates  f32 [numbers of the candidates' side, rows]
 //! ```
-//! Every array begins at a multiple of 256 bytes and has room for the bucket.
+//! The head stays where it is. The arrays are as long as the batch, and their places are counted from the beginning of the
+//! staging buffer, in units of 16 bytes (`packing.rs`).
 
 use std::collections::BTreeMap;
 
 use tidepool_types::{ModelSpec, Side};
 
 use super::{SelectError, source::formula_outputs};
+use crate::cuda::packing::{Packing, units};
 
-/// What arrays are aligned to.
-const ALIGN: usize = 256;
+/// Bytes of the head.
+const HEAD_BYTES: usize = 48;
 
 /// What is fixed when a model is loaded: which curve belongs to which output and surface, and what the formula needs.
 #[derive(Clone, Debug)]
@@ -74,18 +76,24 @@ impl Wanted {
     }
 }
 
-/// Where the arrays of one bucket are, in bytes.
+/// What a selection of one bucket may have.
 #[derive(Clone, Debug)]
 pub struct SelectLayout {
     selection: Selection,
     room: SelectRoom,
+}
+
+/// Where the arrays of a batch are, in bytes from the beginning of the staging buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
     pub(crate) starts: usize,
     pub(crate) winners: usize,
     pub(crate) columns: usize,
     pub(crate) curves: usize,
     pub(crate) users: usize,
     pub(crate) candidates: usize,
-    bytes: usize,
+    /// Behind the last of them.
+    pub(crate) end: usize,
 }
 
 impl Selection {
@@ -133,27 +141,35 @@ impl SelectLayout {
             );
             return Err(SelectError::Wanted(problem));
         }
-        let mut bytes = 0usize;
-        let mut push = |words: usize| {
-            let at = bytes;
-            bytes += (4 * words).next_multiple_of(ALIGN);
-            at
-        };
-        let (rows, requests) = (room.rows as usize, room.requests as usize);
-        let outputs = selection.spec.outputs.len();
-        push(4);
-        let (starts, winners) = (push(requests + 1), push(requests + 1));
-        let columns = push(outputs);
-        let curves = push(requests * (selection.formula.len() + outputs));
-        let users = push(requests * selection.numbers(Side::User));
-        let candidates = push(rows * selection.numbers(Side::Candidate));
-        Ok(Self { selection, room, starts, winners, columns, curves, users, candidates, bytes })
+        Ok(Self { selection, room })
     }
 
-    /// Bytes of the region, a multiple of 256.
+    /// Bytes of head and arrays of a batch that has all that there is room for.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.most(self.head())
+    }
+
+    /// Bytes of the head.
+    pub(crate) fn head(&self) -> usize {
+        HEAD_BYTES
+    }
+
+    /// The end of the arrays of a batch that has all that there is room for, when they begin at `first`.
+    pub(crate) fn most(&self, first: usize) -> usize {
+        let SelectRoom { rows, requests, .. } = self.room;
+        self.places(requests as usize, rows as usize, self.chosen_room(), first).end
+    }
+
+    /// Where the arrays of a batch are, when they begin at `first`.
+    pub(crate) fn places(&self, requests: usize, rows: usize, chosen: usize, first: usize) -> Places {
+        let mut packing = Packing::new(first);
+        let mut push = |words: usize| packing.push(words, 4);
+        let (starts, winners, columns) = (push(requests + 1), push(requests + 1), push(chosen));
+        let curves = push(requests * (self.selection.formula.len() + chosen));
+        let users = push(requests * self.selection.numbers(Side::User));
+        let candidates = push(rows * self.selection.numbers(Side::Candidate));
+        Places { starts, winners, columns, curves, users, candidates, end: packing.end() }
     }
 
     /// The room.
@@ -196,14 +212,20 @@ impl SelectLayout {
         8 + bad + 4 * requests * self.room.samples as usize + 4 * winners * (2 + chosen)
     }
 
-    /// Writes the requests of a batch into the region of the staging buffer.
+    /// Writes the requests of a batch into the staging buffer: the head, and the arrays, where the two say. Also gives the byte
+    /// behind the arrays.
     ///
     /// # Errors
     /// [`SelectError::TooMany`], or [`SelectError::Wanted`] when an output is not the contract's.
-    pub fn write(&self, staging: &mut [u8], requests: &[SelectRequest<'_>]) -> Result<Wanted, SelectError> {
-        if staging.len() != self.bytes {
-            let problem =
-                format!("a staging buffer of {} bytes, the layout needs {}", staging.len(), self.bytes);
+    pub(crate) fn write(
+        &self,
+        staging: &mut [u8],
+        [head, first]: [usize; 2],
+        requests: &[SelectRequest<'_>],
+    ) -> Result<(Wanted, usize), SelectError> {
+        if staging.len() < self.most(first) {
+            let (found, needed) = (staging.len(), self.most(first));
+            let problem = format!("a staging buffer of {found} bytes, the layout needs {needed}");
             return Err(SelectError::Wanted(problem));
         }
         let rows: usize = requests.iter().map(|request| request.rows as usize).sum();
@@ -214,10 +236,14 @@ impl SelectLayout {
         fits("requests", requests.len(), self.room.requests)?;
         fits("rows", rows, self.room.rows)?;
         let wanted = self.wanted(requests)?;
+        let places = self.places(requests.len(), rows, wanted.columns.len(), first);
+        let Places { starts, winners, columns, curves, users, candidates, end } = places;
         let mut put = |at: usize, bits: u32| staging[at..at + 4].copy_from_slice(&bits.to_le_bytes());
-        let head = [requests.len(), rows, wanted.columns.len(), wanted.winners() as usize];
-        head.iter().enumerate().for_each(|(at, number)| put(4 * at, as_u32(*number)));
-        for (at, counts) in [(self.starts, &wanted.rows), (self.winners, &wanted.winners)] {
+        let numbers = [requests.len(), rows, wanted.columns.len(), wanted.winners() as usize].map(as_u32);
+        let arrays = [starts, winners, columns, curves, users, candidates].map(units);
+        let words = numbers.iter().chain(&arrays).chain(&[0; 2]);
+        words.enumerate().for_each(|(at, word)| put(head + 4 * at, *word));
+        for (at, counts) in [(starts, &wanted.rows), (winners, &wanted.winners)] {
             let mut sum = 0;
             put(at, 0);
             for (number, count) in counts.iter().enumerate() {
@@ -226,35 +252,35 @@ impl SelectLayout {
             }
         }
         for (at, output) in wanted.columns.iter().enumerate() {
-            put(self.columns + 4 * at, as_u32(*output));
+            put(columns + 4 * at, as_u32(*output));
         }
         let formula = &self.selection.formula;
-        let columns = formula.len() + self.chosen_room();
-        let mut first = 0;
+        let watched = formula.len() + wanted.columns.len();
+        let mut row_of = 0;
         for (number, request) in requests.iter().enumerate() {
             for (column, output) in formula.iter().chain(&wanted.columns).enumerate() {
                 let curve = self.selection.curve(*output, request.surface);
-                put(self.curves + 4 * (number * columns + column), curve);
+                put(curves + 4 * (number * watched + column), curve);
             }
-            let (mut users, mut candidates) = (0, 0);
+            let (mut of_user, mut of_candidate) = (0, 0);
             for (input, spec) in self.selection.spec.utility_inputs.iter().enumerate() {
                 let given = request.utility_inputs.get(input).map_or(&[][..], Vec::as_slice);
                 let value = |at: usize| given.get(at).copied().unwrap_or(f32::NAN).to_bits();
                 match spec.side {
                     Side::User => {
-                        put(self.users + 4 * (users * self.room.requests as usize + number), value(0));
-                        users += 1;
+                        put(users + 4 * (of_user * requests.len() + number), value(0));
+                        of_user += 1;
                     }
                     Side::Candidate => {
-                        let at = self.candidates + 4 * (candidates * self.room.rows as usize + first);
+                        let at = candidates + 4 * (of_candidate * rows + row_of);
                         (0..request.rows as usize).for_each(|row| put(at + 4 * row, value(row)));
-                        candidates += 1;
+                        of_candidate += 1;
                     }
                 }
             }
-            first += request.rows as usize;
+            row_of += request.rows as usize;
         }
-        Ok(wanted)
+        Ok((wanted, end))
     }
 
     fn wanted(&self, requests: &[SelectRequest<'_>]) -> Result<Wanted, SelectError> {

@@ -59,7 +59,7 @@ impl Selector {
         let outputs = spec.outputs.iter().map(|_| DeviceBuffer::new(device, 4 * rows, "an output"));
         let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
         let addresses: Vec<u64> = outputs.iter().map(DeviceBuffer::address).collect();
-        let select = DeviceSelect::new(&stream, &kernels, &layout, staged.address(), &addresses, 0)?;
+        let select = DeviceSelect::new(&stream, &kernels, &layout, [staged.address(), 0], &addresses, 0)?;
         let answer = Pinned::new(device, layout.answer_room(), "the answer")?;
         Ok(Self { stream, layout, staging, staged, outputs, select, _kernels: kernels, answer })
     }
@@ -103,8 +103,8 @@ impl Selector {
     }
 
     fn stage(&mut self, requests: &[SelectRequest<'_>], outputs: &[Vec<f32>]) -> Result<Wanted, SelectError> {
-        let bytes = self.layout.bytes();
-        let wanted = self.layout.write(&mut self.staging.bytes_mut()?[..bytes], requests)?;
+        let places = [0, self.layout.head()];
+        let (wanted, bytes) = self.layout.write(self.staging.bytes_mut()?, places, requests)?;
         let rows: usize = wanted.rows.iter().map(|rows| *rows as usize).sum();
         let fits = outputs.len() == self.outputs.len() && outputs.iter().all(|values| values.len() == rows);
         if !fits {

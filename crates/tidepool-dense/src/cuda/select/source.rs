@@ -33,7 +33,7 @@ pub(crate) fn source(spec: &ModelSpec) -> String {
     }
     line("    return 0;\n}".into());
     line(
-        "static __device__ __forceinline__ double formula(const Select& s, u32 columns, u32 request, u32 row) {"
+        "static __device__ __forceinline__ double formula(const Select& s, const Batch& b, u32 request, u32 row) {"
             .into(),
     );
     for statement in statements(spec, &outputs) {
@@ -46,7 +46,7 @@ pub(crate) fn source(spec: &ModelSpec) -> String {
 /// The body of the formula: a variable for each name, then one for each step.
 fn statements(spec: &ModelSpec, outputs: &[usize]) -> Vec<String> {
     let calibrated =
-        |column: usize| format!("calibrated(s, columns, request, {column}, {}, row)", outputs[column]);
+        |column: usize| format!("calibrated(s, b, FORMULA, request, {column}, {}, row)", outputs[column]);
     let utility = match (spec.score, &spec.utility) {
         (Score::Output(_), _) => return vec![format!("return {};", calibrated(0))],
         // A contract is only ever read whole, with its formula.
@@ -103,8 +103,8 @@ fn number(spec: &ModelSpec, name: &str) -> Option<String> {
     let side = spec.utility_inputs[at].side;
     let before = spec.utility_inputs[..at].iter().filter(|input| input.side == side).count();
     Some(match side {
-        Side::User => format!("(double)s.users[{before} * s.requests_room + request]"),
-        Side::Candidate => format!("(double)s.candidates[(u64){before} * s.rows_room + row]"),
+        Side::User => format!("(double)b.users[{before} * b.requests + request]"),
+        Side::Candidate => format!("(double)b.candidates[(u64){before} * b.rows + row]"),
     })
 }
 
@@ -129,9 +129,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "const double n0 = calibrated(s, columns, request, 0, 1, row);",
-                "const double n1 = (double)s.candidates[(u64)0 * s.rows_room + row];",
-                "const double n2 = (double)s.users[0 * s.requests_room + request];",
+                "const double n0 = calibrated(s, b, FORMULA, request, 0, 1, row);",
+                "const double n1 = (double)b.candidates[(u64)0 * b.rows + row];",
+                "const double n2 = (double)b.users[0 * b.requests + request];",
                 "const double v0 = n0;",
                 "const double v1 = -v0;",
                 "const double v2 = n1;",

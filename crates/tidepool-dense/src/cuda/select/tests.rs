@@ -37,26 +37,28 @@ fn words(bytes: &[u8], at: usize, count: usize) -> Vec<u32> {
 #[test]
 fn a_batch_is_staged_as_it_was() {
     let layout = layout(100, 10);
-    let places =
-        [layout.starts, layout.winners, layout.columns, layout.curves, layout.users, layout.candidates];
-    assert_eq!(places, [256, 512, 768, 1024, 1280, 1536]);
-    assert_eq!((layout.bytes(), layout.row_bits()), (2048, 7));
+    let places = layout.places(10, 100, 2, 48);
+    let arrays =
+        [places.starts, places.winners, places.columns, places.curves, places.users, places.candidates];
+    assert_eq!((arrays, places.end), ([48, 96, 144, 160, 288, 336], 736));
+    assert_eq!((layout.bytes(), layout.row_bits()), (736, 7));
     let first = [vec![0.5], vec![1.0, 2.0, 3.0]];
     let second = [vec![0.25], vec![4.0]];
     let requests = [
         SelectRequest { surface: "home", outputs: &[1], top_k: 2, ..request(3, &first) },
         SelectRequest { surface: "feed", outputs: &[0, 1], ..request(2, &second) },
     ];
-    let mut staging = vec![0xee; layout.bytes()];
-    let wanted = layout.write(&mut staging, &requests).unwrap();
-    assert_eq!(words(&staging, 0, 4), [2, 5, 2, 4]);
-    assert_eq!(words(&staging, layout.starts, 3), [0, 3, 5]);
-    assert_eq!(words(&staging, layout.winners, 3), [0, 2, 4]);
-    assert_eq!(words(&staging, layout.columns, 2), [1, 0]);
-    // The formula's ctr, then ctr and cvr, of each request; there is room for two chosen ones.
-    assert_eq!(words(&staging, layout.curves, 6), [2, 2, 3, 1, 1, 0]);
-    assert_eq!(words(&staging, layout.users, 2), [0.5f32, 0.25].map(f32::to_bits));
-    let bids = words(&staging, layout.candidates, 5);
+    let mut staging = vec![0xee; layout.most(64)];
+    let (wanted, end) = layout.write(&mut staging, [16, 64], &requests).unwrap();
+    let head = [2, 5, 2, 4, 4, 5, 6, 7, 9, 10, 0, 0];
+    assert_eq!((words(&staging, 16, 12), end), (head.to_vec(), 192), "places are in units of 16 bytes");
+    assert_eq!(words(&staging, 64, 3), [0, 3, 5]);
+    assert_eq!(words(&staging, 80, 3), [0, 2, 4]);
+    assert_eq!(words(&staging, 96, 2), [1, 0]);
+    // The formula's ctr, then ctr and cvr, of each request.
+    assert_eq!(words(&staging, 112, 6), [2, 2, 3, 1, 1, 0]);
+    assert_eq!(words(&staging, 144, 2), [0.5f32, 0.25].map(f32::to_bits));
+    let bids = words(&staging, 160, 5);
     assert_eq!(bids[..4], [1.0f32, 2.0, 3.0, 4.0].map(f32::to_bits));
     assert!(f32::from_bits(bids[4]).is_nan(), "what is missing is no number");
     assert_eq!(layout.answer_bytes(&wanted), 8 + 2 * 4 * 8 + 2 * 4 * 4 + 4 * (2 + 2) * 4);
@@ -71,7 +73,7 @@ fn an_answer_is_read_as_the_kernels_write_it() {
         SelectRequest { outputs: &[0], top_k: 1, ..request(5, &numbers) },
         SelectRequest { outputs: &[0], top_k: 2, ..request(2, &numbers) },
     ];
-    let wanted = layout.write(&mut vec![0; layout.bytes()], &requests).unwrap();
+    let (wanted, _) = layout.write(&mut vec![0; layout.bytes()], [0, 48], &requests).unwrap();
     let float = |value: f32| value.to_bits();
     let mut answer = vec![3, 0];
     // Of each request ctr, cvr and the utility.
@@ -101,8 +103,9 @@ fn an_answer_is_read_as_the_kernels_write_it() {
 fn what_does_not_fit_is_refused() {
     let layout = layout(4, 2);
     let mut staging = vec![0; layout.bytes()];
-    let mut said =
-        |requests: &[SelectRequest<'_>]| layout.write(&mut staging, requests).unwrap_err().to_string();
+    let mut said = |requests: &[SelectRequest<'_>]| {
+        layout.write(&mut staging, [0, 48], requests).unwrap_err().to_string()
+    };
     assert_eq!(said(&[request(1, &[]); 3]), "there is room for 2 requests, the batch has 3");
     assert_eq!(said(&[request(5, &[])]), "there is room for 4 rows, the batch has 5");
     let third = SelectRequest { outputs: &[2], ..request(1, &[]) };
@@ -126,11 +129,11 @@ fn the_twin_does_what_the_ranker_does() {
     let mut broken = outputs.clone();
     broken[1][2] = f32::NAN;
     let bad = select(&spec, &wanted, &broken, 16).not_finite.unwrap();
-    assert!(bad.output == Some(1) && bad.candidate == 2 && bad.value.is_nan());
+    assert!(bad.output == Some(1) && bad.candidate == 2 && bad.value.is_nan() && bad.of_ranking);
     let mut unused = outputs.clone();
     unused[0][0] = f32::INFINITY;
     assert_eq!(select(&spec, &wanted, &unused, 16).not_finite, None);
     let chosen = SelectRequest { outputs: &[0], ..wanted };
-    let expected = NotFinite { output: Some(0), candidate: 0, value: f32::INFINITY };
+    let expected = NotFinite { output: Some(0), candidate: 0, value: f32::INFINITY, of_ranking: false };
     assert_eq!(select(&spec, &chosen, &unused, 16).not_finite, Some(expected));
 }
