@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_client::{FeatureVectors, LookupAccount, LookupOptions, LookupOutcome, LookupRequest};
+use tidepool_client::{
+    FeatureRows, FeatureVectors, Held, LocalTables, LookupAccount, LookupOptions, LookupOutcome,
+    LookupRequest,
+};
 use tidepool_dense::{DenseBatch, DenseError};
 use tidepool_ranker::{
     InputRows,
@@ -24,7 +27,7 @@ use tidepool_ranker::{
     },
 };
 use tidepool_runtime::pool::CpuPool;
-use tidepool_types::{Epoch, Name, Pooling, Side, TableVersion, mix64};
+use tidepool_types::{Epoch, Name, Pooling, Side, TableSchema, TableVersion, mix64};
 
 /// What a lookup takes, whatever it asks for.
 const LOOKUP: Duration = Duration::from_micros(400);
@@ -67,6 +70,32 @@ impl VectorSource for TimedLookup {
             Ok(LookupOutcome { features, epoch: Epoch(1), ..LookupOutcome::default() })
         })
     }
+
+    fn look_up_rows<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        _: &'a LookupOptions,
+        held: Option<&'a dyn Held>,
+        _: Option<&'a LookupAccount>,
+    ) -> Looking<'a, FeatureRows> {
+        Box::pin(async move {
+            tokio::task::spawn_blocking(|| thread::sleep(LOOKUP)).await.unwrap();
+            let tables = LocalTables::new(["user", "item"].map(schema).into());
+            tables.look_up_rows(request, held, |_, ids, put| {
+                (0..ids.len()).for_each(|at| put(at, &0.5f32.to_le_bytes()));
+                Ok(())
+            })
+        })
+    }
+}
+
+/// A table of one number a row.
+fn schema(table: &str) -> TableSchema {
+    let text = format!(
+        r#"{{"table_version": {{"table": "{table}", "version": "v1"}}, "dim": 1, "format": "f32",
+            "keying": "hashed", "partitions": 1, "rows": 1}}"#
+    );
+    serde_json::from_str(&text).unwrap()
 }
 
 #[derive(Debug)]
@@ -160,6 +189,7 @@ impl Site {
             model: self.model.clone(),
             rows,
             inputs: vec![bags(vec![1]), bags((0..u64::from(rows)).collect())],
+            finishing: Arc::default(),
             tenant: None,
             deadline: begun + BUDGET,
             budget: BUDGET,

@@ -15,8 +15,9 @@ use tidepool_cluster::{ScoreHistogram, Serving, ShadowTally, Tally};
 
 use crate::releases::Releases;
 
-/// Scores of one request that are counted, at most: one with many candidates says no more of a release than others.
-const SCORES_COUNTED: usize = 16;
+/// Scores of one request that are counted, at most: one with many candidates says no more of a release than others. What
+/// selects candidates elsewhere brings so many samples of each request, of the rows that [`counted`] says.
+pub(crate) const SCORES_COUNTED: usize = 16;
 
 /// The counters of one loaded release.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tidepool_client::ClientError;
-use tidepool_dense::{CudaError, DenseError};
+use tidepool_dense::{CudaError, DenseError, rows::RowsError};
 use tidepool_runtime::{
     audit::AuditError,
     net::NetError,
@@ -161,6 +161,25 @@ pub enum RankError {
         /// Rows that were run.
         expected: usize,
     },
+    /// What was selected on the device does not have the shape that it is to have: a defect.
+    #[error("the selection has {found} {what}, {expected} were expected")]
+    Selection {
+        /// Of what.
+        what: &'static str,
+        /// How many came.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+    /// The request, by itself, has more ids than there is room for where the model makes vectors of them.
+    #[error(
+        "the request has more ids than the device has room for: {rows}; send fewer ids or candidates, or raise \
+         cuda.ids_per_bag or the largest of cuda.buckets of the ranker"
+    )]
+    TooManyIds {
+        /// Of what there is too much, and how much there may be.
+        rows: RowsError,
+    },
     /// The answer does not have an output as it was asked for: a defect.
     #[error("output {output:?} of the answer has {found} bytes, {expected} were expected")]
     Answer {
@@ -184,7 +203,7 @@ impl RankError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Invalid(_) => ErrorCode::InvalidRequest,
+            Self::Invalid(_) | Self::TooManyIds { .. } => ErrorCode::InvalidRequest,
             Self::OtherTenant { .. } => ErrorCode::Forbidden,
             Self::NotWrittenDown(AuditError::Busy) => ErrorCode::Overloaded,
             Self::NoMap | Self::NotWrittenDown(_) | Self::Pool(PoolError::Gone) | Self::Ending => {
@@ -213,6 +232,7 @@ impl RankError {
             | Self::NotFinite { .. }
             | Self::Vectors { .. }
             | Self::Outputs { .. }
+            | Self::Selection { .. }
             | Self::Answer { .. } => ErrorCode::Internal,
             Self::Pool(PoolError::Panicked(_)) => ErrorCode::Internal,
         }
@@ -266,6 +286,11 @@ pub enum LoadError {
     /// The model does not load, or its first run failed.
     #[error("loading the model")]
     Dense(#[from] DenseError),
+    /// The device cannot make the model's inputs of stored rows, or cannot rank its candidates.
+    #[error(
+        "the model cannot take stored rows on the device: {0}; with cuda.rows = \"host\" vectors are made here"
+    )]
+    Rows(String),
     /// The model may not have so much memory.
     #[error(
         "model {model} may have {limit} bytes of memory (models.{model}.max_memory_bytes): this release takes \
@@ -323,6 +348,14 @@ pub enum StartError {
     /// The GPU that was asked for cannot be had; nothing else is taken in its place.
     #[error("opening the device")]
     Device(#[from] CudaError),
+    /// There are no lists of hot ids where they are said to be.
+    #[error("the folder of lists of hot ids (cuda.resident.hot_ids) cannot be read: {path}", path = .path.display())]
+    HotIds {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The artifact store cannot be opened.
     #[error("opening the artifact store")]
     Store(#[from] StoreError),

@@ -1,13 +1,14 @@
 //! What is done with the graph's outputs: they are calibrated for the request's surface, become what candidates are
-//! ranked by, and the best are taken.
+//! ranked by, and the best are taken. Where that was done with them before (`selected.rs`), what a request gets is the same.
 
 use tidepool_cluster::ScoreHistogram;
 use tidepool_types::{ModelSpec, Name, Score, rounded};
 
 use crate::{
     RankError,
+    batch::Results,
     counters::{counted, histogram},
-    topk,
+    selected, topk,
 };
 
 /// What a request wants of the outputs, held against its contract.
@@ -34,11 +35,27 @@ pub(crate) struct Finished {
     pub(crate) scores: ScoreHistogram,
 }
 
-/// Ranks `rows` candidates by the graph's `outputs`, `[rows]` each in the contract's order.
+/// Makes of what the `rows` candidates of a request have given what the request gets.
 ///
 /// # Errors
 /// [`RankError::NotFinite`] names the candidate, and the score or output that is NaN or infinite.
 pub(crate) fn finish(
+    of: (&ModelSpec, &Name),
+    rows: usize,
+    results: Results,
+    finishing: &Finishing,
+) -> Result<Finished, RankError> {
+    match results {
+        Results::Outputs(outputs) => rank(of, rows, &outputs, finishing),
+        Results::Selected(parts) => selected::finish(of, rows, parts, finishing),
+    }
+}
+
+/// Ranks `rows` candidates by the graph's `outputs`, `[rows]` each in the contract's order.
+///
+/// # Errors
+/// [`RankError::NotFinite`] names the candidate, and the score or output that is NaN or infinite.
+fn rank(
     (spec, release): (&ModelSpec, &Name),
     rows: usize,
     outputs: &[Vec<f32>],
@@ -130,7 +147,7 @@ fn not_finite((spec, release): (&ModelSpec, &Name), name: &str, values: &[f32]) 
 }
 
 /// The outputs that the formula speaks of, if candidates are ranked by one.
-fn of_formula(spec: &ModelSpec) -> impl Iterator<Item = usize> {
+pub(crate) fn of_formula(spec: &ModelSpec) -> impl Iterator<Item = usize> {
     let utility = spec.utility.iter().filter(|_| spec.score == Score::Utility);
     utility.flat_map(|utility| utility.names()).filter_map(|name| spec.output(name))
 }
@@ -170,7 +187,7 @@ mod tests {
     }
 
     fn run(spec: &ModelSpec, outputs: &[Vec<f32>], finishing: &Finishing) -> Result<Finished, RankError> {
-        finish((spec, &Name::new("r1").unwrap()), 3, outputs, finishing)
+        finish((spec, &Name::new("r1").unwrap()), 3, Results::Outputs(outputs.to_vec()), finishing)
     }
 
     #[test]

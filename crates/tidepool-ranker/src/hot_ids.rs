@@ -10,12 +10,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tidepool_client::Client;
+use tidepool_client::{Client, HotIds};
 use tidepool_runtime::error::chain;
 use tidepool_types::{ErrorCode, Name, TableVersion};
 use tracing::{info, warn};
 
-use crate::http::answer_error;
+use crate::{
+    http::answer_error,
+    releases::Releases,
+    resident::{Filled, merged},
+};
 
 /// Ids that are given when nobody says how many, and at most.
 const DEFAULT_LIMIT: usize = 100_000;
@@ -32,16 +36,24 @@ pub(crate) struct Warming {
 }
 
 impl Warming {
-    /// Fills the cache with rows of `versions`, by the ids that were hot in the version before of each table. It
-    /// fails nothing: what is not warm is asked for when it is needed.
-    pub(crate) async fn warm(&self, versions: &[TableVersion]) {
+    /// Fills the cache with rows of `versions`, by the ids that were hot in the version before of each table, those left out
+    /// that are `resident` on a GPU. It fails nothing: what is not warm is asked for when it is needed.
+    pub(crate) async fn warm(&self, versions: &[TableVersion], resident: &Filled) {
+        if self.ids == 0 {
+            return;
+        }
         let start = Instant::now();
         for version in versions {
             let left = self.within.saturating_sub(start.elapsed());
             let Some(before) = self.client.cached_version_before(version) else { continue };
             let (client, limit) = (self.client.clone(), self.ids);
-            let hot = tokio::task::spawn_blocking(move || client.hot_ids(&before, limit)).await;
-            let Ok(hot) = hot else { continue };
+            let (resident, of) = (resident.clone(), version.clone());
+            let hot = tokio::task::spawn_blocking(move || {
+                let mut hot = client.hot_ids(&before, limit);
+                resident.leave_out_resident(&of, &mut hot.ids);
+                hot
+            });
+            let Ok(hot) = hot.await else { continue };
             match self.client.warm(version, &hot.ids, left).await {
                 Ok(warmed) => info!(%version, before = %hot.table_version.version, ids = warmed.ids,
                     asked = warmed.asked, "the cache was warmed"),
@@ -55,11 +67,21 @@ impl Warming {
 struct Exporter {
     client: Client,
     cached: bool,
+    releases: Releases,
 }
 
-/// The route, for the cache of `client`, if it has one.
-pub(crate) fn routes(client: Client, cached: bool) -> Router {
-    Router::new().route("/v1/hot-ids", get(export)).with_state(Exporter { client, cached })
+impl Exporter {
+    /// The ids that are resident on a GPU, if any of the version are: no cache has seen those since.
+    fn resident(&self, version: &TableVersion) -> Option<Vec<u64>> {
+        let now = self.releases.snapshot();
+        let mut residences = now.loaded().filter_map(|loaded| loaded.filled.residence.as_ref());
+        residences.find_map(|residence| residence.wanted_ids(version))
+    }
+}
+
+/// The route, for the cache of `client`, if it has one, and what `releases` have on a GPU.
+pub(crate) fn routes(client: Client, cached: bool, releases: Releases) -> Router {
+    Router::new().route("/v1/hot-ids", get(export)).with_state(Exporter { client, cached, releases })
 }
 
 async fn export(State(exporter): State<Exporter>, uri: Uri) -> Response {
@@ -67,18 +89,28 @@ async fn export(State(exporter): State<Exporter>, uri: Uri) -> Response {
         Ok(asked) => asked,
         Err(problem) => return answer_error(StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest, &problem),
     };
-    if !exporter.cached {
-        let problem = "this ranker has no cache: its cache_bytes is 0";
-        return answer_error(StatusCode::NOT_FOUND, ErrorCode::NotFound, problem);
-    }
     // It looks at every row.
-    let text = tokio::task::spawn_blocking(move || exporter.client.hot_ids(&version, limit).to_string());
+    let text = tokio::task::spawn_blocking(move || {
+        let cached = exporter.cached.then(|| exporter.client.hot_ids(&version, limit).ids);
+        let ids = both(exporter.resident(&version), cached, limit)?;
+        Some(HotIds { table_version: version, ids }.to_string())
+    });
     match text.await {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
+        Ok(Some(text)) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
+        Ok(None) => {
+            let problem = "this ranker has no cache, its cache_bytes is 0, and no hot ids of this table version on a GPU";
+            answer_error(StatusCode::NOT_FOUND, ErrorCode::NotFound, problem)
+        }
         Err(error) => {
             answer_error(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, &error.to_string())
         }
     }
+}
+
+/// Ids that are resident, and behind them those of a cache, which never sees the others; `None`: there are neither.
+fn both(resident: Option<Vec<u64>>, cached: Option<Vec<u64>>, limit: usize) -> Option<Vec<u64>> {
+    let is_there = resident.is_some() || cached.is_some();
+    is_there.then(|| merged(&resident.unwrap_or_default(), &[cached.unwrap_or_default()], limit, |_| true))
 }
 
 /// `table`, `version`, and perhaps `limit`, in any order.
@@ -108,6 +140,16 @@ fn asked(query: &str) -> Result<(TableVersion, usize), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resident_ids_come_before_those_of_the_cache() {
+        let of = |resident: Option<&[u64]>, cached: Option<&[u64]>| {
+            both(resident.map(Into::into), cached.map(Into::into), 4)
+        };
+        assert_eq!(of(Some(&[9, 7]), Some(&[7, 1, 2, 3])), Some(vec![9, 7, 1, 2]));
+        assert_eq!(of(Some(&[9, 7]), None), Some(vec![9, 7]));
+        assert_eq!((of(None, Some(&[])), of(None, None)), (Some(vec![]), None));
+    }
 
     #[test]
     fn a_table_version_is_asked_for_by_name() {

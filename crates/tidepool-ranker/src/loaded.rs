@@ -3,20 +3,19 @@
 use std::{fs, path::Path, sync::Arc};
 
 use tidepool_client::{ClusterMap, ReleaseEntry};
-use tidepool_dense::{DenseBatch, DenseModel, MemoryUse};
+use tidepool_dense::{DenseModel, MemoryUse};
 use tidepool_store::ArtifactStore;
-use tidepool_types::{InputSource, ModelSpec, Name, Side, TableVersion};
+use tidepool_types::{InputSource, ModelSpec, Name, TableVersion};
 
 use crate::{
     batch::{BatchInput, BatchModel, Batcher, Batchers, InputFrom, MAX_ELEMENTS, Reserved},
     counters::Counters,
-    device::Engine,
+    device::{Engine, Placed, ResidentPlace},
     error::LoadError,
     recent::Told,
+    resident::Filled,
+    warm_up::warm_up,
 };
-
-/// Rows of the run that warms a model up: enough to go through its vectorised loops.
-const WARM_UP_ROWS: usize = 16;
 
 /// A release that answers requests. It is immutable; requests in flight keep it alive.
 #[derive(Debug)]
@@ -43,6 +42,10 @@ pub(crate) struct LoadedRelease {
     _reserved: Reserved,
     /// Its memory on a GPU.
     pub(crate) device_memory: Vec<MemoryUse>,
+    /// Where rows of its tables that are resident on a GPU go; `None`: it takes no rows.
+    pub(crate) resident: Option<ResidentPlace>,
+    /// What went there, before the release serves.
+    pub(crate) filled: Filled,
     /// What it has answered since it was loaded.
     pub(crate) counters: Counters,
     /// What records of requests say of it.
@@ -88,7 +91,11 @@ impl LoadedRelease {
         let dense = DenseModel::load(&files.onnx_path, &files.spec, &dim_of)?;
         let dense = Arc::new(dense);
         let widths = dense.widths().to_vec();
-        let (scorer, device_memory) = engine.place(dense.clone())?;
+        let schema_of = |table: &Option<TableVersion>| {
+            table.as_ref().and_then(|table| map.layout(table)).map(|layout| &layout.schema)
+        };
+        let schemas: Vec<_> = table_of.iter().map(schema_of).collect();
+        let Placed { scorer, memory, resident } = engine.place(dense.clone(), &files.spec, &schemas)?;
         let batch_model = Arc::new(BatchModel {
             model: entry.model.clone(),
             release: entry.release.clone(),
@@ -96,8 +103,8 @@ impl LoadedRelease {
             scorer: batchers.scorer(scorer),
         });
         let batcher = batchers.of(&entry.model);
-        let reserved = reserve(&batcher, &batch_model, &dense, &files.onnx_path)?;
-        warm_up(&batch_model)?;
+        let reserved = reserve(&batcher, &batch_model, &dense, &memory, &files.onnx_path)?;
+        warm_up(&batch_model, &schemas)?;
         let pooled = files.spec.inputs.iter().zip(&table_of);
         let features = pooled.filter_map(|(input, table)| Some((input.name.clone(), table.clone()?)));
         let told = Told {
@@ -116,7 +123,9 @@ impl LoadedRelease {
             batch_model,
             batcher,
             _reserved: reserved,
-            device_memory,
+            device_memory: memory,
+            resident,
+            filled: Filled::default(),
             counters: Counters::default(),
             told: Arc::new(told),
         })
@@ -147,11 +156,13 @@ pub(crate) fn batch_inputs(
 }
 
 /// Makes sure that a batch can have a row of the model, and that the model may have the memory for it. A graph takes
-/// about as much as its file, which is its weights, and what its dense runs work in.
+/// about as much as its file, which is its weights, and what its dense runs work in; on a GPU, where it has the memory `device`,
+/// they work in none of this machine but what is pinned there.
 fn reserve(
     batcher: &Batcher,
     model: &BatchModel,
     dense: &DenseModel,
+    device: &[MemoryUse],
     onnx: &Path,
 ) -> Result<Reserved, LoadError> {
     let (user, candidate) = model.elements();
@@ -161,7 +172,11 @@ fn reserve(
     }
     let unread = |source| LoadError::Size { path: onnx.to_path_buf(), source };
     let weights = fs::metadata(onnx).map_err(unread)?.len();
-    let release = weights.saturating_add(batcher.arena_bytes(model, dense));
+    let works_in = match device {
+        [] => batcher.arena_bytes(model, dense),
+        device => device.iter().filter(|used| used.pinned).map(|used| used.bytes).sum(),
+    };
+    let release = weights.saturating_add(works_in);
     let batches = batcher.batch_bytes(model);
     batcher.reserve(release, batches).map_err(|(loaded, limit)| LoadError::Memory {
         model: model.model.clone(),
@@ -170,20 +185,4 @@ fn reserve(
         batches,
         limit,
     })
-}
-
-/// Runs the model once on zeros.
-fn warm_up(model: &BatchModel) -> Result<(), LoadError> {
-    let rows = |side| if side == Side::User { 1 } else { WARM_UP_ROWS };
-    let of_contract = model.inputs.iter().map(|input| rows(input.side) * input.width);
-    let of_masks = model.inputs.iter().filter_map(|input| match &input.from {
-        InputFrom::Sequence { max_len, mask: true, .. } => Some(rows(input.side) * max_len),
-        _ => None,
-    });
-    let zeros: Vec<_> = of_contract.chain(of_masks).map(|numbers| vec![0.0; numbers]).collect();
-    let inputs: Vec<&[f32]> = zeros.iter().map(Vec::as_slice).collect();
-    let request_of = [0; WARM_UP_ROWS];
-    let batch = DenseBatch { rows: WARM_UP_ROWS, requests: 1, request_of: &request_of, inputs: &inputs };
-    model.scorer.run(&batch)?;
-    Ok(())
 }

@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     epoch: IntGauge,
     /// Requests by how they came to their release: a [`Choice`].
     choices: IntCounterVec,
+    /// What kept rows from being resident on a GPU.
+    pub(crate) resident_problems: IntCounter,
     /// Lines that are not in the audit log.
     pub(crate) audit_failures: IntCounter,
 }
@@ -91,6 +93,10 @@ impl Metrics {
                 Opts::new("tidepool_ranker_choices_total", "Requests by how they came to their release"),
                 &["choice"],
             )?,
+            resident_problems: IntCounter::new(
+                "tidepool_ranker_resident_problems_total",
+                "What kept rows from being resident on a GPU",
+            )?,
             audit_failures: IntCounter::new(
                 "tidepool_ranker_audit_failures_total",
                 "Changes that were not made, or whose outcome is missing, for the audit log could not be written",
@@ -109,6 +115,7 @@ impl Metrics {
         registry.register(Box::new(metrics.releases.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         registry.register(Box::new(metrics.choices.clone()))?;
+        registry.register(Box::new(metrics.resident_problems.clone()))?;
         registry.register(Box::new(metrics.audit_failures.clone()))?;
         for choice in Choice::ALL {
             metrics.choices.with_label_values(&[choice.as_str()]);

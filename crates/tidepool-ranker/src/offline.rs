@@ -14,7 +14,7 @@ use tidepool_types::{ModelSpec, Name, TableVersion};
 
 use crate::{
     RankError,
-    batch::{BatchMetrics, BatchModel, BatchOptions, Batcher, Batchers, Job, VectorSource},
+    batch::{BatchMetrics, BatchModel, BatchOptions, Batcher, Batchers, Job, Results, VectorSource},
     finish::{Finishing, Graph},
     loaded::batch_inputs,
     request::InputRows,
@@ -126,6 +126,8 @@ impl OfflineModel {
             model: self.model.clone(),
             rows: request.candidates,
             inputs: request.rows.clone(),
+            // Candidates are to get all that the model says of them, not the best of it.
+            finishing: Arc::default(),
             tenant: None,
             deadline: Instant::now() + PATIENCE,
             budget: PATIENCE,
@@ -136,7 +138,7 @@ impl OfflineModel {
         };
         let (spec, release, finishing) = (self.spec.clone(), self.release.clone(), request.finishing.clone());
         let ticket =
-            self.batcher.submit(job, move |raw| finish((&spec, &release), rows, &raw, &finishing))?;
+            self.batcher.submit(job, move |results| finish((&spec, &release), rows, results, &finishing))?;
         ticket.wait().await
     }
 }
@@ -144,10 +146,17 @@ impl OfflineModel {
 fn finish(
     of: (&ModelSpec, &Name),
     rows: usize,
-    raw: &[Vec<f32>],
+    results: Results,
     finishing: &Finishing,
 ) -> Result<Scored, RankError> {
-    let graph = Graph { of, rows, raw, finishing };
+    let raw = match results {
+        Results::Outputs(outputs) => outputs,
+        // A model on the CPU gives its outputs whole, and nothing is selected of them.
+        Results::Selected(parts) => {
+            return Err(RankError::Selection { what: "parts", found: parts.len(), expected: 0 });
+        }
+    };
+    let graph = Graph { of, rows, raw: &raw, finishing };
     let outputs = (0..of.0.outputs.len()).map(|at| graph.output(at)).collect::<Result<_, _>>()?;
     Ok(Scored { outputs, scores: graph.scores()? })
 }

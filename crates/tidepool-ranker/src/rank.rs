@@ -215,10 +215,12 @@ impl Ranker {
         if candidates == 0 {
             return Ok(Ranked { answer, ids, scores: ScoreHistogram::default() });
         }
+        let finishing = Arc::new(finishing);
         let job = Job {
             model: release.batch_model.clone(),
             rows: candidates,
             inputs: rows,
+            finishing: finishing.clone(),
             tenant,
             deadline: arrived + budget,
             budget,
@@ -232,7 +234,7 @@ impl Ranker {
         answer.stages.check = arrived.elapsed();
         let ticket = release
             .batcher
-            .submit(job, move |outputs| finish((&by.spec, &by.release), rows, &outputs, &finishing))?;
+            .submit(job, move |results| finish((&by.spec, &by.release), rows, results, &finishing))?;
         let progress = ticket.progress().clone();
         noting.follow(&progress);
         let finished = ticket.wait().await?;

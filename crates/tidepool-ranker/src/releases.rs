@@ -7,12 +7,11 @@ use arc_swap::ArcSwap;
 use tidepool_client::{ClusterMap, ReleaseEntry};
 use tidepool_cluster::ReleaseState;
 use tidepool_proto::v1;
-use tidepool_runtime::{error::chain, health::Health, idle, shutdown::Shutdown};
+use tidepool_runtime::{health::Health, shutdown::Shutdown};
 use tidepool_store::Artifacts;
 use tidepool_types::{Epoch, Name};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    task::JoinSet,
+    sync::{mpsc, watch},
     time::{self, MissedTickBehavior},
 };
 use tracing::{info, warn};
@@ -23,23 +22,22 @@ use crate::{
     batch::Batchers,
     choice::Choice,
     device::Engine,
-    error::LoadError,
     hot_ids::Warming,
     loaded::LoadedRelease,
+    loads::Loads,
     metrics::Metrics,
     oip::{MAX_RETRIES, Retry, outcome},
+    resident::Filling,
     rollback::{self, Holds, Rollback, Rollbacks},
 };
 
-/// Releases that are loaded at the same time: loading must not take every core from those that serve.
-const CONCURRENT_LOADS: usize = 2;
 /// How often it is seen to whether what is loaded can still run; and the controller is told what was counted, while guards
 /// wait for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What requests see. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Releases(Arc<ArcSwap<Snapshot>>);
+pub(crate) struct Releases(pub(crate) Arc<ArcSwap<Snapshot>>);
 
 /// One picture of the releases.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +69,7 @@ pub(crate) struct Slot {
     /// How far it is here.
     pub(crate) state: State,
     /// Which load of this slot is under way, if one is.
-    loading: Option<u64>,
+    pub(crate) loading: Option<u64>,
 }
 
 /// How far a release is.
@@ -274,7 +272,7 @@ impl Snapshot {
 
 impl Slot {
     /// Whether this slot is of that release, by name.
-    fn is_of(&self, entry: &ReleaseEntry) -> bool {
+    pub(crate) fn is_of(&self, entry: &ReleaseEntry) -> bool {
         self.entry.model == entry.model && self.entry.release == entry.release
     }
 
@@ -285,7 +283,7 @@ impl Slot {
 
     /// Whether it is to be loaded: one that is being let go stays as it is, loaded or not, unless the model was rolled
     /// back to it here.
-    fn is_wanted(&self, rollbacks: &Rollbacks) -> bool {
+    pub(crate) fn is_wanted(&self, rollbacks: &Rollbacks) -> bool {
         self.entry.state != ReleaseState::Retiring
             || rollbacks.get(&self.entry.model).is_some_and(|rollback| rollback.to == self.entry.release)
     }
@@ -310,6 +308,8 @@ pub(crate) struct Loader {
     pub(crate) metrics: Metrics,
     pub(crate) retry: Duration,
     pub(crate) warming: Warming,
+    /// What each release has on the GPU.
+    pub(crate) filling: Filling,
     pub(crate) shutdown: Shutdown,
     /// Rollbacks that are asked for.
     pub(crate) asked: mpsc::Receiver<Asked>,
@@ -320,38 +320,11 @@ pub(crate) struct Loader {
     pub(crate) rollbacks_file: PathBuf,
 }
 
-/// A load that has ended.
-struct Done {
-    number: u64,
-    result: Result<LoadedRelease, LoadError>,
-}
-
-/// Loads under way.
-struct Loads {
-    tasks: JoinSet<Done>,
-    permits: Arc<Semaphore>,
-    count: u64,
-}
-
-/// Brings a release here if it is elsewhere, and loads it.
-async fn load(
-    artifacts: Artifacts,
-    (batchers, engine): (Batchers, Engine),
-    map: Arc<ClusterMap>,
-    entry: ReleaseEntry,
-) -> Result<LoadedRelease, LoadError> {
-    artifacts.bring_release(&entry.model, &entry.release).await?;
-    let load = move || LoadedRelease::load(artifacts.files(), &map, &entry, &batchers, &engine);
-    let loaded = idle::run(load).await;
-    loaded.unwrap_or_else(|e| Err(LoadError::Broken(chain(&e))))
-}
-
 impl Loader {
     /// Follows the map until the ranker drains. The receiver's first map is taken only if it is marked as
     /// changed.
     pub(crate) async fn run(mut self) {
-        let mut loads =
-            Loads { tasks: JoinSet::new(), permits: Arc::new(Semaphore::new(CONCURRENT_LOADS)), count: 0 };
+        let mut loads = Loads::default();
         let mut now = Snapshot { rollbacks: std::mem::take(&mut self.rollbacks), ..Snapshot::default() };
         let mut was_ready = false;
         let mut waiting: Vec<Retry> = Vec::new();
@@ -376,11 +349,7 @@ impl Loader {
                     let map = self.maps.borrow_and_update().clone();
                     self.take_map(&mut now, map, &mut loads).await;
                 }
-                Some(done) = loads.tasks.join_next(), if !loads.tasks.is_empty() => match done {
-                    Ok(done) => take_load(&mut now, done),
-                    // A load catches its own panics, so this is the runtime's end.
-                    Err(error) => warn!(%error, "a load was lost"),
-                },
+                () = loads.take_next(&mut now), if !loads.is_empty() => {}
                 _ = retry.tick(), if failed => self.start_loads(&mut now, &mut loads, None),
                 Some(retry) = self.to_retry.recv(), if waiting.len() < MAX_RETRIES => {
                     self.start_loads(&mut now, &mut loads, Some(&retry.model));
@@ -389,6 +358,7 @@ impl Loader {
                 Some(asked) = self.asked.recv() => self.roll_back(&mut now, asked).await,
                 // Always, since a device or a model on it may be lost when nothing else happens.
                 _ = look.tick() => {
+                    self.engine.look();
                     for note in self.engine.notes() {
                         warn!(note, "the device");
                     }
@@ -473,33 +443,6 @@ impl Loader {
         self.releases.0.store(Arc::new(now.clone()));
     }
 
-    /// Starts to load every release, of all models or of `only` one, that is not loaded and not being loaded.
-    fn start_loads(&self, now: &mut Snapshot, loads: &mut Loads, only: Option<&Name>) {
-        let slots = now.slots.iter_mut().filter(|slot| only.is_none_or(|model| slot.entry.model == *model));
-        for slot in slots {
-            let is_wanted = slot.is_wanted(&now.rollbacks);
-            if matches!(slot.state, State::Ready(_)) || slot.loading.is_some() || !is_wanted {
-                continue;
-            }
-            loads.count += 1;
-            let number = loads.count;
-            slot.loading = Some(number);
-            let (artifacts, map, entry) = (self.artifacts.clone(), now.map.clone(), slot.entry.clone());
-            let batchers = (self.batchers.clone(), self.engine.clone());
-            let (permits, warming) = (loads.permits.clone(), self.warming.clone());
-            loads.tasks.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                let result = load(artifacts, batchers, map, entry).await;
-                if let Ok(loaded) = &result
-                    && warming.ids > 0
-                {
-                    warming.warm(&loaded.table_versions).await;
-                }
-                Done { number, result }
-            });
-        }
-    }
-
     fn publish(&self, now: &Snapshot, was_ready: &mut bool) {
         let count = |is: fn(&State) -> bool| now.slots.iter().filter(|slot| is(&slot.state)).count();
         self.metrics.releases(
@@ -567,27 +510,6 @@ fn answer_retries(now: &Snapshot, waiting: &mut Vec<Retry>) {
             // Whoever asked may have left.
             Some(outcome) => drop(retry.done.send(outcome)),
             None => waiting.push(retry),
-        }
-    }
-}
-
-fn take_load(now: &mut Snapshot, done: Done) {
-    // No slot waits for it when its release has left the map meanwhile.
-    let Some(slot) = now.slots.iter_mut().find(|slot| slot.loading == Some(done.number)) else { return };
-    slot.loading = None;
-    let (model, release) = (&slot.entry.model, &slot.entry.release);
-    match done.result {
-        Ok(loaded) => {
-            info!(%model, %release, "release loaded");
-            slot.state = State::Ready(Arc::new(loaded));
-        }
-        Err(error) => {
-            let problem = chain(&error);
-            let told = matches!(&slot.state, State::Failed(before) if *before == problem);
-            if !told {
-                warn!(%model, %release, %problem, "a release could not be loaded; it is tried again");
-            }
-            slot.state = State::Failed(problem);
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     batch::{BatchMetrics, Batchers, InPlaceOf},
     counters::ReleaseMetrics,
     device::Engine,
+    gpu_metrics::GpuMetrics,
     hot_ids::{self, Warming},
     http,
     metrics::Metrics,
@@ -43,6 +44,7 @@ use crate::{
     rank::Ranker,
     recent::{self, Recent},
     releases::{Loader, Releases},
+    resident::Filling,
     rollback::{self, Rollbacks},
     scenario::Scenarios,
     service::RankService,
@@ -84,6 +86,7 @@ pub async fn start_with(
 ) -> Result<Running, StartError> {
     // First of all: without the device that was asked for there is no ranker, and no other device takes its place.
     let engine = Engine::open(&config.device)?;
+    Filling::check(config.device.resident.as_ref())?;
     let artifacts = Artifacts::open(&config.store, &config.data_dir)?;
     let data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
@@ -115,6 +118,7 @@ pub async fn start_with(
     let connected = Arc::new(ArcSwapOption::empty());
     let releases = Releases::default();
     registry.register(Box::new(ReleaseMetrics::new(releases.clone())?))?;
+    registry.register(Box::new(GpuMetrics::new(releases.clone(), engine.clone())?))?;
     let client = Client::with_map(client_config(&config, &security, &registry), maps.subscribe())?;
     let batchers = batchers(&config, &pool, &client, &registry)?.with_in_place_of(in_place_of);
     let service = service(&config, (&releases, &client, &pool), &audit_sample, &metrics);
@@ -156,6 +160,7 @@ pub async fn start_with(
         .add_service(grpc_service)
         .add_service(inference.server(config.max_request_bytes))
         .serve_with_incoming_shutdown(security.grpc(grpc), shutdown.draining());
+    let to_let_go = releases.clone();
     let loader = Loader {
         artifacts,
         batchers,
@@ -166,7 +171,8 @@ pub async fn start_with(
         health: health.clone(),
         metrics,
         retry: config.load_retry,
-        warming: Warming { client, ids: config.warm_ids, within: config.warm_timeout },
+        warming: Warming { client: client.clone(), ids: config.warm_ids, within: config.warm_timeout },
+        filling: Filling { client, options: config.device.resident.clone() },
         shutdown: shutdown.clone(),
         asked,
         to_retry,
@@ -192,7 +198,8 @@ pub async fn start_with(
     let routes =
         Routes { router: routes, table: ROUTES, audit: Some(audit.clone()), to_the_end, texts_below };
     let role = Role { word: "ranker", registry, health, status, shutdown, drain_timeout, security };
-    Ok(role.serve((grpc_address, serve), (admin, routes), token, close(audit, audit_sample, drain_timeout)))
+    let last = close(to_let_go, audit, audit_sample, drain_timeout);
+    Ok(role.serve((grpc_address, serve), (admin, routes), token, last))
 }
 
 /// A report of who this is, and of nothing that it has.
@@ -205,8 +212,11 @@ fn introduction(config: &Config, grpc_address: SocketAddr, http_address: SocketA
     }
 }
 
-/// Brings the audit log and the audit sample to their ends.
-async fn close(audit: AuditLog, audit_sample: AuditSample, within: Duration) {
+/// Lets go of what is loaded, and brings the audit log and the audit sample to their ends.
+async fn close(releases: Releases, audit: AuditLog, audit_sample: AuditSample, within: Duration) {
+    // The metrics know the releases, which know the client, which knows the metrics: by itself nobody would let them go, and
+    // a device would be given back by the end of the process alone.
+    releases.0.store(Arc::default());
     if tokio::time::timeout(within, audit_sample.close()).await.is_err() {
         warn!("the audit sample could not be written to its end in time");
     }
@@ -240,7 +250,7 @@ fn routes(config: &Config, service: &RankService, shutdown: &Shutdown) -> Router
     let client = &service.ranker.client;
     http::routes(service.clone(), config.max_request_bytes)
         .merge(trace::routes(config.ranker.to_string(), client.clone(), shutdown.clone()))
-        .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0))
+        .merge(hot_ids::routes(client.clone(), config.cache_bytes > 0, service.ranker.releases.clone()))
         .merge(recent::routes(config.ranker.to_string(), service.ranker.recent.clone()))
         .merge(models::routes(config.ranker.to_string(), service.ranker.releases.clone()))
 }

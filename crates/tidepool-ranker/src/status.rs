@@ -8,6 +8,7 @@ use crate::{
     device::{Engine, memory_document},
     loaded::LoadedRelease,
     releases::{Slot, Snapshot, State},
+    resident::Filled,
 };
 
 /// What a ranker knows of itself.
@@ -54,6 +55,10 @@ fn release(slot: &Slot, now: &Snapshot) -> Value {
         State::Ready(loaded) => memory_document(&loaded.device_memory),
         State::Loading | State::Failed(_) => json!([]),
     };
+    let resident = match &slot.state {
+        State::Ready(loaded) => loaded.filled.document(),
+        State::Loading | State::Failed(_) => Filled::default().document(),
+    };
     let (state, problem, model) = match &slot.state {
         State::Loading => ("loading", None, None),
         State::Ready(loaded) => ("ready", None, Some(contract(loaded))),
@@ -68,6 +73,7 @@ fn release(slot: &Slot, now: &Snapshot) -> Value {
         "problem": problem,
         "tables": entry.tables,
         "device_memory": device_memory,
+        "resident": resident,
         "contract": model,
     })
 }

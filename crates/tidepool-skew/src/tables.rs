@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tidepool_client::{ClientError, LocalTables, LookupAccount, LookupOptions, LookupOutcome, LookupRequest};
+use tidepool_client::{
+    ClientError, Counted, FeatureRows, Held, LocalTables, LookupAccount, LookupOptions, LookupOutcome,
+    LookupRequest, PutRow,
+};
 use tidepool_kernels::RowKernel;
 use tidepool_ranker::batch::{Looking, VectorSource};
 use tidepool_store::ArtifactStore;
@@ -58,9 +61,14 @@ impl OwnTables {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn answer(&self, request: &LookupRequest) -> Result<LookupOutcome, ClientError> {
+    /// Answers a lookup of vectors or of rows: `look_up` is the one or the other, and is given what finds rows.
+    fn answer<T: Counted>(
+        &self,
+        request: &LookupRequest,
+        look_up: impl FnOnce(&mut FindRows<'_>) -> Result<LookupOutcome<T>, ClientError>,
+    ) -> Result<LookupOutcome<T>, ClientError> {
         let (mut scratch, mut gathered) = (LookupScratch::default(), Gathered::default());
-        let outcome = self.local.look_up(request, |table, ids, put| {
+        let outcome = look_up(&mut |table, ids, put| {
             let view = &self.views[table];
             let packed: Vec<[u8; 8]> = ids.iter().map(|id| id.to_le_bytes()).collect();
             // Every partition should be held: an id that is refused is not one that the table does not have.
@@ -75,15 +83,18 @@ impl OwnTables {
             Ok(())
         })?;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        for (feature, vectors) in request.features.iter().zip(&outcome.features) {
+        for (feature, found) in request.features.iter().zip(&outcome.features) {
             let asked = counts.entry(feature.table_version.table.clone()).or_default();
             asked.ids += feature.ids.len() as u64;
-            asked.missing += u64::from(vectors.missing_ids);
+            asked.missing += u64::from(found.counts().missing_ids);
         }
         drop(counts);
         Ok(outcome)
     }
 }
+
+/// Gives the rows that there are of the ids of a table, by its place among the tables.
+type FindRows<'a> = dyn FnMut(usize, &[u64], &mut PutRow<'_>) -> Result<(), String> + 'a;
 
 impl VectorSource for OwnTables {
     fn default_options(&self) -> LookupOptions {
@@ -96,6 +107,16 @@ impl VectorSource for OwnTables {
         _: &'a LookupOptions,
         _: Option<&'a LookupAccount>,
     ) -> Looking<'a> {
-        Box::pin(async move { self.answer(request) })
+        Box::pin(async move { self.answer(request, |find| self.local.look_up(request, find)) })
+    }
+
+    fn look_up_rows<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        _: &'a LookupOptions,
+        held: Option<&'a dyn Held>,
+        _: Option<&'a LookupAccount>,
+    ) -> Looking<'a, FeatureRows> {
+        Box::pin(async move { self.answer(request, |find| self.local.look_up_rows(request, held, find)) })
     }
 }

@@ -195,6 +195,7 @@ impl Ask for Own {
             model: self.model.clone(),
             rows: self.requests.candidates,
             inputs,
+            finishing: Arc::default(),
             tenant: None,
             deadline: Instant::now() + self.deadline,
             budget: self.deadline,
@@ -205,7 +206,9 @@ impl Ask for Own {
         };
         let ticket = self.batcher.submit(job, Ok).map_err(|error| chain(&error))?;
         let progress = ticket.progress().clone();
-        let outputs = ticket.wait().await.map_err(|error| chain(&error))?;
+        let results = ticket.wait().await.map_err(|error| chain(&error))?;
+        let outputs =
+            results.into_outputs().ok_or("the model of this process is on the CPU, and gave no outputs")?;
         let share = progress.share();
         Ok(Took {
             lookup: share.lookup.unwrap_or_default(),

@@ -9,14 +9,15 @@ use std::{
 };
 
 use tidepool_client::{
-    ClientError, FeatureLookup, FeatureVectors, LookupAccount, LookupOptions, LookupOutcome, LookupRequest,
+    ClientError, FeatureLookup, FeatureRows, FeatureVectors, Held, LocalTables, LookupAccount, LookupOptions,
+    LookupOutcome, LookupRequest, PutRow,
 };
 use tidepool_ranker::{
     InputRows,
     batch::{BatchModel, InputFrom, Looking, VectorSource},
 };
 use tidepool_store::ArtifactStore;
-use tidepool_table::{Bags, LayoutView, LookupScratch, Pooled};
+use tidepool_table::{Bags, Gathered, LayoutView, LookupScratch, Pooled};
 use tidepool_types::{Pooling, TableVersion};
 
 use super::tables::RankTable;
@@ -25,6 +26,10 @@ use crate::BenchError;
 /// Tables that are open here.
 pub(super) struct OwnTables {
     views: HashMap<TableVersion, LayoutView>,
+    /// The versions in the order in which the next knows them.
+    versions: Vec<TableVersion>,
+    /// Makes of rows as they are stored what a ranker would be given.
+    local: LocalTables,
     /// Of lookups that have ended; the next ones need not grow theirs.
     scratch: Mutex<Vec<(LookupScratch, Pooled)>>,
 }
@@ -38,7 +43,29 @@ impl fmt::Debug for OwnTables {
 impl OwnTables {
     pub(super) fn open(tables: &[RankTable], store: &ArtifactStore) -> Result<Self, BenchError> {
         let views = tables.iter().map(|table| Ok((table.table_version.clone(), table.open(store)?)));
-        Ok(Self { views: views.collect::<Result<_, BenchError>>()?, scratch: Mutex::default() })
+        let views = views.collect::<Result<HashMap<_, _>, BenchError>>()?;
+        let (versions, schemas) =
+            views.iter().map(|(version, view)| (version.clone(), view.schema().clone())).unzip();
+        Ok(Self { views, versions, local: LocalTables::new(schemas), scratch: Mutex::default() })
+    }
+
+    /// Gives the rows that there are of `ids`, by the place of their table among the versions.
+    ///
+    /// # Errors
+    /// What the table says.
+    fn find(&self, table: usize, ids: &[u64], put: &mut PutRow<'_>) -> Result<(), String> {
+        let view = self.views.get(&self.versions[table]).ok_or("it is not open in this process")?;
+        let ids: Vec<[u8; 8]> = ids.iter().map(|id| id.to_le_bytes()).collect();
+        let mut gathered = Gathered::default();
+        view.gather(&ids, &mut LookupScratch::default(), &mut gathered)
+            .map_err(|error| format!("it does not answer in this process: {error}"))?;
+        for (at, row) in gathered.rows.chunks_exact(view.kernel().row_bytes()).enumerate() {
+            let bits = gathered.missing.bits.get(at / 8).copied().unwrap_or(0);
+            if bits >> (at % 8) & 1 == 0 {
+                put(at, row);
+            }
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -137,5 +164,17 @@ impl VectorSource for OwnTables {
         _: Option<&'a LookupAccount>,
     ) -> Looking<'a> {
         Box::pin(async move { self.answer(request) })
+    }
+
+    fn look_up_rows<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        _: &'a LookupOptions,
+        held: Option<&'a dyn Held>,
+        _: Option<&'a LookupAccount>,
+    ) -> Looking<'a, FeatureRows> {
+        Box::pin(async move {
+            self.local.look_up_rows(request, held, |table, ids, put| self.find(table, ids, put))
+        })
     }
 }

@@ -39,20 +39,20 @@ impl Passenger {
 /// What of a feature of the lookup is one passenger's, as ranges of the feature's bags (or ids, where it is not pooled)
 /// and of its ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Span {
-    bags: Range<usize>,
-    ids: Range<usize>,
+pub(super) struct Span {
+    pub(super) bags: Range<usize>,
+    pub(super) ids: Range<usize>,
 }
 
 /// Which features a batch looks up, and what of them is whose.
 #[derive(Debug)]
 pub(super) struct Seating {
     /// Per passenger and input; of inputs that are not looked up, nothing.
-    spans: Vec<Vec<Span>>,
+    pub(super) spans: Vec<Vec<Span>>,
 }
 
-/// What the lookup of a batch has brought, one per input; None where nothing is looked up.
-pub(super) type Brought = Vec<Option<FeatureVectors>>;
+/// The vectors that the lookup of a batch has brought, one per input; None where nothing is looked up.
+pub(super) type Vectors = Vec<Option<FeatureVectors>>;
 
 /// One feature per input that is looked up, in the order of the contract: the bags of all passengers, one passenger after
 /// the other. One whose user is known has none for the user.
@@ -102,6 +102,16 @@ pub(super) fn features(model: &BatchModel, passengers: &[Passenger]) -> (Vec<Fea
     (features, Seating { spans })
 }
 
+/// The request of each row, of the passengers `who`.
+pub(super) fn request_of(passengers: &[Passenger], who: &[usize]) -> Vec<u32> {
+    let mut request_of = Vec::new();
+    for (request, at) in who.iter().enumerate() {
+        let request = u32::try_from(request).unwrap_or(u32::MAX);
+        request_of.resize(request_of.len() + passengers[*at].rows(), request);
+    }
+    request_of
+}
+
 impl Seating {
     /// Holds what came against what was asked for, and puts it by input.
     ///
@@ -111,7 +121,7 @@ impl Seating {
         &self,
         model: &BatchModel,
         vectors: Vec<FeatureVectors>,
-    ) -> Result<Brought, RankError> {
+    ) -> Result<Vectors, RankError> {
         let mut vectors = vectors.into_iter();
         let inputs = model.inputs.iter().enumerate().map(|(at, input)| {
             if input.looked_up().is_none() {
@@ -130,7 +140,7 @@ impl Seating {
     }
 
     /// The ids and bags of one passenger that were not found.
-    pub(super) fn counts(&self, passenger: usize, brought: &Brought) -> Counts {
+    pub(super) fn counts(&self, passenger: usize, brought: &Vectors) -> Counts {
         let mut counts = Counts::default();
         for (span, vectors) in self.spans[passenger].iter().zip(brought) {
             let Some(vectors) = vectors else { continue };
@@ -147,7 +157,7 @@ impl Seating {
     }
 
     /// The vectors of a passenger's user, per input, for the later pieces of the same request.
-    pub(super) fn user(&self, passenger: usize, model: &BatchModel, brought: &Brought) -> Vec<Vec<f32>> {
+    pub(super) fn user(&self, passenger: usize, model: &BatchModel, brought: &Vectors) -> Vec<Vec<f32>> {
         let inputs = model.inputs.iter().zip(&self.spans[passenger]).zip(brought);
         let vectors = inputs.map(|((input, span), vectors)| match vectors {
             Some(vectors) if input.side == Side::User => {
@@ -165,7 +175,7 @@ impl Seating {
         model: &BatchModel,
         passengers: &'a [Passenger],
         who: &[usize],
-        brought: &'a Brought,
+        brought: &'a Vectors,
     ) -> Vec<Cow<'a, [f32]>> {
         let mut inputs = Vec::new();
         let mut masks = Vec::new();
@@ -178,7 +188,8 @@ impl Seating {
         inputs
     }
 
-    fn input<'a>(
+    /// One input, and its mask if it has one. Of what is looked up, `vectors` are what has come.
+    pub(super) fn input<'a>(
         &self,
         (at, input): (usize, &BatchInput),
         passengers: &'a [Passenger],

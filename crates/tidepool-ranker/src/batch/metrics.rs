@@ -23,6 +23,8 @@ pub struct BatchMetrics {
     under_way: IntGaugeVec,
     /// Requests that were not put into a batch, by reason: a [`Dropped`].
     dropped: IntCounterVec,
+    /// Runs of several requests that failed, so that they were run again in halves.
+    taken_apart: IntCounterVec,
 }
 
 /// Why a request was not put into a batch.
@@ -57,6 +59,7 @@ pub(super) struct ModelMetrics {
     waiting: IntGauge,
     under_way: IntGauge,
     dropped: [IntCounter; 3],
+    taken_apart: IntCounter,
 }
 
 impl BatchMetrics {
@@ -100,6 +103,13 @@ impl BatchMetrics {
                 ),
                 &["model", "reason"],
             )?,
+            taken_apart: IntCounterVec::new(
+                Opts::new(
+                    "tidepool_ranker_batches_taken_apart_total",
+                    "Runs of several requests that failed, which were then run in halves",
+                ),
+                &["model"],
+            )?,
         })
     }
 
@@ -113,7 +123,8 @@ impl BatchMetrics {
         registry.register(Box::new(self.wait.clone()))?;
         registry.register(Box::new(self.waiting.clone()))?;
         registry.register(Box::new(self.under_way.clone()))?;
-        registry.register(Box::new(self.dropped.clone()))
+        registry.register(Box::new(self.dropped.clone()))?;
+        registry.register(Box::new(self.taken_apart.clone()))
     }
 
     pub(super) fn of(&self, model: &Name) -> ModelMetrics {
@@ -127,6 +138,7 @@ impl BatchMetrics {
             // Each is there from the start, at 0, so that a rate is never missing its first sample.
             dropped: Dropped::ALL
                 .map(|reason| self.dropped.with_label_values(&[model.as_str(), reason.as_str()])),
+            taken_apart: self.taken_apart.with_label_values(label),
         }
     }
 
@@ -139,6 +151,7 @@ impl BatchMetrics {
         let _ = self.wait.remove_label_values(label);
         let _ = self.waiting.remove_label_values(label);
         let _ = self.under_way.remove_label_values(label);
+        let _ = self.taken_apart.remove_label_values(label);
         for reason in Dropped::ALL {
             let _ = self.dropped.remove_label_values(&[model.as_str(), reason.as_str()]);
         }
@@ -156,6 +169,16 @@ impl ModelMetrics {
     pub(super) fn waiting(&self, rows: u64, under_way: usize) {
         self.waiting.set(i64::try_from(rows).unwrap_or(i64::MAX));
         self.under_way.set(i64::try_from(under_way).unwrap_or(i64::MAX));
+    }
+
+    #[cfg(test)]
+    pub(super) fn times_taken_apart(&self) -> u64 {
+        self.taken_apart.get()
+    }
+
+    /// A run of several requests failed, and they are run in halves.
+    pub(super) fn taken_apart(&self) {
+        self.taken_apart.inc();
     }
 
     pub(super) fn dropped(&self, reason: Dropped) {

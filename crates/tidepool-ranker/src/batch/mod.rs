@@ -6,6 +6,9 @@
 //! long enough leaves all the same. Each batch is fetched on the threads that move bytes and run on the CPU pool, so that
 //! the lookup of the next passes beside the dense run of this one (`run.rs`). docs/batching.md tells it whole.
 //!
+//! Where a model's scorer makes vectors by itself, on a GPU, a batch is looked up as stored rows, which go there as they are, and
+//! what comes back is what each request wants of the outputs (`rows.rs`); batches then keep to the ids that there is room for.
+//!
 //! **Invariant:** a request fails by itself and not by those it shares a batch with; what waits, and what is under way, is
 //! bounded; requests of two releases, or of two tenants, are never in one batch.
 
@@ -15,6 +18,7 @@ mod metrics;
 mod model;
 mod options;
 mod queue;
+mod rows;
 mod run;
 mod share;
 #[cfg(test)]
@@ -49,11 +53,12 @@ pub use self::{
     memory::Reserved,
     metrics::BatchMetrics,
     model::{
-        BatchInput, BatchModel, InPlaceOf, InputFrom, Looking, MAX_ELEMENTS, Replace, Scorer, VectorSource,
+        BatchInput, BatchModel, InPlaceOf, InputFrom, Looking, MAX_ELEMENTS, Replace, RowBags, RowBatch,
+        RowLimits, RowScorer, Scorer, VectorSource,
     },
     options::{BatchOptions, ModelLimits, RawBatch, RawModel},
     share::{Counts, Progress, Share},
-    work::{Job, Outputs, Ticket},
+    work::{Job, Outputs, Results, SelectedPart, Ticket},
 };
 use crate::{RankError, request::InputRows};
 
@@ -223,21 +228,22 @@ impl Batchers {
 }
 
 impl Batcher {
-    /// Hands a request over. `finish` makes an answer of its outputs, on a thread of the CPU pool. It is called within a
-    /// tokio runtime.
+    /// Hands a request over. `finish` makes an answer of what its rows have given, on a thread of the CPU pool. It is called
+    /// within a tokio runtime.
     ///
     /// # Errors
-    /// [`RankError::Busy`], at once, when too much waits already.
+    /// At once: [`RankError::Busy`] when too much waits already; [`RankError::TooManyIds`] when the user's bag, or that of one
+    /// candidate, is more than there is room for where the model makes vectors of it.
     pub fn submit<T, F>(&self, job: Job, finish: F) -> Result<Ticket<T>, RankError>
     where
         T: Send + 'static,
-        F: FnOnce(Outputs) -> Result<T, RankError> + Send + 'static,
+        F: FnOnce(Results) -> Result<T, RankError> + Send + 'static,
     {
         let inner = &self.inner;
         let limits = inner.limits_of(&job.model);
         let key = inner.key(&job);
         let behind = key.behind;
-        let (work, ticket) = Work::new(job, limits, finish);
+        let (work, ticket) = Work::new(job, &limits, finish)?;
         let sizes = work.sizes();
         let (since, end, bytes) = (work.since, sizes.len(), work.bytes());
         let entry = Entry { item: work, sizes, next: 0, end, since, bytes, party: None };
@@ -278,7 +284,7 @@ impl fmt::Debug for Inner {
 impl Inner {
     fn limits_of(&self, model: &BatchModel) -> Limits {
         let BatchOptions { max_rows, max_requests, max_ids, .. } = self.options;
-        model.limits(Limits { rows: max_rows, requests: max_requests, ids: max_ids })
+        model.limits(Limits { rows: max_rows, requests: max_requests, ids: max_ids, room: Vec::new() })
     }
 
     fn key(&self, job: &Job) -> Key {
@@ -441,7 +447,7 @@ impl Inner {
             }
             let user = work.user();
             if let Some(rest) = rest {
-                if user.is_none() && work.job.model.looks_users_up() {
+                if user.is_none() && work.job.model.pieces_wait_for_users() {
                     rests.push((passengers.len(), rest));
                 } else {
                     let limits = self.limits_of(&work.job.model);
@@ -483,7 +489,7 @@ impl Inner {
         {
             let mut state = self.lock();
             for rest in rests {
-                state.queue.put_back(key.clone(), limits, key.behind, Entry { since, ..rest });
+                state.queue.put_back(key.clone(), limits.clone(), key.behind, Entry { since, ..rest });
             }
         }
         self.advance();

@@ -8,18 +8,41 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 /// What one batch may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) rows: u64,
     pub(super) requests: usize,
     pub(super) ids: u64,
+    /// Per input of the model: its ids, where there is room for so many only. Inputs beyond the last have room for any.
+    pub(super) room: Vec<u64>,
 }
 
 /// What one piece of a request takes of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) rows: u64,
     pub(super) ids: u64,
+    /// Per input: its ids, as far as the limits speak of them.
+    pub(super) of_inputs: Vec<u64>,
+}
+
+impl Size {
+    fn add(&mut self, more: &Self) {
+        (self.rows, self.ids) = (self.rows + more.rows, self.ids + more.ids);
+        self.of_inputs.resize(self.of_inputs.len().max(more.of_inputs.len()), 0);
+        for (sum, more) in self.of_inputs.iter_mut().zip(&more.of_inputs) {
+            *sum = sum.saturating_add(*more);
+        }
+    }
+
+    /// Whether so much `more` goes into the same batch.
+    fn has_room_for(&self, more: &Self, limits: &Limits) -> bool {
+        let of = |size: &Self, input: usize| size.of_inputs.get(input).copied().unwrap_or(0);
+        let mut inputs = limits.room.iter().enumerate();
+        self.rows + more.rows <= limits.rows
+            && self.ids + more.ids <= limits.ids
+            && inputs.all(|(input, room)| of(self, input).saturating_add(of(more, input)) <= *room)
+    }
 }
 
 /// A request that waits, or the rest of one.
@@ -42,7 +65,7 @@ pub(super) struct Entry<T> {
 
 impl<T> Entry<T> {
     fn size(&self) -> Size {
-        self.sizes.get(self.next).copied().unwrap_or_default()
+        self.sizes.get(self.next).cloned().unwrap_or_default()
     }
 
     /// Rows that wait.
@@ -256,7 +279,7 @@ impl<K: PartialEq, T> Queue<K, T> {
         let behind = self.first.lines.is_empty();
         let Lines { lines, waiting } = self.of(behind);
         let mut line = lines.pop_front()?;
-        let limits = line.limits;
+        let limits = line.limits.clone();
         let party = line.entries.front().and_then(|entry| entry.party);
         let (mut parts, mut passed, mut sum) = (Vec::new(), Vec::new(), Size::default());
         for _ in 0..LOOK_AHEAD {
@@ -271,16 +294,13 @@ impl<K: PartialEq, T> Queue<K, T> {
             }
             let size = entry.size();
             let leads = parts.is_empty();
-            let fits = leads
-                || entry.party == party
-                    && sum.rows + size.rows <= limits.rows
-                    && sum.ids + size.ids <= limits.ids;
+            let fits = leads || entry.party == party && sum.has_room_for(&size, &limits);
             let goes = fits && goes_along(&entry.item);
             if !leads && !goes {
                 passed.push(entry);
                 continue;
             }
-            (sum.rows, sum.ids) = (sum.rows + size.rows, sum.ids + size.ids);
+            sum.add(&size);
             let (item, piece, bytes) = (entry.item.clone(), entry.next, entry.bytes);
             let rest = Entry { next: piece + 1, ..entry };
             let rest = (rest.next < rest.end).then_some(rest);
@@ -304,10 +324,10 @@ impl<K: PartialEq, T> Queue<K, T> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { rows: 100, requests: 3, ids: 1_000 };
+    const LIMITS: Limits = Limits { rows: 100, requests: 3, ids: 1_000, room: Vec::new() };
 
     fn entry(item: &'static str, rows: &[u64]) -> Entry<&'static str> {
-        let sizes: Arc<[Size]> = rows.iter().map(|rows| Size { rows: *rows, ids: 0 }).collect();
+        let sizes: Arc<[Size]> = rows.iter().map(|rows| Size { rows: *rows, ..Size::default() }).collect();
         Entry { item, end: sizes.len(), sizes, next: 0, since: Instant::now(), bytes: 7, party: None }
     }
 
@@ -350,7 +370,7 @@ mod tests {
         let mut queue = Queue::default();
         push(&mut queue, 1, "wide", &[500]);
         for (item, ids) in [("ids", 999), ("more", 2)] {
-            let sizes = [Size { rows: 1, ids }].into();
+            let sizes = [Size { rows: 1, ids, ..Size::default() }].into();
             queue.push(1, LIMITS, false, Entry { sizes, ..entry(item, &[1]) });
         }
         assert_eq!(next(&mut queue), [("wide", 0)]);
@@ -390,6 +410,21 @@ mod tests {
         assert_eq!(next(&mut queue), [("new", 0)]);
         queue.again(3, LIMITS, false, Vec::new());
         assert_eq!((queue.waiting(false), queue.since()), (Waiting::default(), None));
+    }
+
+    #[test]
+    fn a_batch_ends_before_it_has_more_ids_of_any_input_than_there_is_room_for() {
+        let mut queue = Queue::default();
+        let limits = Limits { requests: 9, room: vec![u64::MAX, 10, 5], ..LIMITS };
+        for (item, of_inputs) in
+            [("a", vec![900, 4, 1]), ("b", vec![0, 7, 0]), ("c", vec![0, 6, 4]), ("d", vec![0, 0, 1])]
+        {
+            let sizes = [Size { rows: 1, ids: 1, of_inputs }].into();
+            queue.push(1, limits.clone(), false, Entry { sizes, ..entry(item, &[1]) });
+        }
+        // The second input has no room for `b` beside `a`; `d` would be one too many of the third.
+        assert_eq!(next(&mut queue), [("a", 0), ("c", 0)]);
+        assert_eq!(next(&mut queue), [("b", 0), ("d", 0)]);
     }
 
     #[test]

@@ -7,19 +7,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidepool_client::{ClientError, LookupAccount, LookupOptions, LookupRequest, OnUnavailable};
-use tidepool_dense::DenseBatch;
+use tidepool_client::{
+    ClientError, FeatureRows, FeatureVectors, LookupAccount, LookupOptions, LookupOutcome, LookupRequest,
+    OnUnavailable, Stages,
+};
+use tidepool_dense::{DenseBatch, DenseError, select::Selected};
 use tidepool_runtime::pool::PoolError;
 use tidepool_types::ErrorCode;
 use tracing::debug;
 
 use super::{
     Inner, Key,
-    form::{self, Brought, Passenger, Seating},
-    model::BatchModel,
+    form::{self, Passenger, Seating, Vectors},
+    metrics::ModelMetrics,
+    model::{BatchModel, RowScorer},
     queue::Entry,
+    rows::{self, Rows},
     share::Counts,
-    work::Work,
+    work::{Outputs, Results, SelectedPart, Work},
 };
 use crate::RankError;
 
@@ -35,6 +40,27 @@ pub(super) struct Batch {
     pub(super) passengers: Vec<Passenger>,
     /// What is left of those that wait for the vectors of their user: of which passenger.
     pub(super) rests: Vec<(usize, Entry<Arc<Work>>)>,
+}
+
+/// What the lookup of a batch has brought, one per input; None where nothing is looked up.
+enum Brought {
+    Vectors(Vectors),
+    /// Of a model whose scorer makes vectors of them.
+    Rows(Vec<Option<Rows>>),
+}
+
+/// What the lookup was answered with.
+enum Answer {
+    Vectors(Vec<FeatureVectors>),
+    Rows(Vec<FeatureRows>),
+}
+
+/// What the model has made of a batch.
+enum Made {
+    /// `[rows]` per output.
+    Outputs(Outputs),
+    /// One per passenger.
+    Selected(Vec<Selected>),
 }
 
 /// The place of a batch among those of its model, and whether it has been fetched; when it is dropped, the next may leave.
@@ -67,7 +93,13 @@ impl Batch {
         let works: Vec<_> = self.passengers.iter().map(|p| p.work.clone()).collect();
         let submitted = Instant::now();
         let passengers = std::mem::take(&mut self.passengers);
-        let score = move || score(&model, &passengers, &seating, &brought, submitted);
+        let metrics = inner.clone();
+        let score = move || {
+            let who = (0..passengers.len()).collect();
+            let looked_up =
+                LookedUp { model: &model, passengers: &passengers, seating: &seating, brought: &brought };
+            score(looked_up, who, submitted.elapsed(), &metrics.metrics);
+        };
         let ran = inner.pool.run_at_cost(size.1, score).await;
         match ran {
             Ok(()) => inner.took(begun.elapsed()),
@@ -82,8 +114,13 @@ impl Batch {
     /// One lookup for all features of all passengers; None: it was not answered, and everybody has been told.
     async fn look_up(&mut self, account: Option<&LookupAccount>) -> Option<(Seating, Brought)> {
         let (features, seating) = form::features(&self.model, &self.passengers);
+        let model = self.model.clone();
+        let by_rows = model.scorer.by_rows();
         if features.is_empty() {
-            let brought = self.model.inputs.iter().map(|_| None).collect();
+            let brought = match by_rows {
+                None => Brought::Vectors(model.inputs.iter().map(|_| None).collect()),
+                Some(_) => Brought::Rows(model.inputs.iter().map(|_| None).collect()),
+            };
             return Some((seating, brought));
         }
         let begun = Instant::now();
@@ -97,7 +134,7 @@ impl Batch {
         });
         let looked = tokio::select! {
             biased;
-            looked = self.inner.source.look_up(&request, &options, account) => looked,
+            looked = self.ask(by_rows, &request, &options, account) => looked,
             () = everybody_left => {
                 self.forget_rests();
                 return None;
@@ -108,23 +145,32 @@ impl Batch {
             work.lookup_ends(false);
             work.progress.looked_up(took);
         }
-        let outcome = match looked {
-            Ok(outcome) => outcome,
+        let (of_batch, stages, answer) = match looked {
+            Ok(looked) => looked,
             Err(error) => {
                 self.failed(error);
                 return None;
             }
         };
-        let (of_batch, stages) = (Counts::of(&outcome), outcome.stages);
-        match seating.take(&self.model, outcome.features) {
+        let brought = match answer {
+            Answer::Vectors(vectors) => seating.take(&model, vectors).map(Brought::Vectors),
+            Answer::Rows(rows) => seating.take_rows(&model, request.features, rows).map(Brought::Rows),
+        };
+        match brought {
             Ok(brought) => {
-                for (at, work) in works.iter().enumerate() {
-                    let own = seating.counts(at, &brought);
+                for (at, passenger) in self.passengers.iter().enumerate() {
+                    let own = match &brought {
+                        Brought::Vectors(vectors) => seating.counts(at, vectors),
+                        Brought::Rows(rows) => seating.counts_of_rows((at, passenger), &model, rows),
+                    };
                     let Counts { missing, defaulted, unavailable, .. } = own;
-                    work.progress.counted(Counts { missing, defaulted, unavailable, ..of_batch }, stages);
+                    let counts = Counts { missing, defaulted, unavailable, ..of_batch };
+                    passenger.work.progress.counted(counts, stages);
                 }
-                for (at, rest) in &self.rests {
-                    rest.item.keep_user(seating.user(*at, &self.model, &brought));
+                if let Brought::Vectors(vectors) = &brought {
+                    for (at, rest) in &self.rests {
+                        rest.item.keep_user(seating.user(*at, &model, vectors));
+                    }
                 }
                 Some((seating, brought))
             }
@@ -138,6 +184,27 @@ impl Batch {
                 }
                 self.forget_rests();
                 None
+            }
+        }
+    }
+
+    /// The lookup itself: of vectors, or of the rows for a scorer that takes them.
+    async fn ask(
+        &self,
+        by_rows: Option<&dyn RowScorer>,
+        request: &LookupRequest,
+        options: &LookupOptions,
+        account: Option<&LookupAccount>,
+    ) -> Result<(Counts, Stages, Answer), ClientError> {
+        fn answered<T>(outcome: LookupOutcome<T>, of: fn(Vec<T>) -> Answer) -> (Counts, Stages, Answer) {
+            (Counts::of(&outcome), outcome.stages, of(outcome.features))
+        }
+        let source = &self.inner.source;
+        match by_rows {
+            None => Ok(answered(source.look_up(request, options, account).await?, Answer::Vectors)),
+            Some(scorer) => {
+                let looked = source.look_up_rows(request, options, scorer.held(), account).await?;
+                Ok(answered(looked, Answer::Rows))
             }
         }
     }
@@ -225,85 +292,104 @@ impl Drop for Batch {
     }
 }
 
-/// Runs the model on the rows of those who still wait, and lets each make an answer of what is its own.
-fn score(
-    model: &BatchModel,
-    passengers: &[Passenger],
-    seating: &Seating,
-    brought: &Brought,
-    submitted: Instant,
-) {
-    let (begun, queued) = (Instant::now(), submitted.elapsed());
-    let mut who = Vec::with_capacity(passengers.len());
-    for (at, Passenger { work, .. }) in passengers.iter().enumerate() {
-        if work.job.deadline <= begun {
+/// A batch that was looked up.
+#[derive(Clone, Copy)]
+struct LookedUp<'a> {
+    model: &'a BatchModel,
+    passengers: &'a [Passenger],
+    seating: &'a Seating,
+    brought: &'a Brought,
+}
+
+/// Runs the model on the rows of those of `who` that still wait, and lets each make an answer of what is its own.
+fn score(batch: LookedUp<'_>, mut who: Vec<usize>, queued: Duration, metrics: &ModelMetrics) {
+    let begun = Instant::now();
+    who.retain(|at| {
+        let work = &batch.passengers[*at].work;
+        let is_late = work.job.deadline <= begun;
+        if is_late {
             work.fail(RankError::DeadlineExceeded(work.job.budget));
-        } else if !work.is_over() {
-            who.push(at);
         }
-    }
-    if who.is_empty() {
-        return;
-    }
-    match run(model, passengers, &who, seating, brought) {
-        Ok(outputs) => settle(passengers, &who, outputs, (begun, queued)),
-        // What one request brought may be what the graph cannot take: each is tried alone.
-        Err(_) if who.len() > 1 => {
-            for at in who {
-                let begun = Instant::now();
-                match run(model, passengers, &[at], seating, brought) {
-                    Ok(outputs) => settle(passengers, &[at], outputs, (begun, queued)),
-                    Err(error) => passengers[at].work.fail(error),
-                }
-            }
+        !is_late && !work.is_over()
+    });
+    let Some(first) = who.first() else { return };
+    match run(batch, &who) {
+        Ok(made) => settle(batch.passengers, &who, made, (begun, queued)),
+        // No request is to blame, and the next run would meet the same, maybe after as long a wait.
+        Err(RankError::Dense(DenseError::Device(error))) => {
+            let of_each = || DenseError::Device(error.clone()).into();
+            who.iter().for_each(|at| batch.passengers[*at].work.fail(of_each()));
         }
-        Err(error) => passengers[who[0]].work.fail(error),
+        Err(error) if who.len() == 1 => batch.passengers[*first].work.fail(error),
+        // What one request brought may be what the graph cannot take, or what is too much together: they are run in halves,
+        // and at last whoever is to blame alone. In the time that takes some may have left.
+        Err(error) => {
+            metrics.taken_apart();
+            debug!(
+                model = %batch.model.model,
+                requests = who.len(),
+                error = &error as &dyn std::error::Error,
+                "a batch that cannot be run is run in halves"
+            );
+            let rest = who.split_off(who.len() / 2);
+            score(batch, who, queued, metrics);
+            score(batch, rest, queued, metrics);
+        }
     }
 }
 
-/// The outputs of the passengers `who`, one after the other.
-fn run(
-    model: &BatchModel,
-    passengers: &[Passenger],
-    who: &[usize],
-    seating: &Seating,
-    brought: &Brought,
-) -> Result<Vec<Vec<f32>>, RankError> {
-    let inputs = seating.inputs(model, passengers, who, brought);
+/// What the model makes of the passengers `who`, one after the other.
+fn run(batch: LookedUp<'_>, who: &[usize]) -> Result<Made, RankError> {
+    let LookedUp { model, passengers, seating, brought } = batch;
+    let vectors = match (brought, model.scorer.by_rows()) {
+        (Brought::Vectors(vectors), _) => vectors,
+        (Brought::Rows(rows), Some(scorer)) => {
+            return rows::select((model, scorer), passengers, who, seating, rows).map(Made::Selected);
+        }
+        (Brought::Rows(_), None) => {
+            let problem = "the model took stored rows when its batch was looked up, and takes none".into();
+            return Err(DenseError::Input { input: "list".into(), problem }.into());
+        }
+    };
+    let inputs = seating.inputs(model, passengers, who, vectors);
     let slices: Vec<&[f32]> = inputs.iter().map(AsRef::as_ref).collect();
-    let mut request_of = Vec::new();
-    for (request, at) in who.iter().enumerate() {
-        let request = u32::try_from(request).unwrap_or(u32::MAX);
-        request_of.resize(request_of.len() + passengers[*at].rows(), request);
-    }
+    let request_of = form::request_of(passengers, who);
     let rows = request_of.len();
     let batch = DenseBatch { rows, requests: who.len(), request_of: &request_of, inputs: &slices };
     let outputs = model.scorer.run(&batch)?;
     match outputs.iter().position(|output| output.len() != rows) {
         Some(output) => Err(RankError::Outputs { output, found: outputs[output].len(), expected: rows }),
-        None => Ok(outputs),
+        None => Ok(Made::Outputs(outputs)),
     }
 }
 
-/// Gives each of `who` its rows of the outputs.
-fn settle(
-    passengers: &[Passenger],
-    who: &[usize],
-    outputs: Vec<Vec<f32>>,
-    (begun, queued): (Instant, Duration),
-) {
-    if let [only] = who {
-        let Passenger { work, at, .. } = &passengers[*only];
-        work.progress.ran(queued, begun.elapsed());
-        work.ran(*at, outputs);
-        return;
-    }
+/// Gives each of `who` what is its own.
+fn settle(passengers: &[Passenger], who: &[usize], made: Made, (begun, queued): (Instant, Duration)) {
+    let outputs = match (who, made) {
+        ([only], Made::Outputs(outputs)) => {
+            let Passenger { work, at, .. } = &passengers[*only];
+            work.progress.ran(queued, begun.elapsed());
+            work.ran(*at, Results::Outputs(outputs));
+            return;
+        }
+        (_, Made::Outputs(outputs)) => outputs,
+        (_, Made::Selected(selected)) => {
+            for (passenger, selected) in who.iter().map(|at| &passengers[*at]).zip(selected) {
+                let rows = &passenger.piece().rows;
+                let count = |rows: usize| u32::try_from(rows).unwrap_or(u32::MAX);
+                let part = SelectedPart { first: count(rows.start), rows: count(rows.len()), selected };
+                passenger.work.progress.ran(queued, begun.elapsed());
+                passenger.work.ran(passenger.at, Results::Selected(vec![part]));
+            }
+            return;
+        }
+    };
     let mut from = 0;
     for passenger in who.iter().map(|at| &passengers[*at]) {
         let to = from + passenger.rows();
         let own = outputs.iter().map(|output| output[from..to].to_vec()).collect();
         passenger.work.progress.ran(queued, begun.elapsed());
-        passenger.work.ran(passenger.at, own);
+        passenger.work.ran(passenger.at, Results::Outputs(own));
         from = to;
     }
 }

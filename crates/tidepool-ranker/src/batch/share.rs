@@ -18,6 +18,8 @@ pub struct Counts {
     pub rows: u64,
     /// Rows that needed no asking: the cache had them.
     pub cache_hits: u64,
+    /// Rows that neither the tables nor the cache were asked for: they are on the device, or known to be in no table.
+    pub held: u64,
     /// Nodes that were asked.
     pub nodes: u32,
     /// Calls after a failure.
@@ -36,11 +38,12 @@ pub struct Counts {
 
 impl Counts {
     /// What the lookup of a batch counted as a whole.
-    pub(super) const fn of(outcome: &LookupOutcome) -> Self {
+    pub(super) const fn of<T>(outcome: &LookupOutcome<T>) -> Self {
         Self {
             epoch: outcome.epoch,
             rows: outcome.rows_requested,
             cache_hits: outcome.cache_hits,
+            held: outcome.held_ids,
             nodes: outcome.nodes_touched,
             retries: outcome.retries,
             hedges: outcome.hedges,
@@ -56,6 +59,7 @@ impl Counts {
         self.epoch = self.epoch.max(more.epoch);
         self.rows += more.rows;
         self.cache_hits += more.cache_hits;
+        self.held += more.held;
         self.nodes = self.nodes.max(more.nodes);
         self.retries = self.retries.saturating_add(more.retries);
         self.hedges = self.hedges.saturating_add(more.hedges);

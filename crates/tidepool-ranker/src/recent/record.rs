@@ -116,7 +116,7 @@ impl Record {
         let us = |time: Option<Duration>| time.map(micros);
         let (share, counts) = (self.share, self.share.counts);
         let feature = |note: &FeatureNote| of_feature(note, told);
-        json!({
+        let mut object = json!({
             "request_id": self.request_id,
             "request_id_given": self.id_given,
             "arrived_unix_ms": u64::try_from(self.arrived.as_millis()).unwrap_or(u64::MAX),
@@ -158,7 +158,10 @@ impl Record {
             "queue_us": us(share.queued),
             "dense_us": us(share.dense),
             "finish_us": us(share.finish),
-        })
+        });
+        // The macro takes no more keys than these.
+        object["held_ids"] = counts.held.into();
+        object
     }
 
     /// The least that it can take in memory, and what it takes beside that.

@@ -48,6 +48,8 @@ async fn an_answered_request_is_told_with_its_release_nodes_ids_and_times() {
         ("candidates", json!(3)),
         ("ids", json!(8)),
         ("rows_looked_up", json!(answer.rows_looked_up)),
+        ("cache_hits", json!(0)),
+        ("held_ids", json!(0)),
         ("missing_ids", json!(3)),
         ("defaulted_bags", json!(answer.defaulted_bags)),
         ("deadline_us", json!(20_000_000)),

@@ -40,8 +40,13 @@ fn one(request: &Value, output: Output) {
     if let Some(text) = batches(request) {
         line(text);
     }
+    // Nothing is resident where models run on the CPU.
+    let resident = match number("held_ids") {
+        0 => String::new(),
+        held => format!(", {held} resident on the device"),
+    };
     line(format!(
-        "looked up {} ids as {} rows from {} nodes, {} from the cache; {} ids missing, {} bags defaulted, {} ids \
+        "looked up {} ids as {} rows from {} nodes, {} from the cache{resident}; {} ids missing, {} bags defaulted, {} ids \
          unavailable",
         number("ids"),
         number("rows_looked_up"),

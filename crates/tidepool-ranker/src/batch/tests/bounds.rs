@@ -147,7 +147,7 @@ async fn one_model_does_not_take_what_another_needs() {
     let _waiting = site.submit(site.job(5));
     assert_eq!(site.try_submit(site.job(6)).unwrap_err().code(), ErrorCode::Overloaded);
     // One lookup of `m` is under way and not let through; those of the other model go by.
-    let submit = |seed| others.submit(job(&other, 5, seed), |mut outputs| Ok(outputs.remove(0))).unwrap();
+    let submit = |seed| others.submit(job(&other, 5, seed), |results| Ok(first(results))).unwrap();
     let tickets = [1, 2, 3].map(submit);
     until("each has its own", || site.rows.count() == 4).await;
     assert_eq!((site.batcher.under_way(), others.under_way()), (1, 3));
@@ -208,7 +208,8 @@ fn who_shares_a_batch_is_judged_by_what_each_has_left_when_it_leaves() {
     let (now, least) = (Instant::now(), Duration::from_millis(1));
     let of = |left| {
         let job = Job { deadline: now + Duration::from_millis(left), ..site.job(1) };
-        Work::new(job, queue::Limits { rows: 100, requests: 8, ids: 10_000 }, Ok)
+        let limits = queue::Limits { rows: 100, requests: 8, ids: 10_000, room: Vec::new() };
+        Work::new(job, &limits, Ok).unwrap()
     };
     // The second came with as much time as the others, and has waited for most of it.
     let works = [1_000, 50, 1_990, 2_010, 0, 500, 1_000].map(of);
@@ -226,9 +227,9 @@ fn a_wide_model_has_small_batches_and_memory_is_granted_once() {
     let site = Site::with(Rows::open(), options(), [(name("m"), limits)].into());
     let mut wide = model("m").0;
     Arc::get_mut(&mut wide).unwrap().inputs[3].width = 1 << 22;
-    let most = queue::Limits { rows: 2_048, requests: 64, ids: 9 };
-    assert_eq!(wide.limits(most), queue::Limits { rows: 15, requests: 64, ids: 9 });
-    assert_eq!(site.model.limits(most), most);
+    let most = queue::Limits { rows: 2_048, requests: 64, ids: 9, room: Vec::new() };
+    assert_eq!(wide.limits(most.clone()), queue::Limits { rows: 15, ..most.clone() });
+    assert_eq!(site.model.limits(most.clone()), most);
     // 12 numbers per user and 3 per candidate; users once per request, and with each candidate.
     assert_eq!(site.batcher.batch_bytes(&site.model), 4 * (100 * 15 + 8 * 12));
     let first = site.batcher.reserve(1 << 29, 1 << 20).unwrap();

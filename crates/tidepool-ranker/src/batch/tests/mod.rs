@@ -11,17 +11,20 @@ use std::{
 };
 
 use tidepool_client::{
-    ClientError, FeatureVectors, LookupAccount, LookupOptions, LookupOutcome, LookupRequest, OnUnavailable,
+    ClientError, FeatureRows, FeatureVectors, Held, LocalTables, LookupAccount, LookupOptions, LookupOutcome,
+    LookupRequest, OnUnavailable,
 };
 use tidepool_dense::{DenseBatch, DenseError};
 use tidepool_runtime::pool::CpuPool;
-use tidepool_types::{Epoch, ErrorCode, Name, Pooling, Side, TableVersion};
+use tidepool_types::{Epoch, ErrorCode, Name, Pooling, Side, TableSchema, TableVersion};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::*;
 
 mod bounds;
+mod by_rows;
 mod sharing;
+mod twin;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Ids from here on are in no table.
@@ -64,6 +67,19 @@ impl Rows {
         self.asked.lock().unwrap().len()
     }
 
+    /// Waits until it is let through, and refuses what is too much.
+    async fn let_in(&self, request: &LookupRequest) -> Result<(), ClientError> {
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        let users = request.features.first().map_or(0, |feature| feature.ids.len());
+        if self.only_alone && users > 1 {
+            let (table, problem) = (table("user"), "there is too much of it".into());
+            return Err(ClientError::Invalid { feature: 0, table, problem });
+        }
+        Ok(())
+    }
+
     /// Ids asked for in lookup `at`, by feature.
     fn ids(&self, at: usize) -> Vec<Vec<u64>> {
         self.asked.lock().unwrap()[at].0.features.iter().map(|f| f.ids.clone()).collect()
@@ -83,14 +99,7 @@ impl VectorSource for Rows {
     ) -> Looking<'a> {
         self.asked.lock().unwrap().push((request.clone(), options.clone()));
         Box::pin(async move {
-            if let Some(gate) = &self.gate {
-                gate.acquire().await.unwrap().forget();
-            }
-            let users = request.features.first().map_or(0, |feature| feature.ids.len());
-            if self.only_alone && users > 1 {
-                let (table, problem) = (table("user"), "there is too much of it".into());
-                return Err(ClientError::Invalid { feature: 0, table, problem });
-            }
+            self.let_in(request).await?;
             Ok(LookupOutcome {
                 features: request.features.iter().map(vectors).collect(),
                 epoch: Epoch(7),
@@ -100,6 +109,42 @@ impl VectorSource for Rows {
             })
         })
     }
+
+    fn look_up_rows<'a>(
+        &'a self,
+        request: &'a LookupRequest,
+        options: &'a LookupOptions,
+        held: Option<&'a dyn Held>,
+        _: Option<&'a LookupAccount>,
+    ) -> Looking<'a, FeatureRows> {
+        self.asked.lock().unwrap().push((request.clone(), options.clone()));
+        Box::pin(async move {
+            self.let_in(request).await?;
+            let tables = LocalTables::new([schema(&table("user"), ""), schema(&table("item"), "")].into());
+            let outcome = tables.look_up_rows(request, held, |_, ids, put| {
+                for (at, id) in ids.iter().enumerate().filter(|(_, id)| **id < ROWS) {
+                    put(at, &bytes(&[*id as f32, 1.0]));
+                }
+                Ok(())
+            })?;
+            Ok(LookupOutcome { epoch: Epoch(7), nodes_touched: 1, ..outcome })
+        })
+    }
+}
+
+/// A table of rows of two f32.
+fn schema(table: &TableVersion, rest: &str) -> TableSchema {
+    let text = format!(
+        r#"{{"table_version": {{"table": "{}", "version": "{}"}}, "dim": 2, "format": "f32",
+            "keying": "hashed", "partitions": 4, "rows": 4{rest}}}"#,
+        table.table, table.version
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A row as it is stored.
+fn bytes(row: &[f32]) -> Vec<u8> {
+    row.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn vectors(feature: &tidepool_client::FeatureLookup) -> FeatureVectors {
@@ -235,8 +280,13 @@ impl Site {
     }
 
     fn try_submit(&self, job: Job) -> Result<Ticket<Vec<f32>>, RankError> {
-        self.batcher.submit(job, |mut outputs| Ok(outputs.remove(0)))
+        self.batcher.submit(job, |results| Ok(first(results)))
     }
+}
+
+/// The first output.
+fn first(results: Results) -> Vec<f32> {
+    results.into_outputs().unwrap().remove(0)
 }
 
 /// A user's id, its number, a sequence of ids of the user with a mask; a bag and a number per candidate.
@@ -276,6 +326,7 @@ fn job(model: &Arc<BatchModel>, rows: u32, seed: u64) -> Job {
             bags(ids, Some(lengths)),
             InputRows::Numbers((0..rows).map(|row| row as f32 + 0.25).collect()),
         ],
+        finishing: Arc::default(),
         tenant: None,
         deadline,
         budget: DEADLINE,
