@@ -9,8 +9,8 @@ fmt() { cargo fmt --all --check; }
 # The suites that need more than Rust are no default targets, so they are named.
 clippy() {
   cargo clippy --workspace --all-targets --locked -- -D warnings
-  cargo clippy --workspace --locked --test peers --test gpu --test gpu_sim --test cudarc --test golden --bench gpu --bench gpu_rows -- \
-    -D warnings
+  cargo clippy --workspace --locked --test peers --test gpu --test gpu_sim --test gpu_ranker --test cudarc --test golden \
+    --bench gpu --bench gpu_rows -- -D warnings
 }
 
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
@@ -97,7 +97,7 @@ gpu() {
   scripts/fetch-cuda.sh
   rm -rf target/gpu-ptx
   export TIDEPOOL_PTX_DIR="$PWD/target/gpu-ptx"
-  scripts/with-sim.sh cargo test --workspace --locked --test cudarc --test golden --test gpu_sim
+  scripts/with-sim.sh cargo test --workspace --locked --test cudarc --test golden --test gpu_sim --test gpu_ranker
   TIDEPOOL_PACK_PROFILE=test scripts/gpu-check.sh pack target/gpu-check
   scripts/with-sim.sh scripts/gpu-check.sh run target/gpu-check target/gpu-check/result.json --quick
   # What NVRTC writes for compute_80 is not what a device of 9.0 runs: the kernels of each kind once more as such a one

@@ -15,12 +15,17 @@ use crate::fixture::{self, MODEL, name};
 /// Type and labels of a metric.
 type Kind = (String, BTreeSet<String>);
 
+/// What is shown with a GPU alone; it is checked where it is made (`gpu_metrics.rs` of tidepool-ranker).
+const WITH_GPU: &str = "\n## Ranker with a GPU\n";
+
 /// The tables of docs/metrics.md, row by row.
 fn documented() -> BTreeMap<String, Kind> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
     let text = fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once(WITH_GPU).unwrap();
+    let behind = rest.split_once("\n## ").unwrap().1;
     let mut metrics = BTreeMap::new();
-    for line in text.lines().filter(|line| line.starts_with("| `")) {
+    for line in before.lines().chain(behind.lines()).filter(|line| line.starts_with("| `")) {
         let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [metric, kind, labels, meaning] = cells[..] else { panic!("{line:?} has not four cells") };
         assert!(!meaning.is_empty(), "{line:?} does not say what it means");

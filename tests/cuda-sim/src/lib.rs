@@ -18,6 +18,7 @@ mod graph;
 pub mod host;
 pub mod memory;
 mod module;
+mod orders;
 pub mod ptx;
 mod races;
 mod settings;

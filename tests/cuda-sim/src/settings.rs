@@ -26,6 +26,8 @@ pub struct Settings {
     pub schedule: Schedule,
     /// Where the counters are written when the process exits.
     pub report: Option<PathBuf>,
+    /// The file in which orders of another process come.
+    pub orders: Option<PathBuf>,
     /// The allocation, counted from one, that finds no memory.
     pub fail_allocation: Option<u64>,
     /// The kernel or matmul, counted from one, that fails when it runs.
@@ -46,6 +48,7 @@ impl Default for Settings {
             compute_capability: (8, 0),
             schedule: Schedule::Lazy,
             report: None,
+            orders: None,
             fail_allocation: None,
             fail_launch: None,
             refuse_launch: None,
@@ -76,6 +79,7 @@ impl Settings {
         settings.fail_launch = number("TIDEPOOL_SIM_FAIL_LAUNCH")?;
         settings.lose_device = number("TIDEPOOL_SIM_LOSE_DEVICE")?;
         settings.report = get("TIDEPOOL_SIM_REPORT").map(PathBuf::from);
+        settings.orders = get("TIDEPOOL_SIM_ORDERS").map(PathBuf::from);
         if let Some(text) = get("TIDEPOOL_SIM_COMPUTE_CAPABILITY") {
             let parts = text.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
             settings.compute_capability =
@@ -89,6 +93,28 @@ impl Settings {
             };
         }
         Ok(settings)
+    }
+
+    /// Changes one by its name, or asks for a fault: `memory_bytes`, `driver_version`, `devices`, `compute_capability` (80 is
+    /// 8.0), `seed` (of the random schedule), `lazy`; `fail_allocation`, `fail_launch`, `refuse_launch`, `lose_device`,
+    /// each with how many calls from now, nought for never. Whether there is one of that name.
+    pub(crate) fn set(&mut self, name: &str, value: u64) -> bool {
+        let small = value.min(u64::from(u32::MAX)) as u32;
+        let after = (value > 0).then_some(value);
+        match name {
+            "memory_bytes" => self.memory_bytes = value,
+            "driver_version" => self.driver_version = small,
+            "devices" => self.devices = small,
+            "compute_capability" => self.compute_capability = (small / 10, small % 10),
+            "seed" => self.schedule = Schedule::Random(value),
+            "lazy" => self.schedule = Schedule::Lazy,
+            "fail_allocation" => self.fail_allocation = after,
+            "fail_launch" => self.fail_launch = after,
+            "refuse_launch" => self.refuse_launch = after,
+            "lose_device" => self.lose_device = after,
+            _ => return false,
+        }
+        true
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     memory::Memory,
     module::{Function, LoadedModule},
     races::{Clock, Races},
-    settings::Settings,
+    settings::{Schedule, Settings},
     streams::{Event, Stream, StreamKind},
 };
 
@@ -80,6 +80,21 @@ impl State {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % below.max(1) as u64) as usize
+    }
+
+    /// Changes the device or the driver, or asks for faults.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings);
+        if let Schedule::Random(seed) = self.settings.schedule {
+            self.draws = seed;
+        }
+    }
+
+    /// Takes the device away: from now on every call returns this.
+    pub(crate) fn lose(&mut self, code: Code) {
+        self.refuse(code, "the device was asked to be lost");
+        self.lost = Some(code);
+        self.hung = false;
     }
 
     /// Reports a finding of a call, which that call returns, and no other.

@@ -54,6 +54,9 @@ impl Driver {
         if !state.initialized {
             return Err(Code::NOT_INITIALIZED);
         }
+        if state.follow_orders() {
+            self.changed.notify_all();
+        }
         if let Some(lost) = state.lost {
             return Err(lost);
         }
@@ -156,19 +159,12 @@ impl Driver {
 
     /// Changes the device or the driver, or asks for faults.
     pub fn change(&self, change: impl FnOnce(&mut Settings)) {
-        let mut state = self.held();
-        change(&mut state.settings);
-        if let Schedule::Random(seed) = state.settings.schedule {
-            state.draws = seed;
-        }
+        self.held().change(change);
     }
 
     /// Takes the device away: from now on every call returns this.
     pub fn lose(&self, code: Code) {
-        let mut state = self.held();
-        state.refuse(code, "the device was asked to be lost");
-        state.lost = Some(code);
-        state.hung = false;
+        self.held().lose(code);
         self.changed.notify_all();
     }
 

@@ -6,7 +6,7 @@ use super::{
     DRIVER,
     pointers::{Text, TextOut},
 };
-use crate::{error::Code, settings::Schedule};
+use crate::error::Code;
 
 unsafe extern "C" {
     fn atexit(function: extern "C" fn()) -> i32;
@@ -48,29 +48,14 @@ extern "C" fn tidepool_sim_reset() {
     DRIVER.reset();
 }
 
-/// Changes a setting: `memory_bytes`, `driver_version`, `devices`, `compute_capability` (80 is 8.0), `seed` (of the
-/// random schedule), `lazy`; or asks for a fault: `fail_allocation`, `fail_launch`, `refuse_launch`,
-/// `lose_device`, each with how many calls from now, nought for never. Gives 0, or 1 for a name that it does not know.
+/// Changes a setting, or asks for a fault, as [`Settings::set`](crate::Settings) has them. Gives 0, or 1 for a name that it
+/// does not know.
 #[unsafe(no_mangle)]
 extern "C" fn tidepool_sim_set(name: Text, value: u64) -> i32 {
     let Ok(name) = name.get() else { return 1 };
-    let small = value.min(u64::from(u32::MAX)) as u32;
-    let after = (value > 0).then_some(value);
-    let mut known = 0;
-    DRIVER.change(|settings| match name {
-        "memory_bytes" => settings.memory_bytes = value,
-        "driver_version" => settings.driver_version = small,
-        "devices" => settings.devices = small,
-        "compute_capability" => settings.compute_capability = (small / 10, small % 10),
-        "seed" => settings.schedule = Schedule::Random(value),
-        "lazy" => settings.schedule = Schedule::Lazy,
-        "fail_allocation" => settings.fail_allocation = after,
-        "fail_launch" => settings.fail_launch = after,
-        "refuse_launch" => settings.refuse_launch = after,
-        "lose_device" => settings.lose_device = after,
-        _ => known = 1,
-    });
-    known
+    let mut known = false;
+    DRIVER.change(|settings| known = settings.set(name, value));
+    i32::from(!known)
 }
 
 /// Takes the device away: every call returns this code from now on, until a reset.
